@@ -1,0 +1,1 @@
+//! VM disk images: storages, formats and access to them.
