@@ -1,0 +1,1 @@
+//! A guest request becomes extents, extents become storage operations.
