@@ -4,6 +4,8 @@
 //! must be committed after the data landed. [`access`](crate::access) carries them out.
 
 pub mod inflight;
+pub mod qcow2;
+pub mod raw;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

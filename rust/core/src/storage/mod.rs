@@ -1,5 +1,13 @@
 //! Bytes at offsets. No word of a format here.
 
+pub mod file;
+pub mod latched;
+mod lock;
+pub mod memory;
+pub mod null;
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+pub mod uring;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
