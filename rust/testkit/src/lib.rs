@@ -1,1 +1,5 @@
 //! What the tests of the workspace share; never published.
+
+pub mod check;
+pub mod qcow2;
+pub mod qemu;
