@@ -192,7 +192,7 @@ impl<'a> Check<'a> {
         let table = image.refcount_table()?;
         let len = u64::from(header.refcount_table_clusters) * self.cluster_size;
         self.claim_table(Use::RefcountTable, header.refcount_table_offset, len, "refcount table");
-        let per_block = self.cluster_size * 8 >> header.refcount_order;
+        let per_block = (self.cluster_size * 8) >> header.refcount_order;
         for (index, &entry) in (0..).zip(&table).filter(|(_, entry)| **entry != 0) {
             let what = format!("refcount block {index}");
             if entry & 0x1ff != 0 {

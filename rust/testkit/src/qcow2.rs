@@ -424,9 +424,10 @@ impl<'a> Qcow2<'a> {
     /// An L2 table.
     pub fn l2_table(&self, offset: u64) -> Result<Vec<L2Entry>, String> {
         let words = self.words(offset, self.header.cluster_size() / 8, "L2 table")?;
-        Ok(match self.header.extended_l2() {
-            true => words.chunks_exact(2).map(|w| L2Entry { word: w[0], bitmap: w[1] }).collect(),
-            false => words.into_iter().map(|word| L2Entry { word, bitmap: 0 }).collect(),
+        Ok(if self.header.extended_l2() {
+            words.chunks_exact(2).map(|w| L2Entry { word: w[0], bitmap: w[1] }).collect()
+        } else {
+            words.into_iter().map(|word| L2Entry { word, bitmap: 0 }).collect()
         })
     }
 
