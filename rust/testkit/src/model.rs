@@ -161,3 +161,12 @@ pub fn run(image: &Image, op: &Op) -> imago_core::Result<()> {
         Op::Flush | Op::Reopen => image.flush(),
     }
 }
+
+/// The same script every time for one seed.
+pub fn fixed_script(geometry: Geometry, ops: usize, seed: u8) -> Vec<Op> {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    script(geometry, ops..ops + 1).new_tree(&mut runner).expect("a script without conditions").current()
+}
