@@ -38,7 +38,7 @@ def names(folder: Path) -> set[str]:
 def test_qemu_reads_the_same(options: tuple[str, ...], pyimago: Run, qemu_img: Run, guest: Path) -> None:
     assert pyimago("convert", *options, guest, "out").stdout == ""
     assert names(guest.parent) == {"base.qcow2", "guest.qcow2", "out"}
-    qemu_img("compare", "-s", "-f", "qcow2", "-F", options[1], guest, "out")
+    qemu_img("compare", "-f", "qcow2", "-F", options[1], guest, "out")
     if options[1] == "qcow2":
         qemu_img("check", "-f", "qcow2", "out")
 
@@ -57,8 +57,8 @@ def test_content_is_the_guests(pyimago: Run, guest: Path) -> None:
 
 
 def test_progress(pyimago: Run, guest: Path) -> None:
-    shown = pyimago("convert", "-p", guest, "out").stdout
-    assert shown.replace("\n", "\r").endswith("(100.00/100%)\r\r")
+    *_, last = pyimago("convert", "-p", guest, "out").stdout.splitlines()
+    assert last == "    (100.00/100%)"
     assert pyimago("convert", "-p", "-q", guest, "out").stdout == ""
 
 

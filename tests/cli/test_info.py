@@ -100,8 +100,8 @@ def test_chain_leaves_the_folder_only_when_allowed(pyimago: Run, qemu_img: Run, 
     denied = pyimago("info", "--backing-chain", "apart/top.qcow2", check=False)
     assert denied.returncode == 1
     assert "base.raw" in denied.stderr
-    assert_allowed = pyimago("info", "--backing-chain", "--implicit=allow", "apart/top.qcow2")
-    assert "file format: raw" in assert_allowed.stdout
+    allowed = pyimago("info", "--backing-chain", "--implicit=allow", "apart/top.qcow2")
+    assert "file format: raw" in allowed.stdout
 
 
 def test_control_characters_are_escaped(pyimago: Run, qemu_img: Run) -> None:
