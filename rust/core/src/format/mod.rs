@@ -1,0 +1,362 @@
+//! What is where in an image: metadata, allocation, ordering. Guest bytes are never moved here.
+//!
+//! A [`Format`] answers with *plans*: small values that say which bytes are where, and, for a write, what
+//! must be committed after the data landed. [`access`](crate::access) carries them out.
+
+pub mod inflight;
+pub mod qcow2;
+pub mod raw;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::storage::Storage;
+use crate::units::{GuestOffset, HostOffset};
+use inflight::Inflight;
+
+/// The formats that are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FormatKind {
+    /// The bytes of the disk as they are.
+    Raw,
+    /// QEMU's copy-on-write format, versions 2 and 3.
+    Qcow2,
+}
+
+impl FormatKind {
+    /// The name that QEMU uses for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FormatKind::Raw => "raw",
+            FormatKind::Qcow2 => "qcow2",
+        }
+    }
+
+    /// The format with that name, if it is there.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "raw" => Some(FormatKind::Raw),
+            "qcow2" => Some(FormatKind::Qcow2),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for FormatKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Whether a look-up may wait for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Load metadata that is not cached.
+    Load,
+    /// Answer from what is cached, without a system call and without waiting for a lock held over I/O.
+    Cached,
+}
+
+/// How a compressed cluster is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Raw deflate.
+    Deflate,
+    /// A zstd frame.
+    Zstd,
+}
+
+/// One compressed cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompressedCluster {
+    /// Where its bytes start in the storage.
+    pub host: HostOffset,
+    /// Upper bound of its packed length in bytes; what follows the stream's end inside it means nothing.
+    pub packed_len: u32,
+    /// Where the unpacked cluster starts in the guest's disk.
+    pub guest: GuestOffset,
+    /// Its length unpacked, in bytes.
+    pub unpacked_len: u32,
+    /// How it is packed.
+    pub method: Compression,
+}
+
+/// Where a run of guest bytes is.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// In `storage`, from `offset` on, as they are.
+    Data {
+        /// The storage that holds them.
+        storage: &'a Arc<dyn Storage>,
+        /// Offset in it.
+        offset: HostOffset,
+    },
+    /// Nowhere: they are zeroes. `reserved` is the space set aside for them, where there is any.
+    Zero {
+        /// The space set aside for them in the image's data storage.
+        reserved: Option<HostOffset>,
+    },
+    /// Inside one compressed cluster of `storage`.
+    Compressed {
+        /// The storage that holds it.
+        storage: &'a Arc<dyn Storage>,
+        /// The cluster.
+        cluster: CompressedCluster,
+    },
+    /// In the backing file at the same guest offset; zeroes where there is none or it is shorter.
+    Unallocated,
+}
+
+/// Where the bytes from the offset asked about are.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping<'a> {
+    /// How many bytes the answer covers; at least 1.
+    pub len: u64,
+    /// Where they are.
+    pub place: Place<'a>,
+}
+
+/// The next step of a write.
+#[derive(Debug)]
+pub enum WriteStep<'a> {
+    /// `len` bytes go to `storage` at `offset`; nothing to commit.
+    InPlace {
+        /// How many of the bytes asked about this step covers.
+        len: u64,
+        /// Where they go.
+        storage: &'a Arc<dyn Storage>,
+        /// Offset in it.
+        offset: HostOffset,
+    },
+    /// New space was set aside; see [`Allocation`].
+    Allocate(Allocation),
+}
+
+/// Space set aside for a write, that no mapping shows yet.
+///
+/// Whoever holds it writes the data and what the guest had around it into the new space, then gives it
+/// back to [`Format::commit`] (or, after a failure, to [`Format::abandon`]). (I3)
+#[derive(Debug)]
+#[must_use = "an allocation is committed or abandoned"]
+pub struct Allocation {
+    /// Start of the guest range that the new space covers; not above the offset asked about.
+    pub guest: GuestOffset,
+    /// Length of that range in bytes. It may go past the end of the disk.
+    pub len: u64,
+    /// How many of the bytes asked about this step covers.
+    pub request_len: u64,
+    /// Where the space starts in [`Format::data_storage`].
+    pub host: HostOffset,
+    /// The space reads as zeroes already.
+    pub reads_zero: bool,
+    /// What the format needs to remember until commit.
+    pub(crate) ticket: u64,
+}
+
+/// The next step of making a range read as zeroes, or of discarding it.
+#[derive(Debug)]
+pub enum ZeroStep<'a> {
+    /// `len` bytes are done: metadata says so.
+    Done {
+        /// How many of the bytes asked about.
+        len: u64,
+    },
+    /// The storage holds them in place and must zero (or discard) `len` bytes at `offset`.
+    InPlace {
+        /// How many of the bytes asked about.
+        len: u64,
+        /// The storage that holds them.
+        storage: &'a Arc<dyn Storage>,
+        /// Offset in it.
+        offset: HostOffset,
+    },
+    /// Metadata cannot say it for the next `len` bytes: zeroes are to be written as data
+    /// (or, for a discard, left alone).
+    Write {
+        /// How many of the bytes asked about.
+        len: u64,
+    },
+}
+
+/// What a zeroing is meant to do with the space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroIntent {
+    /// Reads as zeroes afterwards; the space stays where it is set aside.
+    Keep,
+    /// Reads as zeroes afterwards; the space is given back where that is possible.
+    Unmap,
+    /// The guest has no use for it: what QEMU does for a discard.
+    Discard,
+}
+
+/// A reference to another file, as the image spells it. Untrusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImplicitReference {
+    /// The name, as stored; relative names start at the image's directory.
+    pub name: PathBuf,
+    /// The format the image claims for it.
+    pub format: Option<String>,
+}
+
+/// What `info` shows of an image, beyond sizes.
+#[derive(Clone, Debug, Default)]
+pub struct FormatInfo {
+    /// Cluster size in bytes, where the format has clusters.
+    pub cluster_size: Option<u64>,
+    /// The image was not closed cleanly.
+    pub dirty: Option<bool>,
+    /// The part that only this format has.
+    pub specific: Option<FormatSpecificInfo>,
+}
+
+/// What `info` shows of one format only.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum FormatSpecificInfo {
+    /// Of qcow2.
+    Qcow2(qcow2_info::Qcow2Info),
+}
+
+pub mod qcow2_info {
+    //! The part of `info` that only qcow2 has; names as in QEMU's JSON.
+
+    /// See `qemu-img info --output=json`, `format-specific`.
+    #[derive(Clone, Debug)]
+    #[expect(clippy::struct_excessive_bools, reason = "header bits, read by name")]
+    pub struct Qcow2Info {
+        /// 2 or 3 (`compat` 0.10 and 1.1).
+        pub version: u32,
+        /// `zlib` or `zstd`.
+        pub compression_type: &'static str,
+        /// Lazy refcounts (compatible feature bit 0).
+        pub lazy_refcounts: bool,
+        /// Bits of one refcount.
+        pub refcount_bits: u32,
+        /// The corrupt bit.
+        pub corrupt: bool,
+        /// L2 entries of 128 bits with subclusters.
+        pub extended_l2: bool,
+        /// Name of the external data file, if there is one.
+        pub data_file: Option<String>,
+        /// The data file is a raw image of the disk.
+        pub data_file_raw: Option<bool>,
+        /// Encryption: `aes` or `luks`.
+        pub encrypted: Option<&'static str>,
+        /// Snapshots, in the order of their table.
+        pub snapshots: Vec<SnapshotInfo>,
+        /// Persistent bitmaps, in the order of their directory.
+        pub bitmaps: Vec<BitmapInfo>,
+    }
+
+    /// One snapshot.
+    #[derive(Clone, Debug)]
+    pub struct SnapshotInfo {
+        /// Unique id, as text.
+        pub id: String,
+        /// Name.
+        pub name: String,
+        /// Bytes of the VM's state.
+        pub vm_state_size: u64,
+        /// When it was taken, seconds since the epoch.
+        pub date_sec: u32,
+        /// And nanoseconds.
+        pub date_nsec: u32,
+        /// The VM's clock, nanoseconds.
+        pub vm_clock_nsec: u64,
+        /// Instruction count, where it was recorded.
+        pub icount: Option<u64>,
+    }
+
+    /// One persistent bitmap.
+    #[derive(Clone, Debug)]
+    pub struct BitmapInfo {
+        /// Name.
+        pub name: String,
+        /// Bytes that one bit stands for.
+        pub granularity: u64,
+        /// `in-use` and `auto`, as in QEMU.
+        pub flags: Vec<&'static str>,
+    }
+}
+
+/// A format's driver for one open image.
+///
+/// Every method may be called from any thread. Offsets passed are below [`size`](Format::size) and lengths at least 1;
+/// `offset + len` does not pass the size. Lock order and barriers are the driver's own affair, but no lock of its is held when a method has returned.
+pub trait Format: fmt::Debug + Send + Sync {
+    /// Which format.
+    fn kind(&self) -> FormatKind;
+
+    /// Size of the guest's disk in bytes.
+    fn size(&self) -> u64;
+
+    /// Whether it was opened for writing.
+    fn writable(&self) -> bool;
+
+    /// The storage with the metadata.
+    fn storage(&self) -> &Arc<dyn Storage>;
+
+    /// The storage that guest data goes to; the same unless there is an external data file.
+    fn data_storage(&self) -> &Arc<dyn Storage> {
+        self.storage()
+    }
+
+    /// Operations in flight are counted here, so that freed space is not reused under them.
+    /// `None` where nothing is ever freed.
+    fn inflight(&self) -> Option<&Inflight> {
+        None
+    }
+
+    /// The longest run from `offset` on, at most `len` bytes, that has one answer. `Ok(None)` only for [`Lookup::Cached`]:
+    /// the answer is not at hand.
+    fn map(&self, offset: GuestOffset, len: u64, lookup: Lookup) -> Result<Option<Mapping<'_>>>;
+
+    /// The next step of writing `len` bytes at `offset`.
+    ///
+    /// The caller holds a range lock over the (sub)clusters that an allocation may touch, see
+    /// [`write_alignment`](Format::write_alignment); it may try without for [`WriteStep::InPlace`] via [`in_place`](Format::in_place).
+    fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>>;
+
+    /// Where `len` bytes at `offset` may be overwritten with no allocation and no lock; how many bytes of them.
+    fn in_place(
+        &self,
+        offset: GuestOffset,
+        len: u64,
+        lookup: Lookup,
+    ) -> Result<Option<(u64, &Arc<dyn Storage>, HostOffset)>>;
+
+    /// Publishes an allocation whose data has been written.
+    fn commit(&self, allocation: Allocation) -> Result<()>;
+
+    /// Takes an allocation back; nothing of it was published.
+    fn abandon(&self, allocation: Allocation);
+
+    /// The next step of zeroing or discarding `len` bytes at `offset`. The caller holds the range lock.
+    fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>>;
+
+    /// Unit of the range locks for writes that may allocate, in bytes (a power of two).
+    fn write_alignment(&self) -> u64 {
+        1
+    }
+
+    /// Makes everything that was written durable, data before metadata in the format's order.
+    fn flush(&self) -> Result<()>;
+
+    /// Leaves the image clean, after a flush; nothing is written afterwards.
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What `info` shows.
+    fn info(&self) -> FormatInfo {
+        FormatInfo::default()
+    }
+
+    /// The file the image is in, for messages.
+    fn path(&self) -> Option<&Path> {
+        self.storage().path()
+    }
+}
