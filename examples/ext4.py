@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from io import BufferedReader
+from typing import BinaryIO
 
 ROOT_INODE = 2
 EXTENT_MAGIC = 0xF30A
@@ -15,7 +12,7 @@ EXTENT_MAGIC = 0xF30A
 class Ext4:
     """A read-only ext4 file system of one block group, files of at most four extents."""
 
-    def __init__(self, disk: BufferedReader) -> None:
+    def __init__(self, disk: BinaryIO) -> None:
         self._disk = disk
         superblock = self._pread(1024, 1024)
         (magic,) = struct.unpack_from("<H", superblock, 56)

@@ -64,7 +64,7 @@ def test_print_extents_covers_the_image(folder: Path) -> None:
     for offset, length in spans:
         assert offset == end
         end += length
-    assert last == f"{163840 - 16384} of {end} bytes are data"
+    assert last == f"151552 of {end} bytes are data"
 
 
 @pytest.fixture

@@ -54,40 +54,38 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=_name(), description="VM disk images: look into them and convert them.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_info(commands)
-    _add_convert(commands)
+    _add_info(
+        commands.add_parser(
+            "info",
+            help="print what an image says of itself",
+            description="Print what IMAGE says of itself. No other file is opened without --backing-chain.",
+        )
+    )
+    _add_convert(
+        commands.add_parser(
+            "convert",
+            help="write the content of an image as a new image",
+            description="Write the guest's view of IN as the new image OUT, which appears, or is replaced, "
+            "only once it is complete.",
+        )
+    )
     return parser
 
 
-def _add_info(commands: argparse._SubParsersAction[_Parser]) -> None:
-    command = commands.add_parser(
-        "info",
-        help="print what an image says of itself",
-        description="Print what IMAGE says of itself. No other file is opened without --backing-chain.",
-    )
+def _add_info(command: _Parser) -> None:
     command.add_argument("image", metavar="IMAGE")
     command.add_argument("-f", "--format", metavar="FMT", help="format of IMAGE (default: probed)")
     command.add_argument("--output", choices=("human", "json"), default="human")
-    command.add_argument(
-        "--backing-chain", action="store_true", help="the backing files too, topmost image first"
-    )
+    command.add_argument("--backing-chain", action="store_true", help="the backing files too, topmost first")
     _add_implicit(command)
     command.set_defaults(module="pyimago.cli._info")
 
 
-def _add_convert(commands: argparse._SubParsersAction[_Parser]) -> None:
-    command = commands.add_parser(
-        "convert",
-        help="write the content of an image as a new image",
-        description="Write the guest's view of IN as the new image OUT. OUT appears, or is replaced, "
-        "only once it is complete.",
-    )
+def _add_convert(command: _Parser) -> None:
     command.add_argument("source", metavar="IN")
     command.add_argument("target", metavar="OUT")
     command.add_argument("-f", "--source-format", metavar="FMT", help="format of IN (default: probed)")
-    command.add_argument(
-        "-O", "--target-format", metavar="FMT", default="raw", help="format of OUT (default: raw)"
-    )
+    command.add_argument("-O", "--target-format", metavar="FMT", default="raw", help="format of OUT (raw)")
     command.add_argument(
         "-o",
         "--options",

@@ -14,7 +14,7 @@ from pyimago.cli._text import UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
 SUFFIXES = {"": 0, "k": 10, "m": 20, "g": 30}
 VERSIONS = {"0.10": 2, "1.1": 3, "v2": 2, "v3": 3}
@@ -74,7 +74,7 @@ def _parse_size(name: str, text: str) -> int:
 
 
 @contextlib.contextmanager
-def _complete_or_absent(target: str) -> Iterator[Path]:
+def _complete_or_absent(target: str) -> Generator[Path]:
     """The path to write for `target`: a file beside it that takes its place when all went well.
 
     Whatever ends the conversion early, Ctrl-C too, leaves no half image, and leaves alone what stood at

@@ -103,11 +103,15 @@ def _tree(value: Mapping[str, Any] | Sequence[Any]) -> Iterator[str]:
     else:
         members = [(f"[{index}]", member) for index, member in enumerate(value)]
     for label, member in members:
-        if isinstance(member, (Mapping, list, tuple)):
+        if _nested(member):
             yield f"{label}:"
             yield from (INDENT + line for line in _tree(member))
         else:
             yield f"{label}: {_scalar(member)}"
+
+
+def _nested(value: object) -> bool:
+    return isinstance(value, (Mapping, list, tuple))
 
 
 def _scalar(value: object) -> str:
