@@ -50,8 +50,8 @@ wheel: dist/.stamp ## Build the abi3 wheel into dist/
 wheel-check: dist/.stamp ## Install the wheel where no compiler is and run the demo there
 	rm -rf target/wheel-check
 	$(PYTHON) -m venv target/wheel-check
-	env -i PATH=target/wheel-check/bin python -m pip install --quiet --disable-pip-version-check --no-index dist/*.whl
-	env -i PATH=target/wheel-check/bin python examples/demo.py > /dev/null
+	env -i PATH=$(CURDIR)/target/wheel-check/bin python -m pip install --quiet --disable-pip-version-check --no-index dist/*.whl
+	env -i PATH=$(CURDIR)/target/wheel-check/bin python examples/demo.py > /dev/null
 
 install: $(STAMPS)/installed ## Install the wheel into .venv
 
