@@ -8,8 +8,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 
 CARGO_FLAGS := --workspace --all-features --locked
 PY_TREES    := python examples tests
-WHEEL_FILES := $(shell find rust/core rust/python python -name '*.rs' -o -name '*.toml' -o -name '*.py' \
-	-o -name '*.pyi' -o -name py.typed) Cargo.toml Cargo.lock pyproject.toml README.md
+# Folders too: a file that went away shows in its folder's time.
+WHEEL_FILES := $(shell find rust/core rust/python python -name __pycache__ -prune -o \( -type d -o -name '*.rs' -o -name '*.toml' \
+	-o -name '*.py' -o -name '*.pyi' -o -name py.typed \) -print) Cargo.toml Cargo.lock pyproject.toml README.md
 
 # Prints the requirements at a path of pyproject.toml, one to a line.
 requirements = $(BIN)/python -c 'import functools, sys, tomllib; \
