@@ -23,12 +23,12 @@ enum Permission {
 }
 
 impl Permission {
-    fn held(self) -> i64 {
-        100 + self as i64
+    fn held(self) -> u64 {
+        100 + self as u64
     }
 
-    fn denied(self) -> i64 {
-        200 + self as i64
+    fn denied(self) -> u64 {
+        200 + self as u64
     }
 }
 
