@@ -141,7 +141,7 @@ pub trait Storage: fmt::Debug + Send + Sync {
         None
     }
 
-    /// A descriptor on which io_uring may do what [`readv_at`](Storage::readv_at) does, where there is one.
+    /// A descriptor on which `io_uring` may do what [`readv_at`](Storage::readv_at) does, where there is one.
     #[cfg(unix)]
     fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
         None
