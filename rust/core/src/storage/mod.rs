@@ -141,6 +141,10 @@ pub trait Storage: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Lets go of the image locks, where it holds any: the image was closed and nothing is written through this
+    /// storage any more, though its owner may keep it for a while.
+    fn unlock(&self) {}
+
     /// A descriptor on which io_uring may do what [`readv_at`](Storage::readv_at) does, where there is one.
     #[cfg(unix)]
     fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
