@@ -132,6 +132,14 @@ impl Storage for Latched {
         self.inner.identity()
     }
 
+    fn unlock(&self) {
+        self.inner.unlock();
+    }
+
+    fn raw_limits(&self) -> Limits {
+        self.inner.raw_limits()
+    }
+
     #[cfg(unix)]
     fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
         self.inner.raw_fd()
