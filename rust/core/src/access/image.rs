@@ -49,8 +49,6 @@ pub struct Image {
     pub(super) base: Base,
     /// Guest ranges in which someone allocates or zeroes.
     pub(super) ranges: RangeLocks,
-    /// Host ranges of unaligned writes, see `align`.
-    pub(super) host_ranges: RangeLocks,
     pub(super) unpacked: ClusterCache,
     /// The format was guessed: writes must not make it look like another one.
     pub(super) probed_raw: bool,
@@ -80,7 +78,6 @@ impl Image {
             format,
             base,
             ranges: RangeLocks::default(),
-            host_ranges: RangeLocks::default(),
             unpacked: ClusterCache::default(),
             probed_raw: false,
             host_files,

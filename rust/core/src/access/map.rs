@@ -75,7 +75,7 @@ impl Image {
             let Some(Mapping { len, place }) = mapping.map_err(|e| self.name(e))? else { return Ok(false) };
             match place {
                 Place::Data { storage, offset: host } => {
-                    let limits = storage.limits();
+                    let limits = storage.raw_limits();
                     let Some(fd) = storage.raw_fd() else { return Ok(false) };
                     if !(host.0 | len).is_multiple_of(u64::from(limits.request_alignment)) {
                         return Ok(false);

@@ -4,8 +4,6 @@ use crate::error::{Error, Result};
 use crate::format::FormatKind;
 use crate::storage::Storage;
 
-use super::align;
-
 /// Bytes at the start of a file that decide.
 pub(crate) const LEN: usize = 512;
 
@@ -41,7 +39,7 @@ pub(crate) fn signature(start: &[u8]) -> Option<&'static str> {
 /// recognised but not there is an error and never raw.
 pub fn probe(storage: &dyn Storage) -> Result<FormatKind> {
     let mut start = [0; LEN];
-    align::read(storage, start.as_mut_slice().into(), 0)?;
+    storage.readv_at(start.as_mut_slice().into(), 0)?;
     let Some(name) = signature(&start) else { return Ok(FormatKind::Raw) };
     FormatKind::from_name(name).ok_or_else(|| {
         let error = Error::unsupported(format!(

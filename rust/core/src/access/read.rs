@@ -8,7 +8,6 @@ use crate::format::{CompressedCluster, Lookup, Mapping, Place};
 use crate::storage::Storage;
 use crate::units::GuestOffset;
 
-use super::align;
 use super::image::{Base, Image};
 use super::unpack::{self, Piece};
 
@@ -43,7 +42,7 @@ impl Image {
             let mut part = bufs.take_front(len as usize);
             match place {
                 Place::Data { storage, offset: host } => {
-                    align::read(&**storage, part, host.0).map_err(|e| self.name(e))?;
+                    storage.readv_at(part, host.0).map_err(|e| self.name(e))?;
                 }
                 Place::Zero { .. } => part.fill_zero(),
                 Place::Unallocated => self.read_base(part, offset)?,
@@ -131,12 +130,7 @@ impl Image {
             let len = part.len();
             let done = match place {
                 Place::Data { storage, offset: host } => {
-                    let limits = storage.limits();
-                    if limits.request_alignment > 1 || limits.memory_alignment > 1 {
-                        0
-                    } else {
-                        storage.try_readv_at(part, host.0).map_err(|e| self.name(e))?
-                    }
+                    storage.try_readv_at(part, host.0).map_err(|e| self.name(e))?
                 }
                 Place::Zero { .. } => {
                     part.fill_zero();

@@ -18,7 +18,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{CompressedCluster, Compression};
 use crate::storage::Storage;
 
-use super::align;
 use super::image::Image;
 use super::pool::{self, Pool};
 use super::read::copy;
@@ -159,7 +158,7 @@ pub(super) fn cluster(storage: &dyn Storage, cluster: &CompressedCluster, out: &
         let unpacker = unpacker.get_or_insert_with(Unpacker::new);
         unpacker.packed.resize(cluster.packed_len as usize, 0);
         // The last sectors may be missing from the file; storages read zeroes there.
-        align::read(storage, unpacker.packed.as_mut_slice().into(), cluster.host.0)?;
+        storage.readv_at(unpacker.packed.as_mut_slice().into(), cluster.host.0)?;
         unpacker.unpack(cluster.method, out).map_err(|why| {
             let error = Error::corrupt(format!(
                 "the compressed cluster for guest offset {} cannot be unpacked: {why}",

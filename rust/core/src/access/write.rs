@@ -5,7 +5,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Allocation, Lookup, WriteStep};
 use crate::units::GuestOffset;
 
-use super::align;
 use super::image::Image;
 use super::probe;
 
@@ -43,7 +42,7 @@ impl Image {
                 return self.write_locked(bufs, offset);
             };
             let part = bufs.take_front(len as usize);
-            align::write(&**storage, &self.host_ranges, part, host.0).map_err(|e| self.name(e))?;
+            storage.writev_at(part, host.0).map_err(|e| self.name(e))?;
             offset += len;
         }
         Ok(())
@@ -56,7 +55,7 @@ impl Image {
             match step.map_err(|e| self.name(e))? {
                 WriteStep::InPlace { len, storage, offset: host } => {
                     let part = bufs.take_front(len as usize);
-                    align::write(&**storage, &self.host_ranges, part, host.0).map_err(|e| self.name(e))?;
+                    storage.writev_at(part, host.0).map_err(|e| self.name(e))?;
                     offset += len;
                 }
                 WriteStep::Allocate(allocation) => {
@@ -90,7 +89,7 @@ impl Image {
         bufs.append(part);
         bufs.append(tail.vector());
         let storage = self.format.data_storage();
-        align::write(&**storage, &self.host_ranges, bufs, host).map_err(|e| self.name(e))
+        storage.writev_at(bufs, host).map_err(|e| self.name(e))
     }
 
     /// What has to be written to new space for the guest range from `start` to `end`, whose content does not change.
@@ -142,7 +141,7 @@ impl Around {
     fn vector(&self) -> IoVector<'_> {
         match self {
             Around::Skip => IoVector::new(),
-            Around::Zero(len) => align::zeroes(*len),
+            Around::Zero(len) => IoVector::zeroes(*len),
             Around::Bytes(bytes) => bytes.into(),
         }
     }

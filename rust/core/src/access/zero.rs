@@ -1,11 +1,11 @@
 //! Zeroing and discarding.
 
+use crate::buffer::IoVector;
 use crate::error::Result;
 use crate::format::{ZeroIntent, ZeroStep};
 use crate::storage::ZeroMode;
 use crate::units::GuestOffset;
 
-use super::align;
 use super::image::Image;
 
 /// Bytes that one write of zeroes has at most.
@@ -27,13 +27,9 @@ impl Image {
                 }
                 ZeroStep::InPlace { len, storage, offset: host } => {
                     match intent {
-                        ZeroIntent::Discard => align::discard(&**storage, host.0, len),
-                        ZeroIntent::Keep => {
-                            align::zero(&**storage, &self.host_ranges, host.0, len, ZeroMode::Keep)
-                        }
-                        ZeroIntent::Unmap => {
-                            align::zero(&**storage, &self.host_ranges, host.0, len, ZeroMode::Unmap)
-                        }
+                        ZeroIntent::Discard => storage.discard_at(host.0, len),
+                        ZeroIntent::Keep => storage.write_zeroes_at(host.0, len, ZeroMode::Keep),
+                        ZeroIntent::Unmap => storage.write_zeroes_at(host.0, len, ZeroMode::Unmap),
                     }
                     .map_err(|e| self.name(e))?;
                     len
@@ -60,7 +56,7 @@ impl Image {
         let end = at + len;
         while at < end {
             let part = (end - at).min(WRITE_MAX);
-            self.write_locked(align::zeroes(part as usize), at)?;
+            self.write_locked(IoVector::zeroes(part as usize), at)?;
             at += part;
         }
         Ok(())
