@@ -8,6 +8,7 @@ mod extensions;
 mod features;
 mod flush;
 mod header;
+mod info;
 mod l2;
 mod map;
 mod refcounts;
