@@ -9,7 +9,7 @@ use super::header::Header;
 use super::l2::{COPIED, OFFSET_MASK};
 use super::pending::Dropped;
 use super::refcounts::Refcounts;
-use super::snapshots;
+use super::snapshots::SnapshotTable;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
@@ -18,7 +18,9 @@ use crate::units::{GuestOffset, HostOffset};
 pub(super) fn read_words(storage: &dyn Storage, offset: HostOffset, count: u64) -> Result<Vec<u64>> {
     let end = count.checked_mul(8).and_then(|bytes| offset.0.checked_add(bytes));
     if end.is_none_or(|end| end > storage.len().unwrap_or(0)) {
-        return Err(Error::corrupt(format!("a table of {count} entries goes past the end of the file")).at(offset.0));
+        return Err(
+            Error::corrupt(format!("a table of {count} entries goes past the end of the file")).at(offset.0)
+        );
     }
     let mut bytes = vec![0; count as usize * 8];
     storage.readv_at((&mut bytes).into(), offset.0)?;
@@ -65,11 +67,11 @@ pub(super) fn reserved_clusters(
     for word in l1.iter().map(|word| word.load(Ordering::Relaxed) & OFFSET_MASK).filter(|&host| host != 0) {
         add(word >> bits, "an L2 table")?;
     }
-    let (table, snapshots) = snapshots::read(storage, header)?;
-    for cluster in clusters(header.snapshot_offset, table) {
+    let table = SnapshotTable::read(storage, header)?;
+    for cluster in clusters(header.snapshot_offset, table.len) {
         add(cluster, "the snapshot table")?;
     }
-    for snapshot in &snapshots {
+    for snapshot in &table.snapshots {
         for cluster in clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8) {
             add(cluster, "a snapshot's L1 table")?;
         }
