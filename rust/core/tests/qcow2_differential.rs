@@ -76,9 +76,13 @@ fn matrix() -> Vec<Case> {
     ]
     .map(with)
     .to_vec();
-    for options in
-        ["", "compression_type=zstd", "cluster_size=512", "cluster_size=4096,compression_type=zstd", "extended_l2=on"]
-    {
+    for options in [
+        "",
+        "compression_type=zstd",
+        "cluster_size=512",
+        "cluster_size=4096,compression_type=zstd",
+        "extended_l2=on",
+    ] {
         cases.push(Case { compressed: true, ..with(options) });
         cases.push(Case { compressed: true, backing: Some(("raw", 1 << 20)), ..with(options) });
     }
@@ -87,7 +91,12 @@ fn matrix() -> Vec<Case> {
             cases.push(Case { backing: Some(backing), ..with(options) });
         }
         cases.push(Case { snapshots: true, ..with(options) });
-        cases.push(Case { snapshots: true, compressed: true, backing: Some(("raw", 2 << 20)), ..with(options) });
+        cases.push(Case {
+            snapshots: true,
+            compressed: true,
+            backing: Some(("raw", 2 << 20)),
+            ..with(options)
+        });
         cases.push(Case { resized: Some(5 << 20), ..with(options) });
         cases.push(Case { resized: Some(1 << 20), compressed: true, ..with(options) });
     }
@@ -135,12 +144,19 @@ fn make(case: &Case) -> Made {
     }
     if case.compressed {
         let units = (size / cluster / 8).clamp(1, 64);
-        first.insert(0, format!("write -c -P 13 {} {}", 3 * cluster.min(size / 4 / cluster * cluster), units * cluster));
+        first.insert(
+            0,
+            format!("write -c -P 13 {} {}", 3 * cluster.min(size / 4 / cluster * cluster), units * cluster),
+        );
     }
     qemu::io(&path, "qcow2", &first);
     if case.snapshots {
         qemu::img(&["snapshot", "-c", "one", &name]);
-        qemu::io(&path, "qcow2", &[format!("write -P 14 {} {}", at(10), at(30)), format!("discard {} {}", at(60), at(10))]);
+        qemu::io(
+            &path,
+            "qcow2",
+            &[format!("write -P 14 {} {}", at(10), at(30)), format!("discard {} {}", at(60), at(10))],
+        );
         qemu::img(&["snapshot", "-c", "two", &name]);
     }
     let last = [
@@ -162,7 +178,11 @@ fn make_backing(path: &Path, format: &str, len: u64) {
         fs::write(path, pattern(0x77, 0, len)).unwrap();
     } else {
         qemu::create(path, len, "");
-        qemu::io(path, "qcow2", &[format!("write -P 99 0 {}", len / 1024 * 512), format!("write -P 98 {} 512", len - 512)]);
+        qemu::io(
+            path,
+            "qcow2",
+            &[format!("write -P 99 0 {}", len / 1024 * 512), format!("write -P 98 {} 512", len - 512)],
+        );
     }
 }
 
@@ -191,7 +211,11 @@ fn this_reads_what_qemu_reads() {
                 break;
             }
             let part = read(&image, offset, len);
-            assert!(part == wanted[offset as usize..(offset + len) as usize], "{}: {len} at {offset}", case.options);
+            assert!(
+                part == wanted[offset as usize..(offset + len) as usize],
+                "{}: {len} at {offset}",
+                case.options
+            );
             offset += len;
         }
         image.close().unwrap();
@@ -210,7 +234,8 @@ fn qemu_agrees_with_what_this_writes_into_its_images() {
         let snapshots: Vec<_> = if case.snapshots { vec!["one", "two"] } else { vec![] };
         let kept: Vec<_> = snapshots.iter().map(|name| qemu::snapshot_content(&made.path, name)).collect();
         let geometry = geometry(&made.path);
-        let mut model = Model::new(qemu::content(&made.path), geometry, !case.version_2() || case.backing.is_none());
+        let mut model =
+            Model::new(qemu::content(&made.path), geometry, !case.version_2() || case.backing.is_none());
         let mut image = open(&made.path, true).unwrap_or_else(|e| panic!("{options}: {e}"));
         for op in fixed_script(geometry, 40, seed) {
             model.apply(&image, &op).unwrap_or_else(|e| panic!("{options}: {e}"));
@@ -227,14 +252,20 @@ fn qemu_agrees_with_what_this_writes_into_its_images() {
         qemu::assert_clean(&made.path);
         assert!(qemu::content(&made.path) == model.bytes, "{options}, seed {seed}: contents differ");
         for (name, content) in snapshots.iter().zip(&kept) {
-            assert!(qemu::snapshot_content(&made.path, name) == *content, "{options}: snapshot {name} changed");
+            assert!(
+                qemu::snapshot_content(&made.path, name) == *content,
+                "{options}: snapshot {name} changed"
+            );
         }
         if case.options.contains("data_file_raw") {
             let data = fs::read(made.dir.path().join("data")).unwrap();
             // QEMU makes it whole clusters long.
             let (disk, rest) = data.split_at(model.bytes.len());
             assert!(disk == model.bytes, "{options}: the data file is not the disk");
-            assert!(rest.iter().all(|&byte| byte == 0) && (rest.len() as u64) < geometry.cluster, "{options}");
+            assert!(
+                rest.iter().all(|&byte| byte == 0) && (rest.len() as u64) < geometry.cluster,
+                "{options}"
+            );
         }
         if case.bitmap {
             // What QEMU does with the bitmaps must not be an error.
@@ -248,5 +279,10 @@ fn geometry(path: &Path) -> Geometry {
     let bytes = fs::read(path).unwrap();
     let header = Qcow2::parse(&bytes).unwrap().header;
     let cluster = header.cluster_size();
-    Geometry { size: header.size, cluster, subcluster: header.subcluster_size(), table: header.l2_entries() * cluster }
+    Geometry {
+        size: header.size,
+        cluster,
+        subcluster: header.subcluster_size(),
+        table: header.l2_entries() * cluster,
+    }
 }

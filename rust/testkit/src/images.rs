@@ -137,23 +137,25 @@ fn sizes(cluster_bits: u32) -> impl Strategy<Value = u64> {
 /// Every combination of features that makes sense.
 pub fn config() -> impl Strategy<Value = Config> {
     let cluster_bits = prop_oneof![4 => Just(9), 3 => Just(12), 1 => Just(14), 3 => Just(16), 1 => Just(21)];
-    let data_file = prop_oneof![6 => Just(DataFile::None), 1 => Just(DataFile::Plain), 1 => Just(DataFile::Raw)];
+    let data_file =
+        prop_oneof![6 => Just(DataFile::None), 1 => Just(DataFile::Plain), 1 => Just(DataFile::Raw)];
     let backing = prop::option::weighted(0.6, (any::<bool>(), 0..7u64));
     (cluster_bits, prop_oneof![1 => Just(2), 4 => Just(3)], 0..7u32, any::<bool>(), data_file, backing)
         .prop_flat_map(|(bits, version, order, extended, data_file, backing)| {
             sizes(bits).prop_map(move |size| {
                 let data_file = if version == 2 { DataFile::None } else { data_file };
-                let backing = backing.filter(|_| data_file != DataFile::Raw).map(|(qcow2, relation)| Backing {
-                    qcow2,
-                    len: match relation {
-                        0 => 0,
-                        1 => size / 2,
-                        2 => size.saturating_sub(300),
-                        3 => size / 3 / 512 * 512,
-                        4 => size + 70_000,
-                        _ => size,
-                    },
-                });
+                let backing =
+                    backing.filter(|_| data_file != DataFile::Raw).map(|(qcow2, relation)| Backing {
+                        qcow2,
+                        len: match relation {
+                            0 => 0,
+                            1 => size / 2,
+                            2 => size.saturating_sub(300),
+                            3 => size / 3 / 512 * 512,
+                            4 => size + 70_000,
+                            _ => size,
+                        },
+                    });
                 Config {
                     version,
                     cluster_bits: bits,
@@ -197,7 +199,8 @@ pub fn new_file(path: &Path) -> Arc<dyn Storage> {
 
 /// Opens a qcow2 image with all that it refers to.
 pub fn open(path: &Path, write: bool) -> Result<Arc<Image>> {
-    OpenOptions { write, format: Some(imago_core::format::FormatKind::Qcow2), ..OpenOptions::default() }.open(path)
+    OpenOptions { write, format: Some(imago_core::format::FormatKind::Qcow2), ..OpenOptions::default() }
+        .open(path)
 }
 
 /// An image on disk, removed when dropped.

@@ -33,7 +33,8 @@ pub enum Op {
 
 /// The bytes that a write with that seed puts at `offset`; seed 0 writes zeroes.
 pub fn pattern(seed: u8, offset: u64, len: u64) -> Vec<u8> {
-    let byte = |at: u64| (at ^ at >> 8 ^ at >> 16).wrapping_mul(31).wrapping_add(u64::from(seed) * 97) as u8 | 1;
+    let byte =
+        |at: u64| (at ^ at >> 8 ^ at >> 16).wrapping_mul(31).wrapping_add(u64::from(seed) * 97) as u8 | 1;
     if seed == 0 { vec![0; len as usize] } else { (offset..offset + len).map(byte).collect() }
 }
 
@@ -41,12 +42,12 @@ pub fn pattern(seed: u8, offset: u64, len: u64) -> Vec<u8> {
 fn range(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
     let Geometry { size, cluster, subcluster, table } = geometry;
     let unit = prop_oneof![1 => Just(512), 4 => Just(subcluster), 4 => Just(cluster), 2 => Just(table), 1 => Just(1)];
-    let point = (unit, any::<prop::sample::Index>(), prop_oneof![3 => Just(0i64), 1 => -2i64..3, 1 => -600i64..600]).prop_map(
-        move |(unit, index, beside)| {
-            let edge = index.index((size / unit + 1) as usize) as u64 * unit;
-            edge.saturating_add_signed(beside).min(size)
-        },
-    );
+    let point =
+        (unit, any::<prop::sample::Index>(), prop_oneof![3 => Just(0i64), 1 => -2i64..3, 1 => -600i64..600])
+            .prop_map(move |(unit, index, beside)| {
+                let edge = index.index((size / unit + 1) as usize) as u64 * unit;
+                edge.saturating_add_signed(beside).min(size)
+            });
     let longest = (4 * cluster).max(table + cluster).min(512 * 1024).max(cluster + 600);
     let len = prop_oneof![1..1025u64, Just(subcluster), Just(cluster), Just(2 * cluster), 1..longest];
     prop_oneof![
@@ -100,9 +101,12 @@ impl Model {
     pub fn change(&mut self, op: &Op) {
         match *op {
             Op::Write { offset, len, seed } => {
-                self.bytes[offset as usize..(offset + len) as usize].copy_from_slice(&pattern(seed, offset, len));
+                self.bytes[offset as usize..(offset + len) as usize]
+                    .copy_from_slice(&pattern(seed, offset, len));
             }
-            Op::WriteZeroes { offset, len, .. } => self.bytes[offset as usize..(offset + len) as usize].fill(0),
+            Op::WriteZeroes { offset, len, .. } => {
+                self.bytes[offset as usize..(offset + len) as usize].fill(0)
+            }
             Op::Discard { offset, len } => {
                 let range = self.discarded(offset, len);
                 self.bytes[range].fill(0);
@@ -141,7 +145,10 @@ impl Model {
         for (at, &byte) in (offset as usize..).zip(&found) {
             let zeroed_part = byte == 0 && self.discards_zero && !whole.contains(&at);
             if byte != self.bytes[at] && !zeroed_part {
-                return Err(format!("after the discard, offset {at:#x} shows {byte:#x}, not {:#x}", self.bytes[at]));
+                return Err(format!(
+                    "after the discard, offset {at:#x} shows {byte:#x}, not {:#x}",
+                    self.bytes[at]
+                ));
             }
             self.bytes[at] = byte;
         }
