@@ -1,1 +1,3 @@
 //! What the tests of the workspace share; never published.
+
+pub mod qemu;
