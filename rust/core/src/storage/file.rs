@@ -12,10 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use super::{Capabilities, Limits, Lock, Run, Storage, StorageOpenOptions, ZeroMode, lock};
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, ErrorKind, Result};
-use sys::{Allocate, Seek};
+use sys::{Allocate, DirectIo, Seek};
 
 /// Alignment that every file system with direct I/O is content with, in bytes.
 const SAFE_ALIGNMENT: u32 = 4096;
+
+/// The end of the longest file there can be.
+const OFFSET_MAX: u64 = i64::MAX.cast_unsigned();
 
 /// Bytes of zeroes that are written at once where the file system cannot make them itself.
 const ZEROES: usize = 64 << 10;
@@ -35,7 +38,7 @@ pub enum CreateMode {
 /// the file system has it. With [`direct`](StorageOpenOptions::direct) requests meet [`limits`](Storage::limits).
 #[derive(Debug)]
 pub struct File {
-    file: fs::File,
+    handle: fs::File,
     path: PathBuf,
     kind: Kind,
     writable: bool,
@@ -144,7 +147,7 @@ impl File {
             Kind::BlockDevice => (metadata.rdev(), 0),
         };
         Ok(File {
-            file,
+            handle: file,
             path: path.to_owned(),
             kind,
             writable,
@@ -225,7 +228,7 @@ impl File {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.failed("read", position, error)),
             }
-            result = sys::preadv(&self.file, &mut bufs, position as i64);
+            result = sys::preadv(&self.handle, &mut bufs, position);
         }
     }
 
@@ -247,7 +250,7 @@ impl File {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.failed("write", position, error)),
             }
-            result = sys::pwritev(&self.file, &bufs, position as i64);
+            result = sys::pwritev(&self.handle, &bufs, position);
         }
     }
 
@@ -266,7 +269,7 @@ impl File {
         if support.is_missing() {
             return Ok(false);
         }
-        match sys::fallocate(&self.file, how, offset as i64, len as i64) {
+        match sys::fallocate(&self.handle, how, offset, len) {
             Ok(()) => {
                 support.set(Support::THERE);
                 Ok(true)
@@ -297,7 +300,7 @@ impl File {
         }
         if tail > 0 {
             let failed = |error| self.failed("write zeroes", offset + done, error);
-            let buffered = sys::reopen_buffered(&self.file).map_err(failed)?;
+            let buffered = sys::reopen_buffered(&self.handle).map_err(failed)?;
             std::os::unix::fs::FileExt::write_all_at(&buffered, &zeroes[..tail as usize], offset + done)
                 .map_err(failed)?;
         }
@@ -331,16 +334,14 @@ fn kind_of(file_type: fs::FileType) -> Result<Kind> {
 }
 
 fn direct_limits(file: &fs::File, kind: Kind) -> Result<Limits> {
-    match sys::direct_alignment(file) {
-        Some(Some(alignment)) => {
-            return Ok(Limits { request_alignment: alignment.request, memory_alignment: alignment.memory });
-        }
-        Some(None) => {
+    match sys::direct_io(file) {
+        DirectIo::Needs(limits) => return Ok(limits),
+        DirectIo::Missing => {
             return Err(Error::unsupported(
                 "the file system has no direct I/O on this file; open it buffered",
             ));
         }
-        None => {}
+        DirectIo::Unknown => {}
     }
     let alignment = match kind {
         Kind::Regular => SAFE_ALIGNMENT,
@@ -352,7 +353,7 @@ fn direct_limits(file: &fs::File, kind: Kind) -> Result<Limits> {
 
 /// Bytes of a request of `len` at `offset` that are below the largest offset a file can have.
 fn addressable(offset: u64, len: usize) -> usize {
-    (i64::MAX as u64).saturating_sub(offset).min(len as u64) as usize
+    OFFSET_MAX.saturating_sub(offset).min(len as u64) as usize
 }
 
 impl Storage for File {
@@ -363,10 +364,10 @@ impl Storage for File {
         if there < len {
             let mut front = bufs.take_front(there);
             bufs.fill_zero();
-            let first = sys::preadv(&self.file, &mut front, offset.min(i64::MAX as u64) as i64);
+            let first = sys::preadv(&self.handle, &mut front, offset.min(OFFSET_MAX));
             return self.read_rest(front, offset, first);
         }
-        match sys::preadv(&self.file, &mut bufs, offset as i64) {
+        match sys::preadv(&self.handle, &mut bufs, offset) {
             Ok(read) if read == len => Ok(()),
             other => self.read_rest(bufs, offset, other),
         }
@@ -376,7 +377,7 @@ impl Storage for File {
         if !self.nowait.load(Ordering::Relaxed) || addressable(offset, bufs.len()) < bufs.len() {
             return Ok(0);
         }
-        sys::preadv_nowait(&self.file, &mut bufs, offset as i64).or_else(|error| match error.kind() {
+        sys::preadv_nowait(&self.handle, &mut bufs, offset).or_else(|error| match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(0),
             io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput => {
                 self.nowait.store(false, Ordering::Relaxed);
@@ -396,7 +397,7 @@ impl Storage for File {
         if addressable(offset, len) < len {
             return Err(self.failed("write", offset, io::Error::from_raw_os_error(libc::EFBIG)));
         }
-        match sys::pwritev(&self.file, &bufs, offset as i64) {
+        match sys::pwritev(&self.handle, &bufs, offset) {
             Ok(written) if written == len => Ok(()),
             other => self.write_rest(bufs, offset, other),
         }
@@ -426,7 +427,7 @@ impl Storage for File {
     }
 
     fn len(&self) -> Result<u64> {
-        sys::seek(&self.file, Seek::End)
+        sys::seek(&self.handle, Seek::End)
             .map_err(|error| Error::io("ask for the length", error).in_file(&self.path))
     }
 
@@ -435,14 +436,14 @@ impl Storage for File {
         if self.kind == Kind::BlockDevice {
             return Err(Error::unsupported("a block device has the length it has").in_file(&self.path));
         }
-        self.file.set_len(len).map_err(|error| self.failed("change the length", len, error))
+        self.handle.set_len(len).map_err(|error| self.failed("change the length", len, error))
     }
 
     fn sync(&self) -> Result<()> {
         if !self.writable {
             return Ok(());
         }
-        self.file.sync_data().map_err(|error| Error::io("sync", error).in_file(&self.path))
+        self.handle.sync_data().map_err(|error| Error::io("sync", error).in_file(&self.path))
     }
 
     fn limits(&self) -> Limits {
@@ -462,12 +463,14 @@ impl Storage for File {
 
     fn run_at(&self, offset: u64, len: u64) -> Result<Run> {
         let whole = |data| Ok(Run { len, data });
-        let Ok(start) = i64::try_from(offset) else { return whole(false) };
+        if offset >= OFFSET_MAX {
+            return whole(false);
+        }
         let failed = |error| self.failed("look for data", offset, error);
-        match sys::seek(&self.file, Seek::Data(start)) {
+        match sys::seek(&self.handle, Seek::Data(offset)) {
             Ok(data) if data > offset => Ok(Run { len: len.min(data - offset), data: false }),
             Ok(_) => {
-                let hole = sys::seek(&self.file, Seek::Hole(start)).map_err(failed)?;
+                let hole = sys::seek(&self.handle, Seek::Hole(offset)).map_err(failed)?;
                 // A write from elsewhere may come between the two calls; a run is never empty.
                 Ok(Run { len: len.min(hole.saturating_sub(offset).max(1)), data: true })
             }
@@ -483,7 +486,8 @@ impl Storage for File {
         if self.kind == Kind::BlockDevice {
             return Ok(None);
         }
-        let metadata = self.file.metadata().map_err(|error| Error::io("stat", error).in_file(&self.path))?;
+        let metadata =
+            self.handle.metadata().map_err(|error| Error::io("stat", error).in_file(&self.path))?;
         Ok(Some(metadata.blocks() * 512))
     }
 
@@ -495,7 +499,11 @@ impl Storage for File {
         Some(self.identity)
     }
 
+    fn unlock(&self) {
+        lock::release(&self.handle);
+    }
+
     fn raw_fd(&self) -> Option<RawFd> {
-        Some(self.file.as_raw_fd())
+        Some(self.handle.as_raw_fd())
     }
 }

@@ -23,12 +23,12 @@ enum Permission {
 }
 
 impl Permission {
-    fn held(self) -> i64 {
-        100 + self as i64
+    fn held(self) -> u64 {
+        100 + self as u64
     }
 
-    fn denied(self) -> i64 {
-        200 + self as i64
+    fn denied(self) -> u64 {
+        200 + self as u64
     }
 }
 
@@ -59,6 +59,16 @@ pub(super) fn acquire(file: &fs::File, writable: bool) -> Result<()> {
             Some(libc::EINVAL | libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP) | None => Ok(()),
             Some(_) => Err(Error::io("lock", error)),
         },
+    }
+}
+
+/// Lets the locks go that [`acquire`] took.
+pub(super) fn release(file: &fs::File) {
+    for permission in [Permission::Read, Permission::Write, Permission::Resize] {
+        for byte in [permission.held(), permission.denied()] {
+            // A lock that was never had is no failure, and one that stays ends with the file.
+            let _ = sys::unlock(file, byte);
+        }
     }
 }
 

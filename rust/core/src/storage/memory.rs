@@ -65,7 +65,9 @@ impl Content {
     fn clear(&mut self, offset: u64, len: u64) {
         let mut position = offset;
         let end = offset + len;
-        while let Some((&chunk, bytes)) = self.chunks.range_mut(position / CHUNK..).next() {
+        while position < end
+            && let Some((&chunk, bytes)) = self.chunks.range_mut(position / CHUNK..).next()
+        {
             let first = chunk * CHUNK;
             if first >= end {
                 break;
@@ -81,6 +83,18 @@ impl Content {
         }
     }
 
+    fn read(&self, mut bufs: IoVectorMut<'_>, offset: u64) {
+        for part in parts(offset, self.clip(offset, bufs.len() as u64)) {
+            let mut front = bufs.take_front(part.len);
+            match self.chunks.get(&part.chunk) {
+                Some(chunk) => front.copy_from_slice(&chunk.read()[part.range()]),
+                None => front.fill_zero(),
+            }
+        }
+        bufs.fill_zero();
+    }
+
+    /// How much of a range is inside the length.
     fn clip(&self, offset: u64, len: u64) -> u64 {
         self.len.saturating_sub(offset).min(len)
     }
@@ -109,18 +123,6 @@ impl Memory {
             bytes[start..start + part].copy_from_slice(&chunk.read()[..part]);
         }
         Ok(bytes)
-    }
-
-    fn fill(&self, content: &Content, mut bufs: IoVectorMut<'_>, offset: u64) {
-        let inside = content.clip(offset, bufs.len() as u64);
-        for part in parts(offset, inside) {
-            let mut front = bufs.take_front(part.len);
-            match content.chunks.get(&part.chunk) {
-                Some(chunk) => front.copy_from_slice(&chunk.read()[part.range()]),
-                None => front.fill_zero(),
-            }
-        }
-        bufs.fill_zero();
     }
 }
 
@@ -151,14 +153,14 @@ impl fmt::Debug for Memory {
 
 impl Storage for Memory {
     fn readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
-        self.fill(&self.content.read(), bufs, offset);
+        self.content.read().read(bufs, offset);
         Ok(())
     }
 
     fn try_readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> Result<usize> {
         let len = bufs.len();
         let Some(content) = self.content.try_read() else { return Ok(0) };
-        self.fill(&content, bufs, offset);
+        content.read(bufs, offset);
         Ok(len)
     }
 

@@ -1,15 +1,21 @@
 //! The system calls behind [`File`](super::File) and the image locks, each with a safe signature.
 //!
-//! What a platform lacks answers [`io::ErrorKind::Unsupported`]; callers then go the portable way.
+//! Offsets are below `i64::MAX`, the largest that files have. What a platform lacks answers [`io::ErrorKind::Unsupported`]; callers then go the portable way.
 
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 
 use crate::buffer::{IoVector, IoVectorMut};
+use crate::storage::Limits;
 
 /// Regions that one call takes (`IOV_MAX` of Linux, the BSDs and macOS).
-const IOV_MAX: usize = 1024;
+const IOV_MAX: libc::c_int = 1024;
+
+/// How many of these regions one call takes.
+fn regions(iovecs: &[libc::iovec]) -> libc::c_int {
+    libc::c_int::try_from(iovecs.len()).map_or(IOV_MAX, |regions| regions.min(IOV_MAX))
+}
 
 fn count(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
@@ -20,26 +26,26 @@ fn done(result: libc::c_int) -> io::Result<()> {
 }
 
 /// Reads into the first regions of `bufs`; the count may be short.
-pub(super) fn preadv(file: &fs::File, bufs: &mut IoVectorMut<'_>, offset: i64) -> io::Result<usize> {
+pub(super) fn preadv(file: &fs::File, bufs: &mut IoVectorMut<'_>, offset: u64) -> io::Result<usize> {
     let iovecs = bufs.as_iovecs();
-    let regions = iovecs.len().min(IOV_MAX) as libc::c_int;
+    let (regions, offset) = (regions(iovecs), offset.cast_signed());
     // SAFETY: the vector owns the right to write its regions, which live as long as it; `regions` of them are there.
     count(unsafe { libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), regions, offset as libc::off_t) })
 }
 
 /// Writes the first regions of `bufs`; the count may be short.
-pub(super) fn pwritev(file: &fs::File, bufs: &IoVector<'_>, offset: i64) -> io::Result<usize> {
+pub(super) fn pwritev(file: &fs::File, bufs: &IoVector<'_>, offset: u64) -> io::Result<usize> {
     let iovecs = bufs.as_iovecs();
-    let regions = iovecs.len().min(IOV_MAX) as libc::c_int;
+    let (regions, offset) = (regions(iovecs), offset.cast_signed());
     // SAFETY: the regions are readable as long as the vector lives; `regions` of them are there.
     count(unsafe { libc::pwritev(file.as_raw_fd(), iovecs.as_ptr(), regions, offset as libc::off_t) })
 }
 
 /// As [`preadv`], but only what needs no waiting for a device; `EAGAIN` where that is nothing.
 #[cfg(target_os = "linux")]
-pub(super) fn preadv_nowait(file: &fs::File, bufs: &mut IoVectorMut<'_>, offset: i64) -> io::Result<usize> {
+pub(super) fn preadv_nowait(file: &fs::File, bufs: &mut IoVectorMut<'_>, offset: u64) -> io::Result<usize> {
     let iovecs = bufs.as_iovecs();
-    let regions = iovecs.len().min(IOV_MAX) as libc::c_int;
+    let (regions, offset) = (regions(iovecs), offset.cast_signed());
     // SAFETY: as in `preadv`.
     count(unsafe {
         libc::preadv2(file.as_raw_fd(), iovecs.as_ptr(), regions, offset as libc::off_t, libc::RWF_NOWAIT)
@@ -47,7 +53,7 @@ pub(super) fn preadv_nowait(file: &fs::File, bufs: &mut IoVectorMut<'_>, offset:
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn preadv_nowait(_: &fs::File, _: &mut IoVectorMut<'_>, _: i64) -> io::Result<usize> {
+pub(super) fn preadv_nowait(_: &fs::File, _: &mut IoVectorMut<'_>, _: u64) -> io::Result<usize> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
@@ -57,17 +63,17 @@ pub(super) enum Seek {
     /// To the end.
     End,
     /// To the first data at or after this offset.
-    Data(i64),
+    Data(u64),
     /// To the first hole at or after this offset; the end of the file counts as one.
-    Hole(i64),
+    Hole(u64),
 }
 
 /// The offset that the seek leads to. It moves the descriptor's own position, which nothing here uses.
 pub(super) fn seek(file: &fs::File, to: Seek) -> io::Result<u64> {
     let (offset, whence) = match to {
         Seek::End => (0, libc::SEEK_END),
-        Seek::Data(offset) => (offset, libc::SEEK_DATA),
-        Seek::Hole(offset) => (offset, libc::SEEK_HOLE),
+        Seek::Data(offset) => (offset.cast_signed(), libc::SEEK_DATA),
+        Seek::Hole(offset) => (offset.cast_signed(), libc::SEEK_HOLE),
     };
     // SAFETY: no memory is involved.
     let position = unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, whence) };
@@ -85,7 +91,7 @@ pub(super) enum Allocate {
 
 /// Zeroes `len` bytes from `offset` on.
 #[cfg(target_os = "linux")]
-pub(super) fn fallocate(file: &fs::File, how: Allocate, offset: i64, len: i64) -> io::Result<()> {
+pub(super) fn fallocate(file: &fs::File, how: Allocate, offset: u64, len: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_KEEP_SIZE
         | match how {
             Allocate::ZeroRange => libc::FALLOC_FL_ZERO_RANGE,
@@ -93,7 +99,9 @@ pub(super) fn fallocate(file: &fs::File, how: Allocate, offset: i64, len: i64) -
         };
     loop {
         // SAFETY: no memory is involved.
-        match done(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as _, len as _) }) {
+        match done(unsafe {
+            libc::fallocate(file.as_raw_fd(), mode, offset.cast_signed() as _, len.cast_signed() as _)
+        }) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
@@ -101,7 +109,7 @@ pub(super) fn fallocate(file: &fs::File, how: Allocate, offset: i64, len: i64) -
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn fallocate(_: &fs::File, _: Allocate, _: i64, _: i64) -> io::Result<()> {
+pub(super) fn fallocate(_: &fs::File, _: Allocate, _: i64, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
@@ -114,7 +122,7 @@ pub(super) const DIRECT: Option<libc::c_int> = Some(libc::O_DIRECT);
 #[cfg(not(target_os = "linux"))]
 pub(super) const DIRECT: Option<libc::c_int> = None;
 
-/// Takes `O_NONBLOCK` away again: io_uring would answer `EAGAIN` instead of waiting.
+/// Takes `O_NONBLOCK` away again: with it a ring would answer `EAGAIN` instead of waiting.
 pub(super) fn make_blocking(file: &fs::File) -> io::Result<()> {
     // SAFETY: no memory is involved.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
@@ -134,17 +142,19 @@ pub(super) fn reopen_buffered(_: &fs::File) -> io::Result<fs::File> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// What direct I/O on a file asks for, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct DirectAlignment {
-    pub(super) request: u32,
-    pub(super) memory: u32,
+/// A file's own word on direct I/O.
+pub(super) enum DirectIo {
+    /// It says nothing.
+    Unknown,
+    /// It has none.
+    Missing,
+    /// It asks for this.
+    Needs(Limits),
 }
 
-/// The file's own word on direct I/O (`STATX_DIOALIGN`, Linux 6.1): `None` where it says nothing,
-/// `Some(None)` where it says that there is no direct I/O on it.
+/// Asks the file (`STATX_DIOALIGN`, Linux 6.1).
 #[cfg(target_os = "linux")]
-pub(super) fn direct_alignment(file: &fs::File) -> Option<Option<DirectAlignment>> {
+pub(super) fn direct_io(file: &fs::File) -> DirectIo {
     let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is a C string, the buffer is one `struct statx`.
     let result = unsafe {
@@ -156,19 +166,21 @@ pub(super) fn direct_alignment(file: &fs::File) -> Option<Option<DirectAlignment
             stat.as_mut_ptr(),
         )
     };
-    done(result).ok()?;
-    // SAFETY: zeroed above, and all-zero bytes are a value of the plain C struct.
+    // SAFETY: zeroed above, and zeroes are a value of the plain C struct.
     let stat = unsafe { stat.assume_init() };
-    if stat.stx_mask & libc::STATX_DIOALIGN == 0 {
-        return None;
+    let (request, memory) = (stat.stx_dio_offset_align, stat.stx_dio_mem_align);
+    if result == -1 || stat.stx_mask & libc::STATX_DIOALIGN == 0 {
+        DirectIo::Unknown
+    } else if request.is_power_of_two() && memory.is_power_of_two() {
+        DirectIo::Needs(Limits { request_alignment: request, memory_alignment: memory })
+    } else {
+        DirectIo::Missing
     }
-    let alignment = DirectAlignment { request: stat.stx_dio_offset_align, memory: stat.stx_dio_mem_align };
-    Some((alignment.request.is_power_of_two() && alignment.memory.is_power_of_two()).then_some(alignment))
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn direct_alignment(_: &fs::File) -> Option<Option<DirectAlignment>> {
-    None
+pub(super) fn direct_io(_: &fs::File) -> DirectIo {
+    DirectIo::Unknown
 }
 
 /// Bytes of a block device's logical block.
@@ -186,27 +198,35 @@ pub(super) fn logical_block_size(_: &fs::File) -> io::Result<u32> {
 }
 
 #[cfg(target_os = "linux")]
-fn lock_byte(byte: i64, kind: libc::c_int) -> libc::flock {
+fn lock_byte(byte: u64, kind: libc::c_int) -> libc::flock {
     // SAFETY: `struct flock` is plain data for which zeroes are a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
-    lock.l_start = byte as libc::off_t;
+    lock.l_start = byte.cast_signed() as libc::off_t;
     lock.l_len = 1;
     lock
 }
 
 /// Takes a shared lock on one byte for this open file description; `EAGAIN` where another has an exclusive one.
 #[cfg(target_os = "linux")]
-pub(in crate::storage) fn lock_shared(file: &fs::File, byte: i64) -> io::Result<()> {
+pub(in crate::storage) fn lock_shared(file: &fs::File, byte: u64) -> io::Result<()> {
     let lock = lock_byte(byte, libc::F_RDLCK);
+    // SAFETY: the kernel reads one `struct flock`.
+    done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
+}
+
+/// Gives back what this open file description holds of one byte.
+#[cfg(target_os = "linux")]
+pub(in crate::storage) fn unlock(file: &fs::File, byte: u64) -> io::Result<()> {
+    let lock = lock_byte(byte, libc::F_UNLCK);
     // SAFETY: the kernel reads one `struct flock`.
     done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
 }
 
 /// Whether another open file description holds any lock on that byte.
 #[cfg(target_os = "linux")]
-pub(in crate::storage) fn is_locked_by_others(file: &fs::File, byte: i64) -> io::Result<bool> {
+pub(in crate::storage) fn is_locked_by_others(file: &fs::File, byte: u64) -> io::Result<bool> {
     let mut lock = lock_byte(byte, libc::F_WRLCK);
     // SAFETY: the kernel reads and fills one `struct flock`.
     done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
@@ -214,11 +234,16 @@ pub(in crate::storage) fn is_locked_by_others(file: &fs::File, byte: i64) -> io:
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(in crate::storage) fn lock_shared(_: &fs::File, _: i64) -> io::Result<()> {
+pub(in crate::storage) fn unlock(_: &fs::File, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(in crate::storage) fn is_locked_by_others(_: &fs::File, _: i64) -> io::Result<bool> {
+pub(in crate::storage) fn lock_shared(_: &fs::File, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(in crate::storage) fn is_locked_by_others(_: &fs::File, _: u64) -> io::Result<bool> {
     Err(io::ErrorKind::Unsupported.into())
 }
