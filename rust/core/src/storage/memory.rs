@@ -65,7 +65,9 @@ impl Content {
     fn clear(&mut self, offset: u64, len: u64) {
         let mut position = offset;
         let end = offset + len;
-        while let Some((&chunk, bytes)) = self.chunks.range_mut(position / CHUNK..).next() {
+        while position < end
+            && let Some((&chunk, bytes)) = self.chunks.range_mut(position / CHUNK..).next()
+        {
             let first = chunk * CHUNK;
             if first >= end {
                 break;
