@@ -1,1 +1,5 @@
 //! What the tests of the workspace share; never published.
+
+pub mod conformance;
+pub mod rng;
+pub mod sim;
