@@ -44,7 +44,8 @@ impl Driver {
             free.sort_unstable();
             for run in free.chunk_by(|a, b| a + 1 == *b) {
                 let (offset, len) = (run[0], run.len() as u64);
-                self.storage.discard_at(offset << self.geometry.cluster_bits, len << self.geometry.cluster_bits)?;
+                self.storage
+                    .discard_at(offset << self.geometry.cluster_bits, len << self.geometry.cluster_bits)?;
             }
         }
         Ok(())

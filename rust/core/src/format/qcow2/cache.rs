@@ -34,11 +34,6 @@ impl Slice {
         self.words.get().expect("a slice leaves the cache loaded")
     }
 
-    /// Entries in it.
-    pub(super) fn len(&self, extended: bool) -> usize {
-        if extended { self.words().len() / 2 } else { self.words().len() }
-    }
-
     /// Entry number `index`.
     ///
     /// The two words of an extended entry are read one after the other; [`set`](Slice::set) orders its stores so that
@@ -69,7 +64,8 @@ impl Slice {
             return;
         }
         let (descriptor, bitmap) = (&words[index * 2], &words[index * 2 + 1]);
-        let bitmap_means_nothing = Entry { descriptor: descriptor.load(Ordering::SeqCst), bitmap: 0 }.is_compressed();
+        let bitmap_means_nothing =
+            Entry { descriptor: descriptor.load(Ordering::SeqCst), bitmap: 0 }.is_compressed();
         if entry.descriptor == 0 || bitmap_means_nothing {
             bitmap.store(entry.bitmap, Ordering::SeqCst);
             descriptor.store(entry.descriptor, Ordering::SeqCst);
@@ -106,11 +102,7 @@ impl SliceCache {
     /// A cache of about `bytes`, at least one slice a shard.
     pub(super) fn new(bytes: u64, slice_bytes: u64) -> Self {
         let per_shard = (bytes / slice_bytes / SHARDS as u64).clamp(1, 1 << 24) as usize;
-        SliceCache {
-            shards: Default::default(),
-            slice_bytes: slice_bytes as usize,
-            per_shard,
-        }
+        SliceCache { shards: Default::default(), slice_bytes: slice_bytes as usize, per_shard }
     }
 
     /// Slices it may hold.

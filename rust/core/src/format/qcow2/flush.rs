@@ -35,7 +35,8 @@ impl Driver {
         let (pending, slices, l1, refcounts) = {
             let mut pending = self.pending.lock();
             let taken = std::mem::take(&mut *pending);
-            let slices: Vec<_> = taken.slices.iter().map(|(&offset, slice)| (offset, slice.to_disk())).collect();
+            let slices: Vec<_> =
+                taken.slices.iter().map(|(&offset, slice)| (offset, slice.to_disk())).collect();
             let l1 = self.l1_bytes(&taken);
             let refcounts = self.refcounts.lock().take_dirty();
             (taken, slices, l1, refcounts)
@@ -50,7 +51,12 @@ impl Driver {
         self.take_off_dropped(&mut quarantine)
     }
 
-    fn write_ordered(&self, refcounts: &RefcountWrites, slices: &[(u64, Vec<u8>)], l1: &[(u64, [u8; 8])]) -> Result<()> {
+    fn write_ordered(
+        &self,
+        refcounts: &RefcountWrites,
+        slices: &[(u64, Vec<u8>)],
+        l1: &[(u64, [u8; 8])],
+    ) -> Result<()> {
         if self.geometry.external_data {
             self.data()?.sync()?;
         }

@@ -41,8 +41,8 @@ pub(crate) const MAX_SNAPSHOTS: u64 = 65_536;
 /// Bytes of a backing file's name at most.
 pub(crate) const MAX_BACKING_NAME_LEN: u32 = 1023;
 
-const COMPRESSION_DEFLATE: u8 = 0;
-const COMPRESSION_ZSTD: u8 = 1;
+pub(crate) const COMPRESSION_DEFLATE: u8 = 0;
+pub(crate) const COMPRESSION_ZSTD: u8 = 1;
 
 /// Bytes read at first; the whole first cluster for all but the biggest clusters.
 const FIRST_READ: u64 = 64 << 10;

@@ -103,26 +103,43 @@ impl Driver {
     }
 
     /// The slice of `table` that maps `guest`.
-    pub(super) fn slice(&self, table: HostOffset, guest: GuestOffset, lookup: Lookup) -> Result<Option<Arc<Slice>>> {
+    pub(super) fn slice(
+        &self,
+        table: HostOffset,
+        guest: GuestOffset,
+        lookup: Lookup,
+    ) -> Result<Option<Arc<Slice>>> {
         let key = table + self.geometry.slice_offset(guest);
         self.slices.get(key.0, lookup, |bytes| self.storage.readv_at(bytes.into(), key.0))
     }
 
     /// The units of `slice` for `len` bytes from `guest` on, as far as the slice goes.
-    pub(super) fn units<'a>(&'a self, slice: &'a Slice, table: HostOffset, guest: GuestOffset, len: u64) -> Units<'a> {
+    pub(super) fn units<'a>(
+        &'a self,
+        slice: &'a Slice,
+        table: HostOffset,
+        guest: GuestOffset,
+        len: u64,
+    ) -> Units<'a> {
         let span = self.geometry.slice_span();
         let end = (guest + len).min(guest.align_down(span) + span);
         Units { driver: self, slice, table, next: guest, end }
     }
 
-    pub(super) fn map_run(&self, guest: GuestOffset, len: u64, lookup: Lookup) -> Result<Option<Mapping<'_>>> {
+    pub(super) fn map_run(
+        &self,
+        guest: GuestOffset,
+        len: u64,
+        lookup: Lookup,
+    ) -> Result<Option<Mapping<'_>>> {
         let Some(table) = self.table(guest)? else {
             return Ok(Some(Mapping { len: self.without_table(guest, len)?, place: Place::Unallocated }));
         };
         let Some(slice) = self.slice(table.host, guest, lookup)? else {
             return Ok(None);
         };
-        let run = self.units(&slice, table.host, guest, len).run(|_, _| Ok(true))?.expect("every run is wanted");
+        let run =
+            self.units(&slice, table.host, guest, len).run(|_, _| Ok(true))?.expect("every run is wanted");
         let mut end = run.end;
         let within = guest.within(self.geometry.unit_size());
         let place = match run.unit {
@@ -158,7 +175,7 @@ impl Driver {
     }
 
     /// The storage of guest data, for the unit at `host` that maps `guest`.
-    fn data_at(&self, guest: GuestOffset, host: HostOffset) -> Result<&Arc<dyn Storage>> {
+    pub(super) fn data_at(&self, guest: GuestOffset, host: HostOffset) -> Result<&Arc<dyn Storage>> {
         if self.geometry.external_data && host.0 != guest.align_down(self.geometry.unit_size()).0 {
             return Err(Error::corrupt(format!(
                 "guest offset {guest} is mapped to {host} of the data file, where only its own offset can be"

@@ -11,6 +11,7 @@ mod extensions;
 mod features;
 mod flush;
 mod header;
+mod info;
 mod l2;
 mod map;
 mod pending;
@@ -33,7 +34,8 @@ use self::pending::{Pending, Quarantine};
 use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
-    Allocation, Format, FormatInfo, FormatKind, ImplicitReference, Lookup, Mapping, WriteStep, ZeroIntent, ZeroStep,
+    Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, Lookup, Mapping,
+    WriteStep, ZeroIntent, ZeroStep,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -46,6 +48,32 @@ const L2_CACHE_BYTES: u64 = 32 << 20;
 /// Whether these first bytes of a file are those of a qcow2 image.
 pub fn probe(head: &[u8]) -> bool {
     head.starts_with(b"QFI\xfb")
+}
+
+/// What the metadata of an image says of it, for `info`: also of one that cannot be opened (encrypted).
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// Size of the guest's disk in bytes.
+    pub size: u64,
+    /// The backing file.
+    pub backing: Option<ImplicitReference>,
+    /// Everything else.
+    pub info: FormatInfo,
+}
+
+/// Reads what `info` shows of an image and nothing else; opens no other file.
+pub fn inspect(storage: &dyn Storage) -> Result<Inspection> {
+    let header = Header::inspect(storage)?;
+    let info = format_info(storage, &header)?;
+    Ok(Inspection { size: header.size, backing: header.backing, info })
+}
+
+fn format_info(storage: &dyn Storage, header: &Header) -> Result<FormatInfo> {
+    Ok(FormatInfo {
+        cluster_size: Some(header.cluster_size()),
+        dirty: Some(header.is_dirty()),
+        specific: Some(FormatSpecificInfo::Qcow2(info::info(storage, header)?)),
+    })
 }
 
 /// An open qcow2 image.
@@ -258,8 +286,8 @@ impl Format for Driver {
         self.flush()
     }
 
-    fn info(&self) -> FormatInfo {
-        info::info(&self.header, self.storage.as_ref())
+    fn info(&self) -> Result<FormatInfo> {
+        format_info(self.storage.as_ref(), &self.header).map_err(|e| self.located(e))
     }
 }
 

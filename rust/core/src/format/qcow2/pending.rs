@@ -27,12 +27,6 @@ pub(super) struct Pending {
     pub(super) dropped: Vec<Dropped>,
 }
 
-impl Pending {
-    pub(super) fn is_empty(&self) -> bool {
-        self.slices.is_empty() && self.l1.is_empty()
-    }
-}
-
 /// References whose removal is durable, but that operations in flight may still follow.
 #[derive(Debug, Default)]
 pub(super) struct Quarantine {

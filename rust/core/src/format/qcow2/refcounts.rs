@@ -114,7 +114,9 @@ impl Refcounts {
         let host = HostOffset(word & OFFSET_MASK);
         if !host.is_aligned(self.cluster_size()) {
             let entry = self.table_offset.0 + index * 8;
-            return Err(Error::corrupt(format!("refcount table entry {word:#x} names no cluster boundary")).at(entry));
+            return Err(
+                Error::corrupt(format!("refcount table entry {word:#x} names no cluster boundary")).at(entry)
+            );
         }
         Ok((host.0 != 0).then_some(host))
     }
@@ -122,7 +124,8 @@ impl Refcounts {
     /// The clusters that the table and the blocks are in.
     pub(super) fn metadata_clusters(&self) -> impl Iterator<Item = u64> + '_ {
         let first = self.table_offset.0 >> self.cluster_bits;
-        let blocks = self.table.iter().map(|word| (word & OFFSET_MASK) >> self.cluster_bits).filter(|&c| c != 0);
+        let blocks =
+            self.table.iter().map(|word| (word & OFFSET_MASK) >> self.cluster_bits).filter(|&c| c != 0);
         (first..first + self.table_clusters()).chain(blocks)
     }
 
@@ -291,7 +294,10 @@ impl Refcounts {
         self.untouched = self.untouched.max((first + blocks + clusters) << self.cluster_bits);
         self.new_metadata.extend(first..first + blocks + clusters);
         self.old_metadata.extend(old..old + old_clusters);
-        self.drop_reference(storage, Dropped { host: HostOffset(old << self.cluster_bits), len: old_clusters * size })?;
+        self.drop_reference(
+            storage,
+            Dropped { host: HostOffset(old << self.cluster_bits), len: old_clusters * size },
+        )?;
         Ok(())
     }
 
@@ -303,8 +309,10 @@ impl Refcounts {
         for cluster in first..=last {
             match self.get(storage, cluster)? {
                 0 => {
-                    return Err(Error::corrupt("a cluster in use has refcount 0; repair the image (qemu-img check -r all)")
-                        .at(cluster << self.cluster_bits));
+                    return Err(Error::corrupt(
+                        "a cluster in use has refcount 0; repair the image (qemu-img check -r all)",
+                    )
+                    .at(cluster << self.cluster_bits));
                 }
                 count => self.set(storage, cluster, count - 1)?,
             }

@@ -29,15 +29,13 @@ impl Driver {
         }
         let one_starter = self.flushing.lock();
         if !self.started.load(Ordering::Acquire) {
-            let known = self.header.autoclear & features::KNOWN_AUTOCLEAR;
+            let known = self.header.autoclear & features::AUTOCLEAR_KNOWN;
             if self.header.version >= 3 && known != self.header.autoclear {
                 let header = &self.header;
                 header.rewrite_features(&self.metadata, header.incompatible, header.compatible, known)?;
                 self.metadata.sync()?;
             }
-            if bitmaps::mark_in_use(&self.metadata, &self.header)? {
-                self.metadata.sync()?;
-            }
+            bitmaps::mark_in_use(&self.metadata, &self.header)?;
             self.started.store(true, Ordering::Release);
         }
         drop(one_starter);
@@ -99,6 +97,15 @@ impl Driver {
         }
     }
 
+    /// What dropping an entry releases; an entry that names metadata is corruption, and nothing may be freed by it (I6).
+    pub(super) fn owned(&self, entry: Entry) -> Result<Option<Dropped>> {
+        let Some((host, len)) = entry.owned(&self.geometry)? else {
+            return Ok(None);
+        };
+        self.refuse_metadata(host, len)?;
+        Ok(Some(Dropped { host, len }))
+    }
+
     pub(super) fn plan_write(&self, guest: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
         let table = self.own_table(guest)?;
         let slice = self.slice(table, guest, Lookup::Load)?.expect("loaded");
@@ -113,7 +120,13 @@ impl Driver {
     }
 
     /// Data for units of one cluster that have space of their own but show something else.
-    fn plan_own_space(&self, slice: &Slice, table: HostOffset, guest: GuestOffset, len: u64) -> Result<Allocation> {
+    fn plan_own_space(
+        &self,
+        slice: &Slice,
+        table: HostOffset,
+        guest: GuestOffset,
+        len: u64,
+    ) -> Result<Allocation> {
         let (unit_size, cluster_size) = (self.geometry.unit_size(), self.geometry.cluster_size());
         let start = guest.align_down(unit_size);
         let end = (guest + len).min(guest.align_down(cluster_size) + cluster_size);
@@ -122,7 +135,14 @@ impl Driver {
         let host = run.unit.space().expect("checked by the caller");
         let len = (run.end - start).div_ceil(unit_size) * unit_size;
         self.refuse_metadata(host, len)?;
-        Ok(Allocation { guest: start, len, request_len: run.end - guest, host, reads_zero: false, ticket: OWN })
+        Ok(Allocation {
+            guest: start,
+            len,
+            request_len: run.end - guest,
+            host,
+            reads_zero: false,
+            ticket: OWN,
+        })
     }
 
     /// New clusters for units whose clusters are missing, shared or compressed.
@@ -177,25 +197,27 @@ impl Driver {
         let slice = self.slice(table, allocation.guest, Lookup::Load)?.expect("loaded");
         let end = allocation.guest + allocation.len;
         let mut pending = self.pending.lock();
+        pending.slices.insert(table.0 + geometry.slice_offset(allocation.guest), Arc::clone(&slice));
         let mut guest = allocation.guest;
         while guest < end {
             let cluster = guest.align_down(cluster_size);
             let last_byte = GuestOffset(end.0.min(cluster.0 + cluster_size) - 1);
             let (first, last) = (Entry::unit_index(guest, geometry), Entry::unit_index(last_byte, geometry));
-            let host = HostOffset(allocation.host.0 + (guest - allocation.guest) - guest.within(cluster_size));
+            let host =
+                HostOffset(allocation.host.0 + (guest - allocation.guest) - guest.within(cluster_size));
             let index = geometry.entry_index(guest);
             let old = slice.get(index, geometry.extended);
-            let owned = old.owned(geometry)?;
-            let base = if allocation.ticket == TAKEN && old.moves_content(geometry) { Entry::EMPTY } else { old };
+            let owned = self.owned(old)?;
+            let base =
+                if allocation.ticket == TAKEN && old.moves_content(geometry) { Entry::EMPTY } else { old };
             slice.set(index, base.with_data(host, first, last, geometry), geometry.extended);
             if allocation.ticket == TAKEN
-                && let Some((host, len)) = owned
+                && let Some(owned) = owned
             {
-                pending.dropped.push(Dropped { host, len });
+                pending.dropped.push(owned);
             }
             guest = cluster + cluster_size;
         }
-        pending.slices.insert(table.0 + geometry.slice_offset(allocation.guest), slice);
         drop(pending);
         self.flush_if_crowded()
     }
