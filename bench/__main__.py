@@ -106,12 +106,9 @@ def main() -> None:
                 done = interleave(sides, seconds=scale.seconds, rounds=scale.rounds)
             print(line(row, done), flush=True)
             records.append(record(row, done))
-    size = scale.size >> 20
-    print(
-        f"\nImages of {size} MiB, page cache hot unless direct; {machine()}, {loop.__module__.partition('.')[0]} loop.",
-        end=" ",
-    )
-    print(f"Medians of {scale.rounds} or more interleaved rounds.")
+    size, policy = scale.size >> 20, loop.__module__.partition(".")[0]
+    print(f"\nImages of {size} MiB, page cache hot unless direct; {machine()}; awaited on {policy}'s loop.")
+    print(f"Medians of {scale.rounds} or more interleaved rounds against the strongest peer.")
     if options.json:
         options.json.write_text(
             json.dumps({"machine": machine(), "image_mib": size, "rows": records}, indent=1) + "\n"
