@@ -1,11 +1,5 @@
 //! What the tests of the workspace share; never published.
 
-<<<<<<< HEAD
-pub mod conformance;
-pub mod qemu;
-pub mod rng;
-pub mod sim;
-=======
 pub mod check;
 pub mod conformance;
 pub mod images;
@@ -33,4 +27,3 @@ pub fn proptest_config(cases: u32) -> Config {
 pub fn scaled(count: u64) -> u64 {
     (count * u64::from(Config::default().cases) / 256).max(1)
 }
->>>>>>> tests
