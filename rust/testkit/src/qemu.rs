@@ -24,8 +24,12 @@ pub fn qemu_or_skip() -> bool {
     found
 }
 
+/// Runs the tool in the folder of its last argument: QEMU looks for a relative data file in the current one.
 fn run(tool: &str, args: &[&OsStr]) -> Output {
-    Command::new(tool).args(args).output().unwrap_or_else(|e| panic!("{tool}: {e}"))
+    let folder = args.last().and_then(|path| Path::new(path).parent()).filter(|folder| folder.is_dir());
+    let mut command = Command::new(tool);
+    command.args(args).current_dir(folder.unwrap_or(Path::new(".")));
+    command.output().unwrap_or_else(|e| panic!("{tool}: {e}"))
 }
 
 #[track_caller]
@@ -113,7 +117,8 @@ pub fn snapshot_content(path: &Path, snapshot: &str) -> Vec<u8> {
 
 #[track_caller]
 fn convert_to_raw(path: &Path, more: &[&str]) -> Vec<u8> {
-    let raw = tempfile::NamedTempFile::new().expect("a temporary file");
+    let folder = path.parent().expect("an image is in a folder");
+    let raw = tempfile::NamedTempFile::new_in(folder).expect("a temporary file");
     let mut args: Vec<&OsStr> = ["convert", "-f", "qcow2", "-O", "raw"].map(OsStr::new).to_vec();
     args.extend(more.iter().map(OsStr::new));
     args.extend([path.as_os_str(), raw.path().as_os_str()]);
