@@ -499,6 +499,10 @@ impl Storage for File {
         Some(self.identity)
     }
 
+    fn unlock(&self) {
+        lock::release(&self.handle);
+    }
+
     fn raw_fd(&self) -> Option<RawFd> {
         Some(self.handle.as_raw_fd())
     }

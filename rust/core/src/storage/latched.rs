@@ -36,12 +36,18 @@ impl Latched {
         self.failure.get()
     }
 
-    /// Does `change` unless the latch is closed.
-    fn guarded(&self, change: impl FnOnce(&dyn Storage) -> Result<()>) -> Result<()> {
+    /// An error once the latch is closed.
+    pub fn check(&self) -> Result<()> {
         match self.failure.get() {
-            None => change(&*self.inner),
+            None => Ok(()),
             Some(first) => Err(self.refusal(first)),
         }
+    }
+
+    /// Does `change` unless the latch is closed.
+    fn guarded(&self, change: impl FnOnce(&dyn Storage) -> Result<()>) -> Result<()> {
+        self.check()?;
+        change(&*self.inner)
     }
 
     /// As [`guarded`](Self::guarded), for what leaves an unknown state behind when it fails.
@@ -124,6 +130,14 @@ impl Storage for Latched {
 
     fn identity(&self) -> Option<(u64, u64)> {
         self.inner.identity()
+    }
+
+    fn unlock(&self) {
+        self.inner.unlock();
+    }
+
+    fn raw_limits(&self) -> Limits {
+        self.inner.raw_limits()
     }
 
     #[cfg(unix)]

@@ -62,6 +62,16 @@ pub(super) fn acquire(file: &fs::File, writable: bool) -> Result<()> {
     }
 }
 
+/// Lets the locks go that [`acquire`] took.
+pub(super) fn release(file: &fs::File) {
+    for permission in [Permission::Read, Permission::Write, Permission::Resize] {
+        for byte in [permission.held(), permission.denied()] {
+            // A lock that was never had is no failure, and one that stays ends with the file.
+            let _ = sys::unlock(file, byte);
+        }
+    }
+}
+
 /// First all locks, then all checks: of two that come at once at least one sees the other.
 fn lock_then_check(file: &fs::File, held: &[Permission]) -> io::Result<Option<&'static str>> {
     let bytes = held.iter().map(|p| p.held()).chain(DENIED.iter().map(|p| p.denied()));

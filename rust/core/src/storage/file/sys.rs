@@ -216,6 +216,14 @@ pub(in crate::storage) fn lock_shared(file: &fs::File, byte: u64) -> io::Result<
     done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
 }
 
+/// Gives back what this open file description holds of one byte.
+#[cfg(target_os = "linux")]
+pub(in crate::storage) fn unlock(file: &fs::File, byte: u64) -> io::Result<()> {
+    let lock = lock_byte(byte, libc::F_UNLCK);
+    // SAFETY: the kernel reads one `struct flock`.
+    done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
+}
+
 /// Whether another open file description holds any lock on that byte.
 #[cfg(target_os = "linux")]
 pub(in crate::storage) fn is_locked_by_others(file: &fs::File, byte: u64) -> io::Result<bool> {
@@ -223,6 +231,11 @@ pub(in crate::storage) fn is_locked_by_others(file: &fs::File, byte: u64) -> io:
     // SAFETY: the kernel reads and fills one `struct flock`.
     done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
     Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(in crate::storage) fn unlock(_: &fs::File, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(not(target_os = "linux"))]
