@@ -92,7 +92,8 @@ impl Default for CreateOptions {
 ///
 /// # Errors
 /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for options that are wrong or exclude each other, before either storage
-/// is touched. After any other error `storage` holds no valid image.
+/// is touched. After any other error `storage` holds no image, the old one, or (the last barrier failed) the new one,
+/// never a part of one that could be taken for an image.
 pub fn create(
     storage: &Arc<dyn Storage>,
     data_storage: Option<&Arc<dyn Storage>>,
@@ -292,24 +293,27 @@ impl Plan {
         storage.sync()
     }
 
-    /// Makes the header's cluster and the L1 table read as zeroes, and an image that was there before invalid.
+    /// Makes an image that was there before invalid, durably, and the header's cluster and the L1 table zeroes.
     fn clear(&self, storage: &dyn Storage) -> Result<()> {
         let len = self.clusters() << self.cluster_bits;
         if storage.capabilities().resize {
             storage.set_len(0)?;
             storage.set_len(len)?;
-        } else {
-            if storage.len()? < len {
-                return Err(Error::invalid_input(format!(
-                    "the new image takes {len} bytes, but the storage has {} and cannot grow",
-                    storage.len()?
-                )));
-            }
-            storage.write_zeroes_at(0, self.cluster_size(), ZeroMode::Keep)?;
-            let l1_len = self.l1_clusters << self.cluster_bits;
+            return storage.sync();
+        }
+        let there = storage.len()?;
+        if there < len {
+            return Err(Error::invalid_input(format!(
+                "the new image takes {len} bytes, but the storage has {there} and cannot grow"
+            )));
+        }
+        storage.write_zeroes_at(0, self.cluster_size(), ZeroMode::Keep)?;
+        storage.sync()?;
+        let l1_len = self.l1_clusters << self.cluster_bits;
+        if l1_len > 0 {
             storage.write_zeroes_at(self.l1_start() << self.cluster_bits, l1_len, ZeroMode::Keep)?;
         }
-        storage.sync()
+        Ok(())
     }
 }
 
