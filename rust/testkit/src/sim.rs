@@ -289,7 +289,7 @@ impl State {
         ended.durable = durable;
         self.current.number = ended.number + 1;
         if !durable {
-            self.current.changes = ended.changes.clone();
+            self.current.changes.clone_from(&ended.changes);
         }
         self.ended.push(Arc::new(ended));
     }
@@ -670,7 +670,7 @@ mod tests {
             }
             storage.fail_call(0, Failing::Once);
             storage.writev_at((&vec![1; 4 * SECTOR]).into(), 0).expect_err("injected");
-            effects.insert(storage.contents().iter().filter(|byte| **byte == 1).count());
+            effects.insert(storage.contents().into_iter().map(usize::from).sum::<usize>());
         }
         assert_eq!(effects, [0, 2 * SECTOR, 4 * SECTOR].into());
     }
