@@ -17,6 +17,7 @@ use super::header::{
     MAX_REFCOUNT_TABLE_LEN, MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, V2_REFCOUNT_ORDER, in_file,
     l1_entries_for,
 };
+use super::refcounts;
 use crate::error::{Error, Result};
 use crate::format::{Compression, ImplicitReference};
 use crate::ondisk::{HEADER_V2_LEN, RawHeader, clusters_for};
@@ -266,7 +267,7 @@ impl Plan {
         let mut left = self.clusters();
         for _ in 0..self.blocks {
             let used = left.min(self.refcounts_per_block());
-            out.put(&refcounts_of_one(used, self.refcount_order, self.cluster_size()))?;
+            out.put(&refcounts::block_of_ones(used, self.refcount_order, self.cluster_size()))?;
             left -= used;
         }
         for table in 0..self.l2_tables {
@@ -344,22 +345,6 @@ impl Stream<'_> {
         }
         Ok(())
     }
-}
-
-/// A refcount block whose first `used` refcounts are 1.
-fn refcounts_of_one(used: u64, refcount_order: u32, cluster_size: u64) -> Vec<u8> {
-    let mut block = vec![0; cluster_size as usize];
-    for index in 0..used as usize {
-        if refcount_order < 3 {
-            // Several in a byte, the first in the least significant bits.
-            let bit = index << refcount_order;
-            block[bit / 8] |= 1 << (bit % 8);
-        } else {
-            let width = 1 << (refcount_order - 3);
-            block[(index + 1) * width - 1] = 1;
-        }
-    }
-    block
 }
 
 fn check_combination(options: &CreateOptions) -> Result<()> {
