@@ -185,7 +185,7 @@ impl Plan {
     }
 
     fn refcounts_per_block(&self) -> u64 {
-        self.cluster_size() * 8 >> self.refcount_order
+        (self.cluster_size() * 8) >> self.refcount_order
     }
 
     /// All clusters of the new image.
