@@ -76,6 +76,9 @@ impl Regions {
     }
 }
 
+/// What vectors of zeroes point to.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
 /// Memory that a read fills, in order.
 ///
 /// Unique: splitting consumes, so that no two vectors made by safe code name the same byte.
@@ -181,6 +184,20 @@ impl<'a> IoVectorMut<'a> {
 impl Default for IoVectorMut<'_> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl IoVector<'static> {
+    /// `len` bytes of zeroes, which take up no memory.
+    pub fn zeroes(len: usize) -> Self {
+        let mut vector = Self::new();
+        let mut rest = len;
+        while rest > 0 {
+            let part = rest.min(ZEROES.len());
+            vector.push(&ZEROES[..part]);
+            rest -= part;
+        }
+        vector
     }
 }
 

@@ -1,1 +1,273 @@
-//!
+//! An open image: the executor of its format's plans.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::inflight::{Guard, Inflight, Ticket};
+use crate::format::{Format, FormatKind, ImplicitReference};
+
+use super::cluster_cache::ClusterCache;
+use super::range_lock::RangeLocks;
+
+/// Images in a chain, the first one included.
+pub const CHAIN_MAX: u32 = 256;
+
+/// What answers for the bytes that an image itself does not hold.
+#[derive(Clone, Debug, Default)]
+pub enum Base {
+    /// Nobody: they are zeroes.
+    #[default]
+    None,
+    /// Another image. Who opened it closes it, unless `owned`.
+    Image {
+        /// The backing image.
+        image: Arc<Image>,
+        /// It was opened for this image alone and is closed with it.
+        owned: bool,
+    },
+    /// A file the image names that was not opened: reading from it is an error.
+    Unopened(ImplicitReference),
+}
+
+const OPEN: u8 = 0;
+const CLOSED: u8 = 1;
+const NO_DATA_FILE: u8 = 2;
+
+/// An open image and the images below it.
+///
+/// Synchronous and shared: every method takes `&self` and may run on any number of threads at once. Two writes that
+/// overlap leave some mix of both; a read beside a write sees some mix of before and after.
+pub struct Image {
+    pub(super) format: Arc<dyn Format>,
+    pub(super) base: Base,
+    /// Guest ranges in which someone allocates or zeroes.
+    pub(super) ranges: RangeLocks,
+    pub(super) unpacked: ClusterCache,
+    /// The format was guessed: writes must not make it look like another one.
+    pub(super) probed_raw: bool,
+    /// The files of the metadata and of the data, as extents name them.
+    pub(super) host_files: [Option<Arc<Path>>; 2],
+    state: AtomicU8,
+    /// Operations in flight, where the format does not count them itself.
+    inflight: Inflight,
+    /// What closing came to.
+    closed: Mutex<Option<Result<()>>>,
+}
+
+/// An operation on an image that goes on outside of it (a read that a ring does); the image's
+/// [`close`](Image::close) waits until it is dropped.
+#[derive(Debug)]
+pub struct Operation {
+    image: Arc<Image>,
+    ticket: Option<Ticket>,
+}
+
+impl Image {
+    /// An image of this format over `base`.
+    pub fn new(format: Arc<dyn Format>, base: Base) -> Self {
+        let file = |path: Option<&Path>| path.map(Arc::<Path>::from);
+        let host_files = [file(format.storage().path()), file(format.data_storage().path())];
+        Image {
+            format,
+            base,
+            ranges: RangeLocks::default(),
+            unpacked: ClusterCache::default(),
+            probed_raw: false,
+            host_files,
+            state: AtomicU8::new(OPEN),
+            inflight: Inflight::default(),
+            closed: Mutex::new(None),
+        }
+    }
+
+    /// The same image, marked as raw for want of a better guess: a write that would make its start look like
+    /// another format is refused, as the guest could otherwise choose what the next one to probe it opens.
+    #[must_use]
+    pub(crate) fn probed_raw(mut self) -> Self {
+        self.probed_raw = true;
+        self
+    }
+
+    /// The same image, still without the external data file it needs: every operation is an error that says so.
+    #[must_use]
+    pub(crate) fn without_data_file(self) -> Self {
+        self.state.store(NO_DATA_FILE, Ordering::SeqCst);
+        self
+    }
+
+    /// Size of the guest's disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.format.size()
+    }
+
+    /// Which format it has.
+    pub fn kind(&self) -> FormatKind {
+        self.format.kind()
+    }
+
+    /// Whether it was opened for writing.
+    pub fn writable(&self) -> bool {
+        self.format.writable()
+    }
+
+    /// The file it is in, where it is in one.
+    pub fn path(&self) -> Option<&Path> {
+        self.format.path()
+    }
+
+    /// The driver of its format.
+    pub fn format(&self) -> &Arc<dyn Format> {
+        &self.format
+    }
+
+    /// The backing image, where there is one.
+    pub fn backing(&self) -> Option<&Arc<Image>> {
+        match &self.base {
+            Base::Image { image, .. } => Some(image),
+            Base::None | Base::Unopened(_) => None,
+        }
+    }
+
+    /// Images in the chain from this one down, itself included.
+    pub fn chain_len(&self) -> u32 {
+        let mut len = 1;
+        let mut image = self;
+        while let Some(backing) = image.backing() {
+            len += 1;
+            image = backing;
+        }
+        len
+    }
+
+    /// Whether [`close`](Image::close) was called.
+    pub fn is_closed(&self) -> bool {
+        self.state.load(Ordering::Acquire) == CLOSED
+    }
+
+    /// Makes everything that was written durable: data, then the metadata that shows it.
+    pub fn flush(&self) -> Result<()> {
+        let _operation = self.enter()?;
+        if self.writable() { self.format.flush().map_err(|e| self.name(e)) } else { Ok(()) }
+    }
+
+    /// Waits for the operations in flight, flushes, leaves the image clean and lets its locks go. What comes later is
+    /// [`ErrorKind::Closed`]. Closing again does nothing and returns what the first time came to.
+    pub fn close(&self) -> Result<()> {
+        let mut closed = self.closed.lock();
+        if let Some(result) = &*closed {
+            return result.clone();
+        }
+        self.state.store(CLOSED, Ordering::SeqCst);
+        self.wait_idle();
+        let mut result = Ok(());
+        if self.writable() {
+            result = self.format.flush().and_then(|()| self.format.close()).map_err(|e| self.name(e));
+        }
+        self.unpacked.forget(0, u64::MAX);
+        self.format.storage().unlock();
+        self.format.data_storage().unlock();
+        if let Base::Image { image, owned: true } = &self.base {
+            result = result.and(image.close());
+        }
+        *closed = Some(result.clone());
+        result
+    }
+
+    /// Begins an operation that goes on outside of the image.
+    pub fn begin(self: &Arc<Self>) -> Result<Operation> {
+        let ticket = self.inflight().enter();
+        let operation = Operation { image: Arc::clone(self), ticket: Some(ticket) };
+        self.check_open().map(|()| operation)
+    }
+
+    /// Begins an operation that ends with the guard.
+    #[inline]
+    pub(super) fn enter(&self) -> Result<Guard<'_>> {
+        let guard = self.inflight().guard();
+        // After the count, so that `close` either sees the count or this sees its mark.
+        self.check_open().map(|()| guard)
+    }
+
+    #[inline]
+    fn check_open(&self) -> Result<()> {
+        match self.state.load(Ordering::SeqCst) {
+            OPEN => Ok(()),
+            state => Err(self.not_open(state)),
+        }
+    }
+
+    #[cold]
+    fn not_open(&self, state: u8) -> Error {
+        if state == NO_DATA_FILE {
+            return self.name(Error::invalid_input(
+                "the image keeps its data in an external data file that was not opened: open the implicit \
+                 dependencies or set a data file first",
+            ));
+        }
+        self.name(Error::new(ErrorKind::Closed, "the image is closed"))
+    }
+
+    #[inline]
+    fn inflight(&self) -> &Inflight {
+        self.format.inflight().unwrap_or(&self.inflight)
+    }
+
+    fn wait_idle(&self) {
+        let mut pause = Duration::from_micros(20);
+        while !self.inflight().is_idle() {
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(2));
+        }
+    }
+
+    /// A range of the disk, checked before anything is done to it.
+    #[inline]
+    pub(super) fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size() => Ok(()),
+            _ => Err(self.out_of_range(offset, len)),
+        }
+    }
+
+    #[cold]
+    fn out_of_range(&self, offset: u64, len: u64) -> Error {
+        self.name(Error::invalid_input(format!(
+            "{len} bytes at offset {offset} pass the end of the disk, which has {} bytes",
+            self.size()
+        )))
+    }
+
+    /// `error` with this image's file, unless it names one already.
+    #[cold]
+    pub(super) fn name(&self, error: Error) -> Error {
+        match self.path() {
+            Some(path) => error.in_file(path),
+            None => error,
+        }
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.image.inflight().leave(ticket);
+        }
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image")
+            .field("format", &self.format)
+            .field("size", &self.size())
+            .field("backing", &self.backing())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,8 +1,18 @@
 //! A guest request becomes extents, extents become storage operations.
+
+mod align;
+mod cluster_cache;
 pub mod convert;
 pub mod create;
 pub mod extent;
 pub mod image;
 pub mod info;
+pub mod map;
 pub mod open;
 pub mod pool;
+mod probe;
+mod range_lock;
+mod read;
+mod unpack;
+mod write;
+mod zero;

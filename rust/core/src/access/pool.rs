@@ -1,1 +1,142 @@
-//!
+//! A small pool of worker threads for work that must not be done where it was asked for.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use parking_lot::{Condvar, Mutex};
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Fewest workers, so that one that waits for a device does not stop everything.
+const MIN_WORKERS: usize = 4;
+/// Most workers.
+const MAX_WORKERS: usize = 32;
+
+/// Worker threads that run jobs in the order they came; they are started when they are first needed.
+#[derive(Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    workers: usize,
+    idle: usize,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let State { jobs, workers, idle } = self;
+        write!(f, "State {{ jobs: {}, workers: {workers}, idle: {idle} }}", jobs.len())
+    }
+}
+
+/// The pools of this process and of those it was forked from; a child's first use appends its own.
+struct Link {
+    pid: u32,
+    pool: Pool,
+    next: OnceLock<Box<Link>>,
+}
+
+impl Pool {
+    /// The pool of this process: two workers per core, at least 4 and at most 32.
+    ///
+    /// A forked child has none of its parent's threads and gets a pool of its own.
+    pub fn global() -> &'static Pool {
+        static FIRST: OnceLock<Box<Link>> = OnceLock::new();
+        let pid = std::process::id();
+        let mut place = &FIRST;
+        loop {
+            let link = place.get_or_init(|| {
+                Box::new(Link { pid, pool: Pool::new(cores() * 2), next: OnceLock::new() })
+            });
+            if link.pid == pid {
+                return &link.pool;
+            }
+            place = &link.next;
+        }
+    }
+
+    fn new(workers: usize) -> Self {
+        Pool { shared: Arc::default(), limit: workers.clamp(MIN_WORKERS, MAX_WORKERS) }
+    }
+
+    /// Runs `job` on a worker, after those that were given before.
+    pub fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        let mut state = self.shared.state.lock();
+        state.jobs.push_back(Box::new(job));
+        if state.idle >= state.jobs.len() {
+            drop(state);
+            self.shared.wake.notify_one();
+        } else if state.workers < self.limit {
+            state.workers += 1;
+            drop(state);
+            self.start();
+        }
+    }
+
+    /// Runs `job` on a worker that has nothing to do; gives it back where there is none.
+    pub fn spawn_idle<F: FnOnce() + Send + 'static>(&self, job: F) -> Result<(), F> {
+        let state = self.shared.state.lock();
+        if state.idle <= state.jobs.len() && state.workers >= self.limit {
+            return Err(job);
+        }
+        drop(state);
+        self.spawn(job);
+        Ok(())
+    }
+
+    fn start(&self) {
+        let shared = Arc::clone(&self.shared);
+        let started = thread::Builder::new().name("imago-worker".to_owned()).spawn(move || shared.work());
+        if started.is_err() {
+            let mut state = self.shared.state.lock();
+            state.workers -= 1;
+            // With no thread at all the caller does the work itself: late is better than never.
+            if state.workers == 0 {
+                while let Some(job) = state.jobs.pop_front() {
+                    drop(state);
+                    run(job);
+                    state = self.shared.state.lock();
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self) {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                drop(state);
+                run(job);
+                state = self.state.lock();
+            } else {
+                state.idle += 1;
+                self.wake.wait(&mut state);
+                state.idle -= 1;
+            }
+        }
+    }
+}
+
+/// A job that panics ends alone: its worker goes on. Whoever waits for the job sees that it never reported.
+fn run(job: Job) {
+    drop(catch_unwind(AssertUnwindSafe(job)));
+}
+
+/// Cores that this process may use.
+pub(crate) fn cores() -> usize {
+    thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+}

@@ -112,6 +112,17 @@ impl Inflight {
     }
 }
 
+impl Inflight {
+    /// Whether no operation is in flight, in either generation.
+    ///
+    /// Meaningful once new operations turn back at a flag that was set (sequentially consistent) before this call and
+    /// that each reads after it entered: then every count seen as zero stays without work.
+    pub fn is_idle(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.shards.iter().all(|shard| shard.counts.iter().all(|count| count.load(Ordering::SeqCst) == 0))
+    }
+}
+
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         self.inflight.exit(self.shard, self.generation);

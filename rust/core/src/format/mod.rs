@@ -351,8 +351,8 @@ pub trait Format: fmt::Debug + Send + Sync {
     }
 
     /// What `info` shows.
-    fn info(&self) -> FormatInfo {
-        FormatInfo::default()
+    fn info(&self) -> Result<FormatInfo> {
+        Ok(FormatInfo::default())
     }
 
     /// The file the image is in, for messages.

@@ -1,1 +1,85 @@
 //! The bytes of the disk as they are.
+
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::Storage;
+use crate::units::{GuestOffset, HostOffset};
+
+use super::{Allocation, Format, FormatKind, Lookup, Mapping, Place, WriteStep, ZeroIntent, ZeroStep};
+
+/// A disk whose bytes are those of one storage, offset by offset.
+///
+/// Its size is the storage's length when it was opened, which need not be a multiple of anything. [`Format::map`] calls all of it data:
+/// reading a hole costs the storage no more than asking it where its holes are. `extents` asks.
+#[derive(Debug)]
+pub struct Raw {
+    storage: Arc<dyn Storage>,
+    size: u64,
+    writable: bool,
+}
+
+impl Raw {
+    /// The raw image in `storage`.
+    pub fn open(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
+        if writable && !storage.capabilities().write {
+            return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
+        }
+        let size = storage.len()?;
+        Ok(Raw { storage, size, writable })
+    }
+}
+
+impl Format for Raw {
+    fn kind(&self) -> FormatKind {
+        FormatKind::Raw
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn writable(&self) -> bool {
+        self.writable
+    }
+
+    fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    fn map(&self, offset: GuestOffset, len: u64, _: Lookup) -> Result<Option<Mapping<'_>>> {
+        let place = Place::Data { storage: &self.storage, offset: HostOffset(offset.0) };
+        Ok(Some(Mapping { len, place }))
+    }
+
+    fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
+        Ok(WriteStep::InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) })
+    }
+
+    fn in_place(
+        &self,
+        offset: GuestOffset,
+        len: u64,
+        _: Lookup,
+    ) -> Result<Option<(u64, &Arc<dyn Storage>, HostOffset)>> {
+        Ok(Some((len, &self.storage, HostOffset(offset.0))))
+    }
+
+    fn commit(&self, _: Allocation) -> Result<()> {
+        unreachable!("raw never allocates")
+    }
+
+    fn abandon(&self, _: Allocation) {}
+
+    fn zero(&self, offset: GuestOffset, len: u64, _: ZeroIntent) -> Result<ZeroStep<'_>> {
+        Ok(ZeroStep::InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) })
+    }
+
+    fn flush(&self) -> Result<()> {
+        // Direct I/O writes whole sectors: the last one may have carried the file past the disk's end.
+        if self.storage.len()? > self.size && self.storage.capabilities().resize {
+            self.storage.set_len(self.size)?;
+        }
+        self.storage.sync()
+    }
+}

@@ -141,10 +141,20 @@ pub trait Storage: fmt::Debug + Send + Sync {
         None
     }
 
-    /// A descriptor on which io_uring may do what [`readv_at`](Storage::readv_at) does, where there is one.
+    /// Lets go of the image locks, where it holds any: the image was closed and nothing is written through this
+    /// storage any more, though its owner may keep it for a while.
+    fn unlock(&self) {}
+
+    /// A descriptor on which `io_uring` may do what [`readv_at`](Storage::readv_at) does, where there is one.
+    /// Requests on it keep [`raw_limits`](Storage::raw_limits).
     #[cfg(unix)]
     fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
         None
+    }
+
+    /// What requests on [`raw_fd`](Storage::raw_fd) keep, which may be more than [`limits`](Storage::limits) asks for.
+    fn raw_limits(&self) -> Limits {
+        self.limits()
     }
 }
 

@@ -1,1 +1,53 @@
-//!
+//! Taking clusters of the image file, and giving them back.
+
+use super::Driver;
+use super::pending::Dropped;
+use super::refcounts::{Refcounts, Taken};
+use crate::error::{Error, Result};
+
+impl Driver {
+    /// Takes up to `wanted` free clusters in a row, at least one.
+    pub(super) fn take_clusters(&self, wanted: u64) -> Result<Taken> {
+        let mut refcounts = self.refcounts.lock();
+        let taken = refcounts.take(&self.metadata, &self.header, wanted)?;
+        self.note_moved_metadata(&mut refcounts);
+        let reserved = self.reserved.read();
+        match (taken.first..taken.first + taken.count).find(|cluster| reserved.contains(cluster)) {
+            None => Ok(taken),
+            Some(cluster) => Err(Error::corrupt(
+                "metadata stands in a cluster that its refcount calls free; repair the image (qemu-img check -r all)",
+            )
+            .at(cluster << self.geometry.cluster_bits)),
+        }
+    }
+
+    fn note_moved_metadata(&self, refcounts: &mut Refcounts) {
+        if refcounts.new_metadata.is_empty() && refcounts.old_metadata.is_empty() {
+            return;
+        }
+        let mut reserved = self.reserved.write();
+        for cluster in refcounts.old_metadata.drain(..) {
+            reserved.remove(&cluster);
+        }
+        reserved.extend(refcounts.new_metadata.drain(..));
+    }
+
+    /// Takes one reference off each range; what is free then goes back to the host.
+    pub(super) fn drop_references(&self, ranges: &[Dropped]) -> Result<()> {
+        let mut free = Vec::new();
+        {
+            let mut refcounts = self.refcounts.lock();
+            for &range in ranges {
+                free.extend(refcounts.drop_reference(&self.metadata, range)?);
+            }
+            // Punched while the allocator is locked: nobody has taken one of them yet.
+            free.sort_unstable();
+            for run in free.chunk_by(|a, b| a + 1 == *b) {
+                let (offset, len) = (run[0], run.len() as u64);
+                self.storage
+                    .discard_at(offset << self.geometry.cluster_bits, len << self.geometry.cluster_bits)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,1 +1,191 @@
+//! The cache of L2 slices: sharded, sized in bytes, loading with no map lock held, one loader per slice.
 //!
+//! A slice is evicted only while nobody else holds it. Dirty slices are held by the driver's list of what a
+//! flush has to write, so a dirty slice is never evicted.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
+
+use super::l2::Entry;
+use crate::error::Result;
+use crate::format::Lookup;
+
+const SHARDS: usize = 16;
+
+/// Part of an L2 table, in memory.
+#[derive(Debug)]
+pub(super) struct Slice {
+    words: OnceLock<Box<[AtomicU64]>>,
+    /// Held by the one thread that loads it.
+    loading: Mutex<()>,
+    /// Looked up since the clock's hand last passed.
+    referenced: AtomicBool,
+}
+
+impl Slice {
+    fn unloaded() -> Self {
+        Slice { words: OnceLock::new(), loading: Mutex::new(()), referenced: AtomicBool::new(true) }
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        self.words.get().expect("a slice leaves the cache loaded")
+    }
+
+    /// Entry number `index`.
+    ///
+    /// The two words of an extended entry are read one after the other; [`set`](Slice::set) orders its stores so that
+    /// an unchanged descriptor before and after makes the pair a right answer.
+    pub(super) fn get(&self, index: usize, extended: bool) -> Entry {
+        let words = self.words();
+        if !extended {
+            return Entry { descriptor: words[index].load(Ordering::Acquire), bitmap: 0 };
+        }
+        let (descriptor, bitmap) = (&words[index * 2], &words[index * 2 + 1]);
+        loop {
+            let before = descriptor.load(Ordering::SeqCst);
+            let bitmap = bitmap.load(Ordering::SeqCst);
+            if descriptor.load(Ordering::SeqCst) == before {
+                return Entry { descriptor: before, bitmap };
+            }
+        }
+    }
+
+    /// Replaces entry number `index`; the caller holds the driver's `pending` lock.
+    ///
+    /// The space is there before a bit of the bitmap says so, and the bits go before the space does. A compressed
+    /// cluster's bitmap means nothing, so the new one is there before the descriptor that gives it a meaning.
+    pub(super) fn set(&self, index: usize, entry: Entry, extended: bool) {
+        let words = self.words();
+        if !extended {
+            words[index].store(entry.descriptor, Ordering::Release);
+            return;
+        }
+        let (descriptor, bitmap) = (&words[index * 2], &words[index * 2 + 1]);
+        let bitmap_means_nothing =
+            Entry { descriptor: descriptor.load(Ordering::SeqCst), bitmap: 0 }.is_compressed();
+        if entry.descriptor == 0 || bitmap_means_nothing {
+            bitmap.store(entry.bitmap, Ordering::SeqCst);
+            descriptor.store(entry.descriptor, Ordering::SeqCst);
+        } else {
+            descriptor.store(entry.descriptor, Ordering::SeqCst);
+            bitmap.store(entry.bitmap, Ordering::SeqCst);
+        }
+    }
+
+    /// The slice as it stands on disk.
+    pub(super) fn to_disk(&self) -> Vec<u8> {
+        self.words().iter().flat_map(|word| word.load(Ordering::Acquire).to_be_bytes()).collect()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    slices: FxHashMap<u64, Arc<Slice>>,
+    /// The keys in the order that the clock's hand passes them.
+    clock: Vec<u64>,
+    hand: usize,
+}
+
+/// Slices by the offset at which they stand in the image file.
+#[derive(Debug)]
+pub(super) struct SliceCache {
+    shards: [RwLock<Shard>; SHARDS],
+    slice_bytes: usize,
+    /// Slices that one shard may hold.
+    per_shard: usize,
+}
+
+impl SliceCache {
+    /// A cache of about `bytes`, at least one slice a shard.
+    pub(super) fn new(bytes: u64, slice_bytes: u64) -> Self {
+        let per_shard = (bytes / slice_bytes / SHARDS as u64).clamp(1, 1 << 24) as usize;
+        SliceCache { shards: Default::default(), slice_bytes: slice_bytes as usize, per_shard }
+    }
+
+    /// Slices it may hold.
+    pub(super) fn capacity(&self) -> usize {
+        self.per_shard * SHARDS
+    }
+
+    fn shard(&self, key: u64) -> &RwLock<Shard> {
+        &self.shards[(key as usize / self.slice_bytes) % SHARDS]
+    }
+
+    /// The slice at offset `key`. `load` fills a buffer with its bytes; `Ok(None)` only for [`Lookup::Cached`].
+    pub(super) fn get(
+        &self,
+        key: u64,
+        lookup: Lookup,
+        load: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<Option<Arc<Slice>>> {
+        let found = self.shard(key).read().slices.get(&key).cloned();
+        if let Some(slice) = &found
+            && slice.words.get().is_some()
+        {
+            // A plain load first: hot slices would bounce this line between cores otherwise.
+            if !slice.referenced.load(Ordering::Relaxed) {
+                slice.referenced.store(true, Ordering::Relaxed);
+            }
+            return Ok(found);
+        }
+        if lookup == Lookup::Cached {
+            return Ok(None);
+        }
+        let slice = found.unwrap_or_else(|| self.insert(key, Slice::unloaded()));
+        let one_loader = slice.loading.lock();
+        if slice.words.get().is_none() {
+            let mut bytes = vec![0; self.slice_bytes];
+            load(&mut bytes)?;
+            let words = bytes.as_chunks::<8>().0.iter();
+            let words = words.map(|word| AtomicU64::new(u64::from_be_bytes(*word))).collect();
+            slice.words.set(words).expect("one loader at a time");
+        }
+        drop(one_loader);
+        Ok(Some(slice))
+    }
+
+    /// Drops what is cached of `bytes` at `start`: the table there is no table any more, or a new one.
+    pub(super) fn forget(&self, start: u64, bytes: u64) {
+        for key in (start..start + bytes).step_by(self.slice_bytes) {
+            let mut shard = self.shard(key).write();
+            if shard.slices.remove(&key).is_some() {
+                shard.clock.retain(|&other| other != key);
+            }
+        }
+    }
+
+    fn insert(&self, key: u64, slice: Slice) -> Arc<Slice> {
+        let mut guard = self.shard(key).write();
+        let shard = &mut *guard;
+        if let Some(slice) = shard.slices.get(&key) {
+            return Arc::clone(slice);
+        }
+        if shard.slices.len() >= self.per_shard {
+            shard.evict_one();
+        }
+        let slice = Arc::new(slice);
+        shard.slices.insert(key, Arc::clone(&slice));
+        shard.clock.push(key);
+        slice
+    }
+}
+
+impl Shard {
+    /// Evicts the first slice that nobody holds and nobody looked at in the hand's last round; none where all are held.
+    fn evict_one(&mut self) {
+        for _ in 0..2 * self.clock.len() {
+            self.hand = if self.hand + 1 < self.clock.len() { self.hand + 1 } else { 0 };
+            let key = self.clock[self.hand];
+            let slice = &self.slices[&key];
+            // The shard is locked for writing: a count of 1 cannot grow now.
+            if Arc::strong_count(slice) == 1 && !slice.referenced.swap(false, Ordering::Relaxed) {
+                self.slices.remove(&key);
+                self.clock.swap_remove(self.hand);
+                return;
+            }
+        }
+    }
+}

@@ -1,1 +1,108 @@
+//! Making changes durable in the order of the invariants.
 //!
+//! Recipe (docs/qcow2.md, "Flush"):
+//! 1. the data file's barrier, where there is one (I3);
+//! 2. changed refcount blocks; if new blocks are among them a barrier, then the table's entries (I1);
+//! 3. barrier: guest data, new L2 tables, refcounts are durable (I1, I3, I4);
+//! 4. changed L2 slices and L1 entries; every cluster that they name became durable in step 3;
+//! 5. barrier: what those entries do not name any more has no durable pointer (I2);
+//! 6. references dropped in step 4 are taken off in memory once no operation in flight can follow the old mapping, and
+//!    written without a barrier: until they land there are leaks, nothing else.
+
+use super::Driver;
+use super::pending::{Pending, Quarantine};
+use super::refcounts::RefcountWrites;
+use crate::error::Result;
+use crate::storage::Storage;
+
+/// Dropped ranges that are remembered before a flush takes them off.
+const DROPPED_MAX: usize = 1 << 16;
+
+impl Driver {
+    /// Flushes when what is pending would crowd the caches.
+    pub(super) fn flush_if_crowded(&self) -> Result<()> {
+        let crowded = {
+            let pending = self.pending.lock();
+            pending.slices.len() > self.slices.capacity() / 2 || pending.dropped.len() > DROPPED_MAX
+        };
+        if crowded { self.write_back() } else { Ok(()) }
+    }
+
+    pub(super) fn write_back(&self) -> Result<()> {
+        self.metadata.check()?;
+        let mut quarantine = self.flushing.lock();
+        // Entries that change from here on belong to the next flush: their data may land after step 3.
+        let (pending, slices, l1, refcounts) = {
+            let mut pending = self.pending.lock();
+            let taken = std::mem::take(&mut *pending);
+            let slices: Vec<_> =
+                taken.slices.iter().map(|(&offset, slice)| (offset, slice.to_disk())).collect();
+            let l1 = self.l1_bytes(&taken);
+            let refcounts = self.refcounts.lock().take_dirty();
+            (taken, slices, l1, refcounts)
+        };
+        if let Err(error) = self.write_ordered(&refcounts, &slices, &l1) {
+            // The latch lets nothing be written any more. Reads go on and must see what was acknowledged:
+            // the changed slices stay held in the cache.
+            self.pending.lock().slices.extend(pending.slices);
+            return Err(error);
+        }
+        quarantine.add(pending.dropped);
+        self.take_off_dropped(&mut quarantine)
+    }
+
+    fn write_ordered(
+        &self,
+        refcounts: &RefcountWrites,
+        slices: &[(u64, Vec<u8>)],
+        l1: &[(u64, [u8; 8])],
+    ) -> Result<()> {
+        if self.geometry.external_data {
+            self.data()?.sync()?;
+        }
+        self.write_refcounts(refcounts)?;
+        self.metadata.sync()?;
+        if slices.is_empty() && l1.is_empty() {
+            return Ok(());
+        }
+        for (offset, bytes) in slices {
+            self.metadata.writev_at(bytes.into(), *offset)?;
+        }
+        for (offset, bytes) in l1 {
+            self.metadata.writev_at(bytes.into(), *offset)?;
+        }
+        self.metadata.sync()
+    }
+
+    fn write_refcounts(&self, writes: &RefcountWrites) -> Result<()> {
+        for (offset, bytes) in &writes.blocks {
+            self.metadata.writev_at(bytes.into(), offset.0)?;
+        }
+        if !writes.table.is_empty() {
+            self.metadata.sync()?;
+            for (offset, word) in &writes.table {
+                self.metadata.writev_at((&word.to_be_bytes()).into(), offset.0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn l1_bytes(&self, pending: &Pending) -> Vec<(u64, [u8; 8])> {
+        let entry = |&index: &usize| {
+            let word = self.l1[index].load(std::sync::atomic::Ordering::Acquire);
+            (self.header.l1_offset.0 + index as u64 * 8, word.to_be_bytes())
+        };
+        pending.l1.iter().map(entry).collect()
+    }
+
+    /// Step 6.
+    fn take_off_dropped(&self, quarantine: &mut Quarantine) -> Result<()> {
+        let released = quarantine.release(&self.inflight);
+        if released.is_empty() {
+            return Ok(());
+        }
+        self.drop_references(&released)?;
+        let writes = self.refcounts.lock().take_dirty();
+        self.write_refcounts(&writes)
+    }
+}

@@ -1,4 +1,7 @@
 //! qcow2, versions 2 and 3. The page `docs/qcow2.md` has the layout, the limits, the invariants I1 to I8 and the write recipes.
+//!
+//! Lock order, outermost first: `flushing`, `tables`, `pending`, `refcounts`, a shard of `slices`.
+//! None is held while guest data moves; `slices` and `pending` are not held over I/O at all.
 
 mod allocate;
 mod bitmaps;
@@ -8,9 +11,292 @@ mod extensions;
 mod features;
 mod flush;
 mod header;
+mod info;
 mod l2;
 mod map;
+mod pending;
 mod refcounts;
 mod snapshots;
+mod tables;
 mod write;
 mod zero;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashSet;
+
+use self::cache::SliceCache;
+use self::header::Header;
+use self::l2::Geometry;
+use self::pending::{Pending, Quarantine};
+use self::refcounts::Refcounts;
+use super::inflight::Inflight;
+use super::{
+    Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, Lookup, Mapping,
+    WriteStep, ZeroIntent, ZeroStep,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::Storage;
+use crate::storage::latched::Latched;
+use crate::units::{GuestOffset, HostOffset};
+
+/// What the L2 cache may hold at most: QEMU's default maximum, enough for 256 GiB of 64 KiB clusters.
+const L2_CACHE_BYTES: u64 = 32 << 20;
+
+/// Whether these first bytes of a file are those of a qcow2 image.
+pub fn probe(head: &[u8]) -> bool {
+    head.starts_with(b"QFI\xfb")
+}
+
+/// What the metadata of an image says of it, for `info`: also of one that cannot be opened (encrypted).
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// Size of the guest's disk in bytes.
+    pub size: u64,
+    /// The backing file.
+    pub backing: Option<ImplicitReference>,
+    /// Everything else.
+    pub info: FormatInfo,
+}
+
+/// Reads what `info` shows of an image and nothing else; opens no other file.
+pub fn inspect(storage: &dyn Storage) -> Result<Inspection> {
+    let header = Header::inspect(storage)?;
+    let info = format_info(storage, &header)?;
+    Ok(Inspection { size: header.size, backing: header.backing, info })
+}
+
+fn format_info(storage: &dyn Storage, header: &Header) -> Result<FormatInfo> {
+    Ok(FormatInfo {
+        cluster_size: Some(header.cluster_size()),
+        dirty: Some(header.is_dirty()),
+        specific: Some(FormatSpecificInfo::Qcow2(info::info(storage, header)?)),
+    })
+}
+
+/// An open qcow2 image.
+#[derive(Debug)]
+pub struct Driver {
+    header: Header,
+    geometry: Geometry,
+    writable: bool,
+    /// Length of the image file when it was opened; an image that is written checked its tables against it then.
+    file_end: u64,
+    /// The image file. Metadata is written through the latch, so that nothing is ever written on top of unknown state.
+    storage: Arc<dyn Storage>,
+    metadata: Latched,
+    /// Where guest data is: the image file, or the external data file once it is known.
+    data: Option<Arc<dyn Storage>>,
+    /// The active L1 table; a table that a write made is here at once and on disk after the next flush.
+    l1: Box<[AtomicU64]>,
+    slices: SliceCache,
+    inflight: Inflight,
+
+    /// The first write has happened: the header says so (autoclear bits, bitmaps in use).
+    started: AtomicBool,
+    /// One flush at a time; what it freed and may not be reused yet.
+    flushing: Mutex<Quarantine>,
+    /// Held while an L2 table is made or copied.
+    tables: Mutex<()>,
+    pending: Mutex<Pending>,
+    refcounts: Mutex<Refcounts>,
+    /// Clusters of the image file that hold metadata; guest data is never written there (I6).
+    reserved: RwLock<FxHashSet<u64>>,
+    /// There is a backing file behind what is unallocated.
+    has_backing: AtomicBool,
+}
+
+impl Driver {
+    /// Reads and checks the metadata; writes nothing (I8).
+    ///
+    /// An image whose header names an external data file needs [`set_data_storage`](Driver::set_data_storage) before any data is read or written.
+    pub fn open(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
+        let named = |e: Error| match storage.path() {
+            Some(path) => e.in_file(path),
+            None => e,
+        };
+        Self::open_inner(&storage, writable).map_err(named)
+    }
+
+    fn open_inner(storage: &Arc<dyn Storage>, writable: bool) -> Result<Self> {
+        let header = Header::read(storage.as_ref())?;
+        if writable {
+            refuse_unsafe_writes(&header)?;
+        }
+        let geometry = Geometry {
+            cluster_bits: header.cluster_bits,
+            extended: header.is_extended_l2(),
+            external_data: header.has_data_file(),
+            zero_flag: header.version >= 3,
+            compression: header.compression,
+        };
+        let l1 = tables::read_l1(storage.as_ref(), &header)?;
+        let (refcounts, reserved) = if writable {
+            let refcounts = Refcounts::open(storage.as_ref(), &header)?;
+            let reserved = tables::reserved_clusters(storage.as_ref(), &header, &l1, &refcounts)?;
+            (refcounts, reserved)
+        } else {
+            (Refcounts::absent(), FxHashSet::default())
+        };
+        let l2_bytes = (header.size / geometry.table_span() + 1).saturating_mul(geometry.cluster_size());
+        Ok(Driver {
+            geometry,
+            writable,
+            file_end: storage.len()?,
+            storage: Arc::clone(storage),
+            metadata: Latched::new(Arc::clone(storage)),
+            data: (!geometry.external_data).then(|| Arc::clone(storage)),
+            l1,
+            slices: SliceCache::new(l2_bytes.min(L2_CACHE_BYTES), geometry.slice_bytes()),
+            inflight: Inflight::default(),
+            started: AtomicBool::new(false),
+            flushing: Mutex::default(),
+            tables: Mutex::new(()),
+            pending: Mutex::default(),
+            refcounts: Mutex::new(refcounts),
+            reserved: RwLock::new(reserved),
+            has_backing: AtomicBool::new(header.backing.is_some()),
+            header,
+        })
+    }
+
+    /// The backing file that the header names.
+    pub fn backing_reference(&self) -> Option<ImplicitReference> {
+        self.header.backing.clone()
+    }
+
+    /// The external data file that the header names. [`needs_data_file`](Driver::needs_data_file) may be true without one.
+    pub fn data_file_reference(&self) -> Option<ImplicitReference> {
+        let name = self.header.data_file.clone()?;
+        Some(ImplicitReference { name, format: Some("raw".into()) })
+    }
+
+    /// Whether guest data is in an external data file.
+    pub fn needs_data_file(&self) -> bool {
+        self.geometry.external_data
+    }
+
+    /// Says where guest data is, for an image with an external data file.
+    pub fn set_data_storage(&mut self, data: Arc<dyn Storage>) -> Result<()> {
+        if !self.geometry.external_data {
+            return Err(self.located(Error::invalid_input("the image has no external data file")));
+        }
+        self.data = Some(data);
+        Ok(())
+    }
+
+    /// Says whether anything is to be read behind unallocated clusters, where that differs from the header's word.
+    pub fn set_has_backing(&mut self, present: bool) {
+        *self.has_backing.get_mut() = present;
+    }
+
+    fn located(&self, error: Error) -> Error {
+        match self.storage.path() {
+            Some(path) => error.in_file(path),
+            None => error,
+        }
+    }
+}
+
+/// Images that can be read but must not be written as they are.
+fn refuse_unsafe_writes(header: &Header) -> Result<()> {
+    if header.is_corrupt() {
+        return Err(Error::corrupt(
+            "the image is marked corrupt: open it read-only, or repair it first (qemu-img check -r all)",
+        ));
+    }
+    if header.is_dirty() {
+        return Err(Error::unsupported(
+            "the image was not closed cleanly and its refcounts are stale: open it read-only, or repair it first (qemu-img check -r all)",
+        ));
+    }
+    Ok(())
+}
+
+impl Format for Driver {
+    fn kind(&self) -> FormatKind {
+        FormatKind::Qcow2
+    }
+
+    fn size(&self) -> u64 {
+        self.header.size
+    }
+
+    fn writable(&self) -> bool {
+        self.writable
+    }
+
+    fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    fn data_storage(&self) -> &Arc<dyn Storage> {
+        self.data.as_ref().unwrap_or(&self.storage)
+    }
+
+    fn inflight(&self) -> Option<&Inflight> {
+        self.writable.then_some(&self.inflight)
+    }
+
+    fn map(&self, offset: GuestOffset, len: u64, lookup: Lookup) -> Result<Option<Mapping<'_>>> {
+        self.map_run(offset, len, lookup).map_err(|e| self.located(e))
+    }
+
+    fn in_place(
+        &self,
+        offset: GuestOffset,
+        len: u64,
+        lookup: Lookup,
+    ) -> Result<Option<(u64, &Arc<dyn Storage>, HostOffset)>> {
+        self.find_in_place(offset, len, lookup).map_err(|e| self.located(e))
+    }
+
+    fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
+        self.start_writing().and_then(|()| self.plan_write(offset, len)).map_err(|e| self.located(e))
+    }
+
+    fn commit(&self, allocation: Allocation) -> Result<()> {
+        self.publish(&allocation).map_err(|e| self.located(e))
+    }
+
+    fn abandon(&self, allocation: Allocation) {
+        self.give_back(&allocation);
+    }
+
+    fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>> {
+        self.start_writing().and_then(|()| self.plan_zero(offset, len, intent)).map_err(|e| self.located(e))
+    }
+
+    fn write_alignment(&self) -> u64 {
+        self.geometry.cluster_size()
+    }
+
+    fn flush(&self) -> Result<()> {
+        if !self.writable {
+            return Ok(());
+        }
+        self.write_back().map_err(|e| self.located(e))
+    }
+
+    fn close(&self) -> Result<()> {
+        self.flush()?;
+        // What the first flush freed shows in the refcounts only now: nothing is in flight any more.
+        self.flush()
+    }
+
+    fn info(&self) -> Result<FormatInfo> {
+        format_info(self.storage.as_ref(), &self.header).map_err(|e| self.located(e))
+    }
+}
+
+impl Driver {
+    /// Refuses to write what cannot be written, before anything is touched.
+    fn check_writable(&self) -> Result<()> {
+        if !self.writable {
+            return Err(Error::new(ErrorKind::ReadOnly, "the image was opened read-only"));
+        }
+        self.metadata.check()
+    }
+}

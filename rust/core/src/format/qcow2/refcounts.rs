@@ -1,1 +1,393 @@
+//! Refcount table and blocks: which clusters of the image file are free, and taking them.
 //!
+//! Everything here is in memory until a flush takes [`Refcounts::take_dirty`]; only the table's growth writes at once.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use rustc_hash::FxHashMap;
+
+use super::header::Header;
+use super::l2::OFFSET_MASK;
+use super::pending::Dropped;
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::units::HostOffset;
+
+/// Memory that clean blocks may take, in bytes, before they are dropped: with 64 KiB clusters this covers 128 GiB.
+const CLEAN_BYTES: usize = 4 << 20;
+/// The refcount table is at most 8 MiB (QEMU's limit).
+const TABLE_BYTES: u64 = 8 << 20;
+
+/// One refcount block.
+#[derive(Debug)]
+struct Block {
+    bytes: Box<[u8]>,
+    /// The bytes that differ from what is on disk.
+    dirty: Range<usize>,
+}
+
+/// The refcounts of an image that is open for writing.
+#[derive(Debug)]
+pub(super) struct Refcounts {
+    cluster_bits: u32,
+    /// Base-2 logarithm of a refcount's bits.
+    order: u32,
+    table_offset: HostOffset,
+    table: Vec<u64>,
+    dirty_entries: BTreeSet<usize>,
+    blocks: FxHashMap<u64, Block>,
+    /// No cluster below is known to be free.
+    cursor: u64,
+    /// What the image file reads as zeroes from here on (bytes): nothing was ever written there.
+    untouched: u64,
+    /// Clusters that became refcount blocks or table, and ceased to be, since the driver last asked.
+    pub(super) new_metadata: Vec<u64>,
+    pub(super) old_metadata: Vec<u64>,
+}
+
+/// Clusters taken, one behind the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    pub(super) first: u64,
+    pub(super) count: u64,
+    /// They read as zeroes.
+    pub(super) reads_zero: bool,
+}
+
+/// Changed parts of blocks and of the table, to be written in this order with a barrier between.
+#[derive(Debug, Default)]
+pub(super) struct RefcountWrites {
+    pub(super) blocks: Vec<(HostOffset, Vec<u8>)>,
+    pub(super) table: Vec<(HostOffset, u64)>,
+}
+
+impl Refcounts {
+    /// Of a read-only image: none, and nothing asks for them.
+    pub(super) fn absent() -> Self {
+        Refcounts {
+            cluster_bits: 16,
+            order: 4,
+            table_offset: HostOffset(0),
+            table: Vec::new(),
+            dirty_entries: BTreeSet::new(),
+            blocks: FxHashMap::default(),
+            cursor: 0,
+            untouched: 0,
+            new_metadata: Vec::new(),
+            old_metadata: Vec::new(),
+        }
+    }
+
+    /// Reads the table; blocks follow when they are asked for.
+    pub(super) fn open(storage: &dyn Storage, header: &Header) -> Result<Self> {
+        let bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
+        let table = super::tables::read_words(storage, header.refcount_table_offset, bytes / 8)?;
+        let refcounts = Refcounts {
+            cluster_bits: header.cluster_bits,
+            order: header.refcount_order,
+            table_offset: header.refcount_table_offset,
+            table,
+            untouched: storage.len()?,
+            ..Self::absent()
+        };
+        for index in 0..refcounts.table.len() {
+            refcounts.block_offset(index as u64)?;
+        }
+        Ok(refcounts)
+    }
+
+    fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Clusters that one block counts.
+    fn per_block(&self) -> u64 {
+        (self.cluster_size() * 8) >> self.order
+    }
+
+    /// Where block number `index` is, if there is one.
+    fn block_offset(&self, index: u64) -> Result<Option<HostOffset>> {
+        let Some(&word) = self.table.get(index as usize) else {
+            return Ok(None);
+        };
+        let host = HostOffset(word & OFFSET_MASK);
+        if !host.is_aligned(self.cluster_size()) {
+            let entry = self.table_offset.0 + index * 8;
+            return Err(
+                Error::corrupt(format!("refcount table entry {word:#x} names no cluster boundary")).at(entry)
+            );
+        }
+        Ok((host.0 != 0).then_some(host))
+    }
+
+    /// The clusters that the table and the blocks are in.
+    pub(super) fn metadata_clusters(&self) -> impl Iterator<Item = u64> + '_ {
+        let first = self.table_offset.0 >> self.cluster_bits;
+        let blocks =
+            self.table.iter().map(|word| (word & OFFSET_MASK) >> self.cluster_bits).filter(|&c| c != 0);
+        (first..first + self.table_clusters()).chain(blocks)
+    }
+
+    fn table_clusters(&self) -> u64 {
+        (self.table.len() as u64 * 8).div_ceil(self.cluster_size())
+    }
+
+    /// The block number `index`, which exists.
+    fn block(&mut self, storage: &dyn Storage, index: u64, host: HostOffset) -> Result<&mut Block> {
+        if !self.blocks.contains_key(&index) {
+            self.make_room();
+            let mut bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
+            storage.readv_at((&mut *bytes).into(), host.0)?;
+            self.blocks.insert(index, Block { bytes, dirty: 0..0 });
+        }
+        Ok(self.blocks.get_mut(&index).expect("just inserted"))
+    }
+
+    fn make_room(&mut self) {
+        if self.blocks.len() << self.cluster_bits > CLEAN_BYTES {
+            self.blocks.retain(|_, block| !block.dirty.is_empty());
+        }
+    }
+
+    fn get(&mut self, storage: &dyn Storage, cluster: u64) -> Result<u64> {
+        let per_block = self.per_block();
+        let index = cluster / per_block;
+        let Some(host) = self.block_offset(index)? else {
+            return Ok(0);
+        };
+        let order = self.order;
+        Ok(read_count(&self.block(storage, index, host)?.bytes, order, cluster % per_block))
+    }
+
+    /// Sets the refcount of a cluster whose block exists.
+    fn set(&mut self, storage: &dyn Storage, cluster: u64, count: u64) -> Result<()> {
+        let per_block = self.per_block();
+        let index = cluster / per_block;
+        let host = self.block_offset(index)?.expect("a cluster with a refcount has a block");
+        let order = self.order;
+        let block = self.block(storage, index, host)?;
+        let touched = write_count(&mut block.bytes, order, cluster % per_block, count);
+        block.dirty = if block.dirty.is_empty() {
+            touched
+        } else {
+            block.dirty.start.min(touched.start)..block.dirty.end.max(touched.end)
+        };
+        Ok(())
+    }
+
+    /// Takes up to `wanted` free clusters in a row, at least one; their refcounts become 1.
+    ///
+    /// A run ends where a new refcount block has to stand.
+    pub(super) fn take(&mut self, storage: &dyn Storage, header: &Header, wanted: u64) -> Result<Taken> {
+        loop {
+            let first = self.first_free(storage)?;
+            let index = first / self.per_block();
+            if self.block_offset(index)?.is_none() {
+                self.add_block(storage, header, index, first)?;
+                continue;
+            }
+            let block_end = (index + 1) * self.per_block();
+            let mut end = first;
+            while end < block_end && end - first < wanted && self.get(storage, end)? == 0 {
+                end += 1;
+            }
+            for cluster in first..end {
+                self.set(storage, cluster, 1)?;
+            }
+            self.cursor = end;
+            let reads_zero = first << self.cluster_bits >= self.untouched;
+            self.untouched = self.untouched.max(end << self.cluster_bits);
+            return Ok(Taken { first, count: end - first, reads_zero });
+        }
+    }
+
+    /// The first free cluster from the cursor on.
+    fn first_free(&mut self, storage: &dyn Storage) -> Result<u64> {
+        let (per_block, order) = (self.per_block(), self.order);
+        let mut cluster = self.cursor;
+        loop {
+            let index = cluster / per_block;
+            let Some(host) = self.block_offset(index)? else {
+                return Ok(cluster);
+            };
+            let block = self.block(storage, index, host)?;
+            let free = (cluster % per_block..per_block).find(|&i| read_count(&block.bytes, order, i) == 0);
+            if let Some(i) = free {
+                return Ok(index * per_block + i);
+            }
+            cluster = (index + 1) * per_block;
+        }
+    }
+
+    /// Makes the free cluster `cluster`, which block number `index` counts, that block.
+    fn add_block(&mut self, storage: &dyn Storage, header: &Header, index: u64, cluster: u64) -> Result<()> {
+        if index >= self.table.len() as u64 {
+            return self.grow_table(storage, header);
+        }
+        self.make_room();
+        let bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
+        // All of it has to be written: what the cluster held before is anything.
+        self.blocks.insert(index, Block { dirty: 0..bytes.len(), bytes });
+        self.table[index as usize] = cluster << self.cluster_bits;
+        self.dirty_entries.insert(index as usize);
+        self.set(storage, cluster, 1)?;
+        self.cursor = cluster + 1;
+        self.untouched = self.untouched.max((cluster + 1) << self.cluster_bits);
+        self.new_metadata.push(cluster);
+        Ok(())
+    }
+
+    /// Moves the table to a larger one behind everything that the old one could count.
+    ///
+    /// Recipe (docs/qcow2.md, "Growing the refcount table"): blocks, barrier, table, barrier, header, barrier.
+    fn grow_table(&mut self, storage: &dyn Storage, header: &Header) -> Result<()> {
+        let (size, per_block) = (self.cluster_size(), self.per_block());
+        let old_entries = self.table.len() as u64;
+        let old_clusters = self.table_clusters();
+        // `blocks` new blocks count themselves and the table behind them.
+        let mut blocks = 1;
+        let clusters = loop {
+            let entries = (old_entries + blocks).max(old_entries + old_entries / 2);
+            let clusters = (entries * 8).div_ceil(size).max(old_clusters + 1);
+            if blocks * per_block >= blocks + clusters {
+                break clusters;
+            }
+            blocks += 1;
+        };
+        if clusters * size > TABLE_BYTES {
+            return Err(Error::unsupported(format!(
+                "the image file has outgrown a refcount table of {TABLE_BYTES} bytes; use larger clusters"
+            )));
+        }
+        let first = old_entries * per_block;
+        let table_cluster = first + blocks;
+        let mut table = self.table.clone();
+        table.resize((clusters * size / 8) as usize, 0);
+
+        let RefcountWrites { blocks: dirty, .. } = self.take_dirty();
+        for (offset, bytes) in dirty {
+            storage.writev_at((&bytes).into(), offset.0)?;
+        }
+        for index in old_entries..old_entries + blocks {
+            let mut bytes = vec![0; size as usize].into_boxed_slice();
+            let start = index * per_block;
+            for cluster in start..(first + blocks + clusters).min(start + per_block) {
+                write_count(&mut bytes, self.order, cluster - start, 1);
+            }
+            let host = (first + index - old_entries) << self.cluster_bits;
+            table[index as usize] = host;
+            storage.writev_at((&*bytes).into(), host)?;
+            self.blocks.insert(index, Block { bytes, dirty: 0..0 });
+        }
+        storage.sync()?;
+        let table_offset = HostOffset(table_cluster << self.cluster_bits);
+        let bytes: Vec<u8> = table.iter().flat_map(|word| word.to_be_bytes()).collect();
+        storage.writev_at((&bytes).into(), table_offset.0)?;
+        storage.sync()?;
+        header.rewrite_refcount_table(storage, table_offset, clusters as u32)?;
+        storage.sync()?;
+
+        let old = self.table_offset.0 >> self.cluster_bits;
+        self.table = table;
+        self.table_offset = table_offset;
+        self.untouched = self.untouched.max((first + blocks + clusters) << self.cluster_bits);
+        self.new_metadata.extend(first..first + blocks + clusters);
+        self.old_metadata.extend(old..old + old_clusters);
+        self.drop_reference(
+            storage,
+            Dropped { host: HostOffset(old << self.cluster_bits), len: old_clusters * size },
+        )?;
+        Ok(())
+    }
+
+    /// Takes one reference off every cluster that the range touches; returns those that are free now.
+    pub(super) fn drop_reference(&mut self, storage: &dyn Storage, dropped: Dropped) -> Result<Vec<u64>> {
+        let first = dropped.host.0 >> self.cluster_bits;
+        let last = (dropped.host.0 + dropped.len - 1) >> self.cluster_bits;
+        let mut free = Vec::new();
+        for cluster in first..=last {
+            match self.get(storage, cluster)? {
+                0 => {
+                    return Err(Error::corrupt(
+                        "a cluster in use has refcount 0; repair the image (qemu-img check -r all)",
+                    )
+                    .at(cluster << self.cluster_bits));
+                }
+                count => self.set(storage, cluster, count - 1)?,
+            }
+            if self.get(storage, cluster)? == 0 {
+                free.push(cluster);
+                self.cursor = self.cursor.min(cluster);
+            }
+        }
+        Ok(free)
+    }
+
+    /// Takes the changes that are not on disk yet.
+    pub(super) fn take_dirty(&mut self) -> RefcountWrites {
+        let mut writes = RefcountWrites::default();
+        for (&index, block) in &mut self.blocks {
+            if !block.dirty.is_empty() {
+                let dirty = std::mem::replace(&mut block.dirty, 0..0);
+                let host = HostOffset(self.table[index as usize] & OFFSET_MASK);
+                writes.blocks.push((host + dirty.start as u64, block.bytes[dirty].to_vec()));
+            }
+        }
+        for index in std::mem::take(&mut self.dirty_entries) {
+            writes.table.push((self.table_offset + index as u64 * 8, self.table[index]));
+        }
+        writes
+    }
+}
+
+/// Refcount number `index` of a block; widths below a byte start at the byte's low bits.
+fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
+    let i = index as usize;
+    match order {
+        0..=2 => {
+            let (per_byte, bits) = (8 >> order, 1 << order);
+            u64::from(bytes[i / per_byte] >> (i % per_byte * bits)) & ((1 << bits) - 1)
+        }
+        3 => u64::from(bytes[i]),
+        4 => u64::from(u16::from_be_bytes(bytes.as_chunks::<2>().0[i])),
+        5 => u64::from(u32::from_be_bytes(bytes.as_chunks::<4>().0[i])),
+        _ => u64::from_be_bytes(bytes.as_chunks::<8>().0[i]),
+    }
+}
+
+/// Writes refcount number `index`, which the width can hold; returns the bytes it touched.
+fn write_count(bytes: &mut [u8], order: u32, index: u64, count: u64) -> Range<usize> {
+    let i = index as usize;
+    if order < 3 {
+        let (per_byte, bits) = (8 >> order, 1 << order);
+        let shift = i % per_byte * bits;
+        let mask = (((1u32 << bits) - 1) << shift) as u8;
+        let byte = &mut bytes[i / per_byte];
+        *byte = (*byte & !mask) | (count as u8) << shift;
+        return i / per_byte..i / per_byte + 1;
+    }
+    let width = 1 << (order - 3);
+    let touched = i * width..(i + 1) * width;
+    bytes[touched.clone()].copy_from_slice(&count.to_be_bytes()[8 - width..]);
+    touched
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_every_width_keep_their_neighbours() {
+        for order in 0..=6 {
+            let mut bytes = vec![0; 64];
+            let max = if order == 6 { u64::MAX } else { (1 << (1u64 << order)) - 1 };
+            write_count(&mut bytes, order, 3, max);
+            write_count(&mut bytes, order, 5, 1);
+            let counts: Vec<u64> = (2..7).map(|i| read_count(&bytes, order, i)).collect();
+            assert_eq!(counts, [0, max, 0, 1, 0], "order {order}");
+            write_count(&mut bytes, order, 3, 0);
+            assert_eq!((read_count(&bytes, order, 3), read_count(&bytes, order, 5)), (0, 1));
+        }
+    }
+}

@@ -1,0 +1,52 @@
+"""How sizes, names and failures are written for a person."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyimago import ImagoError
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+class UsageError(Exception):
+    """An argument that argparse could not judge is wrong; its text is the message."""
+
+
+def size(count: int) -> str:
+    """`count` bytes with three significant digits, in the unit that keeps it below 1000."""
+    unit, scaled = 0, float(count)
+    while scaled >= 1000 and unit < len(UNITS) - 1:
+        scaled /= 1024
+        unit += 1
+    return f"{scaled:.3g} {UNITS[unit]}"
+
+
+def escape(text: Any) -> str:
+    r"""`text` with what a terminal would obey, or what is no character, as `\x..`, `\n` and the like.
+
+    Names come out of untrusted images; bytes that are no UTF-8 arrive as surrogates and leave as `\x..`.
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def _escaped(char: str) -> str:
+    undecoded_byte = range(0xDC80, 0xDD00)
+    if ord(char) in undecoded_byte:
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def describe(error: Exception) -> str | None:
+    """The line that tells a user of `error`; None if it is a defect of ours, which needs its traceback."""
+    match error:
+        case OSError(filename=name, strerror=str(reason)) if name is not None:
+            return escape(f"{_name(name)}: {reason}")
+        case OSError() | ImagoError() | UsageError() | ValueError():
+            return escape(error)
+        case _:
+            return None
+
+
+def _name(name: object) -> object:
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name

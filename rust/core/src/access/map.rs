@@ -1,0 +1,182 @@
+//! Where things are: extents for people and converters, and direct reads for a ring.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::error::Result;
+use crate::format::{FormatKind, Lookup, Mapping, Place};
+use crate::storage::Storage;
+use crate::units::{GuestOffset, HostOffset};
+
+use super::extent::Extent;
+use super::image::{Base, Image, Operation};
+
+/// A part of a read that a ring may do: `len` bytes at `host_offset` of `fd`.
+#[cfg(unix)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectRead {
+    /// Descriptor of the file; open as long as the [`DirectReads`] it belongs to.
+    pub fd: std::os::fd::RawFd,
+    /// Offset in the file (bytes).
+    pub host_offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// A read of plain data only, split into reads of files.
+///
+/// The image counts it as in flight as long as this lives. A read that comes back short has met the end of its file:
+/// [`Image::read`] does it right.
+#[cfg(unix)]
+#[derive(Debug)]
+pub struct DirectReads {
+    /// The reads, in the request's order; together as long as the request.
+    pub segments: SmallVec<[DirectRead; 4]>,
+    /// Buffers start at and are as long as multiples of this (1: anything).
+    pub memory_alignment: u32,
+    _operation: Operation,
+}
+
+/// The runs of a range, in order; see [`Image::extents`].
+#[derive(Debug)]
+pub struct Extents {
+    image: Arc<Image>,
+    offset: u64,
+    end: u64,
+    /// Read, and perhaps continued by what comes next.
+    pending: Option<Extent>,
+}
+
+impl Image {
+    /// What `len` bytes at `offset` are, run by run; neighbours with the same facts are one extent.
+    pub fn extents(self: &Arc<Self>, offset: u64, len: u64) -> Result<Extents> {
+        self.check_range(offset, len)?;
+        drop(self.enter()?);
+        Ok(Extents { image: Arc::clone(self), offset, end: offset + len, pending: None })
+    }
+
+    /// `len` bytes at `offset` as reads that a ring can do, if all of it is plain data in files and the metadata that
+    /// says so is cached; otherwise `None`.
+    #[cfg(unix)]
+    pub fn direct_reads(self: &Arc<Self>, offset: u64, len: u64) -> Result<Option<DirectReads>> {
+        self.check_range(offset, len)?;
+        let operation = self.begin()?;
+        let mut reads =
+            DirectReads { segments: SmallVec::new(), memory_alignment: 1, _operation: operation };
+        Ok(self.direct_into(offset, len, &mut reads)?.then_some(reads))
+    }
+
+    #[cfg(unix)]
+    fn direct_into(&self, mut offset: u64, len: u64, reads: &mut DirectReads) -> Result<bool> {
+        let end = offset + len;
+        while offset < end {
+            let mapping = self.format.map(GuestOffset(offset), end - offset, Lookup::Cached);
+            let Some(Mapping { len, place }) = mapping.map_err(|e| self.name(e))? else { return Ok(false) };
+            match place {
+                Place::Data { storage, offset: host } => {
+                    let limits = storage.raw_limits();
+                    let Some(fd) = storage.raw_fd() else { return Ok(false) };
+                    if !(host.0 | len).is_multiple_of(u64::from(limits.request_alignment)) {
+                        return Ok(false);
+                    }
+                    reads.memory_alignment = reads.memory_alignment.max(limits.memory_alignment);
+                    reads.segments.push(DirectRead { fd, host_offset: host.0, len });
+                }
+                Place::Unallocated => match &self.base {
+                    // Who closes an image that was set from outside does not wait for this one's operations.
+                    Base::Image { image, owned: true } if offset + len <= image.size() => {
+                        if !image.direct_into(offset, len, reads)? {
+                            return Ok(false);
+                        }
+                    }
+                    _ => return Ok(false),
+                },
+                Place::Zero { .. } | Place::Compressed { .. } => return Ok(false),
+            }
+            offset += len;
+        }
+        Ok(true)
+    }
+
+    /// The run at `offset`, at most up to `end`; `depth` is this image's place in the chain.
+    fn extent_at(&self, offset: u64, end: u64, depth: u32) -> Result<Extent> {
+        let _operation = self.enter()?;
+        let Mapping { len, place } = self.map(offset, end - offset)?;
+        let mut extent = Extent {
+            offset,
+            length: len,
+            data: false,
+            zero: false,
+            allocated: true,
+            compressed: false,
+            depth,
+            host_file: None,
+            host_offset: None,
+        };
+        match place {
+            Place::Data { storage, offset: host } => {
+                extent.data = true;
+                self.place_in_file(&mut extent, storage, host);
+                // Only raw asks its file for holes: in other formats the metadata has the say.
+                if self.kind() == FormatKind::Raw {
+                    let run = storage.run_at(host.0, len).map_err(|e| self.name(e))?;
+                    extent.length = run.len.clamp(1, len);
+                    extent.data = run.data;
+                    extent.zero = !run.data;
+                }
+            }
+            Place::Zero { reserved } => {
+                extent.zero = true;
+                if let Some(host) = reserved {
+                    self.place_in_file(&mut extent, self.format.data_storage(), host);
+                }
+            }
+            Place::Compressed { .. } => {
+                extent.data = true;
+                extent.compressed = true;
+            }
+            Place::Unallocated => match &self.base {
+                Base::Image { image, .. } if offset < image.size() => {
+                    return image.extent_at(offset, image.size().min(offset + len), depth + 1);
+                }
+                Base::Image { .. } | Base::None => {
+                    extent.zero = true;
+                    extent.allocated = false;
+                }
+                Base::Unopened(_) => return Err(self.unopened_base()),
+            },
+        }
+        Ok(extent)
+    }
+
+    fn place_in_file(&self, extent: &mut Extent, storage: &Arc<dyn Storage>, host: HostOffset) {
+        let data = usize::from(Arc::ptr_eq(storage, self.format.data_storage()));
+        extent.host_file.clone_from(&self.host_files[data]);
+        extent.host_offset = Some(host.0);
+    }
+}
+
+impl Iterator for Extents {
+    type Item = Result<Extent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.offset < self.end {
+            let next = match self.image.extent_at(self.offset, self.end, 0) {
+                Ok(extent) => extent,
+                Err(error) => {
+                    self.offset = self.end;
+                    self.pending = None;
+                    return Some(Err(error));
+                }
+            };
+            self.offset = next.end();
+            match &mut self.pending {
+                Some(pending) if pending.continues_in(&next) => pending.length += next.length,
+                Some(_) => return self.pending.replace(next).map(Ok),
+                None => self.pending = Some(next),
+            }
+        }
+        self.pending.take().map(Ok)
+    }
+}

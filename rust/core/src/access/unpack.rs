@@ -1,0 +1,315 @@
+//! Unpacking compressed clusters.
+//!
+//! The rule for both methods is the one QEMU's reader has for deflate: the decoder stops when one cluster is full, so a
+//! stream that would go on is fine; one that ends before is corruption.
+
+use std::cell::RefCell;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use flate2::{Decompress, FlushDecompress, Status};
+use libdeflater::Decompressor;
+use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
+
+use crate::buffer::IoVectorMut;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{CompressedCluster, Compression};
+use crate::storage::Storage;
+
+use super::image::Image;
+use super::pool::{self, Pool};
+use super::read::copy;
+
+/// Largest window that a zstd frame may ask for: 8 MiB, four times the largest cluster. The encoder's window never
+/// needs to be larger than a cluster; a frame that asks for more only wants our memory.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+/// Below this many bytes (unpacked) handing work to other threads costs more than it saves.
+const PARALLEL_MIN: usize = 128 << 10;
+
+/// What one thread needs to unpack.
+struct Unpacker {
+    deflate: Decompressor,
+    zstd: DCtx<'static>,
+    packed: Vec<u8>,
+}
+
+thread_local! {
+    static UNPACKER: RefCell<Option<Unpacker>> = const { RefCell::new(None) };
+    /// Where a whole cluster is unpacked before it is copied out.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The part of a request that lies in one compressed cluster.
+pub(super) struct Piece<'a> {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) cluster: CompressedCluster,
+    /// Bytes of the cluster before the part.
+    pub(super) skip: usize,
+    pub(super) bufs: IoVectorMut<'a>,
+}
+
+/// Reads `cluster` from `storage` and unpacks all of it to `bufs`, which are as long as the cluster.
+///
+/// Through a buffer of ours: decoders want a `&mut [u8]`, which the caller's memory must never become (it may be a
+/// guest's or Python's). The copy costs a twentieth of the unpacking.
+pub(super) fn into(storage: &dyn Storage, cluster: &CompressedCluster, bufs: IoVectorMut<'_>) -> Result<()> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        self::cluster(storage, cluster, scratch)?;
+        copy(bufs, scratch, 0);
+        Ok(())
+    })
+}
+
+/// Clusters that several threads unpack; each takes the next one that nobody has.
+struct Batch {
+    work: Vec<(Arc<dyn Storage>, CompressedCluster)>,
+    next: AtomicUsize,
+}
+
+impl Batch {
+    fn take(&self) -> Option<usize> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        (index < self.work.len()).then_some(index)
+    }
+
+    fn unpack(&self, index: usize, out: &mut Vec<u8>) -> Result<()> {
+        let (storage, packed) = &self.work[index];
+        cluster(&**storage, packed, out)
+    }
+
+    fn help(&self, done: &SyncSender<(usize, Result<Vec<u8>>)>) {
+        while let Some(index) = self.take() {
+            let mut bytes = Vec::new();
+            let result = self.unpack(index, &mut bytes).map(|()| bytes);
+            if done.send((index, result)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Fills all `pieces`. The caller unpacks too; idle workers help with large requests.
+///
+/// Helpers own what they work on and never wait but for the caller to take a result, so that nothing waits for a helper
+/// that has not begun.
+pub(super) fn read_all(image: &Image, mut pieces: Vec<Piece<'_>>) -> Result<()> {
+    pieces.retain_mut(|piece| match image.unpacked.get(&piece.cluster) {
+        Some(bytes) => {
+            copy(mem::take(&mut piece.bufs), &bytes, piece.skip);
+            false
+        }
+        None => true,
+    });
+    let total: usize = pieces.iter().map(|piece| piece.cluster.unpacked_len as usize).sum();
+    let helpers = (pool::cores() - 1).min(pieces.len().saturating_sub(1));
+    if total < PARALLEL_MIN || helpers == 0 {
+        return pieces
+            .into_iter()
+            .try_for_each(|piece| image.read_packed(&*piece.storage, &piece.cluster, piece.skip, piece.bufs));
+    }
+    let work = pieces.iter().map(|piece| (Arc::clone(&piece.storage), piece.cluster)).collect();
+    let batch = Arc::new(Batch { work, next: AtomicUsize::new(0) });
+    let (sender, done) = sync_channel(helpers * 2);
+    for _ in 0..helpers {
+        let (batch, sender) = (Arc::clone(&batch), sender.clone());
+        if Pool::global().spawn_idle(move || batch.help(&sender)).is_err() {
+            break;
+        }
+    }
+    drop(sender);
+    let mut left = pieces.len();
+    let mut finish = |(index, result): (usize, Result<Vec<u8>>)| -> Result<Vec<u8>> {
+        let piece: &mut Piece<'_> = &mut pieces[index];
+        let bytes = result?;
+        let bufs = mem::take(&mut piece.bufs);
+        if bufs.len() == bytes.len() {
+            copy(bufs, &bytes, 0);
+            return Ok(bytes);
+        }
+        copy(bufs, &bytes, piece.skip);
+        image.unpacked.put(piece.cluster, Arc::new(bytes));
+        Ok(Vec::new())
+    };
+    let mut own = Vec::new();
+    while let Some(index) = batch.take() {
+        let result = batch.unpack(index, &mut own).map(|()| mem::take(&mut own));
+        own = finish((index, result))?;
+        left -= 1;
+        while let Ok(theirs) = done.try_recv() {
+            finish(theirs)?;
+            left -= 1;
+        }
+    }
+    while left > 0 {
+        let lost = |_| Error::new(ErrorKind::Io, "a worker that unpacked a cluster died");
+        finish(done.recv().map_err(lost)?)?;
+        left -= 1;
+    }
+    Ok(())
+}
+
+/// Reads `cluster` from `storage` and unpacks it into `out`, which becomes as long as the cluster.
+pub(super) fn cluster(storage: &dyn Storage, cluster: &CompressedCluster, out: &mut Vec<u8>) -> Result<()> {
+    out.resize(cluster.unpacked_len as usize, 0);
+    UNPACKER.with_borrow_mut(|unpacker| {
+        let unpacker = unpacker.get_or_insert_with(Unpacker::new);
+        unpacker.packed.resize(cluster.packed_len as usize, 0);
+        // The last sectors may be missing from the file; storages read zeroes there.
+        storage.readv_at(unpacker.packed.as_mut_slice().into(), cluster.host.0)?;
+        unpacker.unpack(cluster.method, out).map_err(|why| {
+            let error = Error::corrupt(format!(
+                "the compressed cluster for guest offset {} cannot be unpacked: {why}",
+                cluster.guest
+            ));
+            let error = error.at(cluster.host.0);
+            match storage.path() {
+                Some(path) => error.in_file(path),
+                None => error,
+            }
+        })
+    })
+}
+
+impl Unpacker {
+    fn new() -> Self {
+        let mut zstd = DCtx::create();
+        zstd.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))
+            .expect("a window of 8 MiB is within zstd's bounds");
+        Unpacker { deflate: Decompressor::new(), zstd, packed: Vec::new() }
+    }
+
+    fn unpack(&mut self, method: Compression, out: &mut [u8]) -> Result<(), String> {
+        match method {
+            Compression::Deflate => match self.deflate.deflate_decompress(&self.packed, out) {
+                Ok(len) if len == out.len() => Ok(()),
+                Ok(len) => Err(too_short(len, out.len())),
+                // libdeflate wants the stream's end; a stream that goes on, or that lacks its end, is for zlib.
+                Err(_) => inflate(&self.packed, out),
+            },
+            Compression::Zstd => self.unzstd(out),
+        }
+    }
+
+    fn unzstd(&mut self, out: &mut [u8]) -> Result<(), String> {
+        self.zstd.reset(zstd_safe::ResetDirective::SessionOnly).map_err(zstd_error)?;
+        let len = out.len();
+        let mut input = InBuffer::around(&self.packed);
+        let mut output = OutBuffer::around(out);
+        while output.pos() < len {
+            let before = (input.pos(), output.pos());
+            self.zstd.decompress_stream(&mut output, &mut input).map_err(zstd_error)?;
+            if (input.pos(), output.pos()) == before {
+                return Err(too_short(output.pos(), len));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn inflate(packed: &[u8], out: &mut [u8]) -> Result<(), String> {
+    let mut stream = Decompress::new(false);
+    loop {
+        let (taken, done) = (stream.total_in(), stream.total_out());
+        let rest = &mut out[done as usize..];
+        let status = stream
+            .decompress(&packed[taken as usize..], rest, FlushDecompress::None)
+            .map_err(|error| error.to_string())?;
+        if stream.total_out() as usize == out.len() {
+            return Ok(());
+        }
+        let stuck = (taken, done) == (stream.total_in(), stream.total_out());
+        if status == Status::StreamEnd || stuck {
+            return Err(too_short(stream.total_out() as usize, out.len()));
+        }
+    }
+}
+
+fn too_short(len: usize, want: usize) -> String {
+    format!("its stream ends after {len} of {want} bytes")
+}
+
+fn zstd_error(code: usize) -> String {
+    zstd_safe::get_error_name(code).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::{Compress, FlushCompress};
+
+    use super::*;
+
+    fn content(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i / 7 % 251) as u8 ^ (i % 13) as u8).collect()
+    }
+
+    fn deflate(bytes: &[u8], flush: FlushCompress) -> Vec<u8> {
+        let mut packed = Vec::with_capacity(bytes.len() + 1024);
+        Compress::new(flate2::Compression::default(), false).compress_vec(bytes, &mut packed, flush).unwrap();
+        packed
+    }
+
+    fn unpacked(method: Compression, mut packed: Vec<u8>, len: usize) -> Result<Vec<u8>, String> {
+        packed.resize(packed.len().next_multiple_of(512), 0xa5);
+        let mut unpacker = Unpacker { packed, ..Unpacker::new() };
+        let mut out = vec![0; len];
+        unpacker.unpack(method, &mut out).map(|()| out)
+    }
+
+    #[test]
+    fn one_cluster_comes_back() {
+        let bytes = content(65536);
+        assert_eq!(unpacked(Compression::Deflate, deflate(&bytes, FlushCompress::Finish), 65536).unwrap(), bytes);
+        let packed = zstd_pack(&bytes);
+        assert_eq!(unpacked(Compression::Zstd, packed, 65536).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_longer_stream_stops_at_the_cluster() {
+        let bytes = content(100_000);
+        let unpacked = unpacked(Compression::Deflate, deflate(&bytes, FlushCompress::Finish), 65536).unwrap();
+        assert_eq!(unpacked, bytes[..65536]);
+        assert_eq!(unpacked(Compression::Zstd, zstd_pack(&bytes), 65536).unwrap(), bytes[..65536]);
+    }
+
+    #[test]
+    fn a_stream_without_its_end_is_fine_once_the_cluster_is_full() {
+        let bytes = content(65536);
+        let packed = deflate(&bytes, FlushCompress::Sync);
+        assert_eq!(unpacked(Compression::Deflate, packed, 65536).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_shorter_stream_is_an_error() {
+        let bytes = content(60000);
+        let error = unpacked(Compression::Deflate, deflate(&bytes, FlushCompress::Finish), 65536).unwrap_err();
+        assert!(error.contains("60000 of 65536"), "{error}");
+        assert!(unpacked(Compression::Zstd, zstd_pack(&bytes), 65536).is_err());
+    }
+
+    #[test]
+    fn two_zstd_frames_make_one_cluster() {
+        let bytes = content(65536);
+        let mut packed = zstd_pack(&bytes[..30000]);
+        packed.extend(zstd_pack(&bytes[30000..]));
+        assert_eq!(unpacked(Compression::Zstd, packed, 65536).unwrap(), bytes);
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        for seed in 0..64_u8 {
+            let packed: Vec<u8> = (0..512_u32).map(|i| (i.wrapping_mul(97) as u8) ^ seed.wrapping_mul(31)).collect();
+            for method in [Compression::Deflate, Compression::Zstd] {
+                assert!(unpacked(method, packed.clone(), 1 << 20).is_err());
+            }
+        }
+    }
+
+    fn zstd_pack(bytes: &[u8]) -> Vec<u8> {
+        let mut packed = Vec::with_capacity(zstd_safe::compress_bound(bytes.len()));
+        zstd_safe::compress(&mut packed, bytes, 3).unwrap();
+        packed
+    }
+}

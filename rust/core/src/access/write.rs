@@ -1,0 +1,148 @@
+//! Writing: in place where the space is there, otherwise into new space that is then published.
+
+use crate::buffer::{IoVector, IoVectorMut};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Allocation, Lookup, WriteStep};
+use crate::units::GuestOffset;
+
+use super::image::Image;
+use super::probe;
+
+impl Image {
+    /// Writes `bufs` to the disk from `offset` on (bytes).
+    ///
+    /// A range that passes the end of the disk is [`ErrorKind::InvalidInput`], an image that was opened read-only
+    /// [`ErrorKind::ReadOnly`]; nothing is written then. Durable after the next [`flush`](Image::flush).
+    pub fn write<'a>(&self, bufs: impl Into<IoVector<'a>>, offset: u64) -> Result<()> {
+        let bufs = bufs.into();
+        self.check_write(offset, bufs.len() as u64)?;
+        let _operation = self.enter()?;
+        if self.probed_raw && offset < probe::LEN as u64 && !bufs.is_empty() {
+            return self.write_start(bufs, offset);
+        }
+        self.write_range(bufs, offset)
+    }
+
+    #[inline]
+    pub(super) fn check_write(&self, offset: u64, len: u64) -> Result<()> {
+        if !self.writable() {
+            return Err(self.name(Error::new(ErrorKind::ReadOnly, "the image was opened read-only")));
+        }
+        self.check_range(offset, len)
+    }
+
+    /// Overwrites what is in place with no lock; the first byte that is not takes the range lock for the rest.
+    #[inline]
+    fn write_range(&self, mut bufs: IoVector<'_>, mut offset: u64) -> Result<()> {
+        while !bufs.is_empty() {
+            let len = bufs.len() as u64;
+            let place = self.format.in_place(GuestOffset(offset), len, Lookup::Load);
+            let Some((len, storage, host)) = place.map_err(|e| self.name(e))? else {
+                let _range = self.ranges.lock(offset, len, self.format.write_alignment());
+                return self.write_locked(bufs, offset);
+            };
+            let part = bufs.take_front(len as usize);
+            storage.writev_at(part, host.0).map_err(|e| self.name(e))?;
+            offset += len;
+        }
+        Ok(())
+    }
+
+    /// Writes while the caller holds the range.
+    pub(super) fn write_locked(&self, mut bufs: IoVector<'_>, mut offset: u64) -> Result<()> {
+        while !bufs.is_empty() {
+            let step = self.format.prepare_write(GuestOffset(offset), bufs.len() as u64);
+            match step.map_err(|e| self.name(e))? {
+                WriteStep::InPlace { len, storage, offset: host } => {
+                    let part = bufs.take_front(len as usize);
+                    storage.writev_at(part, host.0).map_err(|e| self.name(e))?;
+                    offset += len;
+                }
+                WriteStep::Allocate(allocation) => {
+                    let len = allocation.request_len;
+                    let part = bufs.take_front(len as usize);
+                    if let Err(error) = self.fill(&allocation, part, offset) {
+                        self.format.abandon(allocation);
+                        return Err(error);
+                    }
+                    let (start, covered) = (allocation.guest.0, allocation.len);
+                    self.format.commit(allocation).map_err(|e| self.name(e))?;
+                    self.unpacked.forget(start, covered);
+                    offset += len;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills new space: `part` at `offset`, around it what the guest has there now. (I3: published only afterwards)
+    fn fill(&self, allocation: &Allocation, part: IoVector<'_>, offset: u64) -> Result<()> {
+        let (start, end) = (allocation.guest.0, allocation.guest.0 + allocation.len);
+        let after = offset + part.len() as u64;
+        let head = self.surroundings(start, offset, allocation.reads_zero)?;
+        let tail = self.surroundings(after, end, allocation.reads_zero)?;
+        let host = match head {
+            Around::Skip => allocation.host.0 + (offset - start),
+            Around::Zero(_) | Around::Bytes(_) => allocation.host.0,
+        };
+        let mut bufs = head.vector();
+        bufs.append(part);
+        bufs.append(tail.vector());
+        let storage = self.format.data_storage();
+        storage.writev_at(bufs, host).map_err(|e| self.name(e))
+    }
+
+    /// What has to be written to new space for the guest range from `start` to `end`, whose content does not change.
+    fn surroundings(&self, start: u64, end: u64, space_reads_zero: bool) -> Result<Around> {
+        if start >= end {
+            return Ok(Around::Skip);
+        }
+        // Behind the end of the disk there is nothing but zeroes.
+        let within = self.size().min(end).saturating_sub(start);
+        if within == 0 || self.reads_zero(start, within)? {
+            return Ok(if space_reads_zero { Around::Skip } else { Around::Zero((end - start) as usize) });
+        }
+        let mut bytes = vec![0; (end - start) as usize];
+        self.read_range(IoVectorMut::from(&mut bytes[..within as usize]), start)?;
+        Ok(Around::Bytes(bytes))
+    }
+
+    /// A write to the first bytes of an image whose format was guessed to be raw.
+    fn write_start(&self, bufs: IoVector<'_>, offset: u64) -> Result<()> {
+        let mut sector = [0; probe::LEN];
+        let size = self.size().min(probe::LEN as u64) as usize;
+        let _range = self.ranges.lock(0, probe::LEN as u64, self.format.write_alignment());
+        self.read_range(IoVectorMut::from(&mut sector[..size]), 0)?;
+        let start = offset as usize;
+        let mut first = bufs.clone();
+        let first = first.take_front(bufs.len().min(size - start));
+        first.copy_to_slice(&mut sector[start..start + first.len()]);
+        if let Some(name) = probe::signature(&sector[..size]) {
+            return Err(self.name(Error::invalid_input(format!(
+                "the write would make this image look like {name}, and its format was not given but taken to be raw: \
+                 open it with the format raw to write anything to it"
+            ))));
+        }
+        self.write_locked(bufs, offset)
+    }
+}
+
+/// What is around the data in new space.
+enum Around {
+    /// Nothing, or what the space reads as anyway.
+    Skip,
+    /// This many zeroes.
+    Zero(usize),
+    /// The guest's bytes.
+    Bytes(Vec<u8>),
+}
+
+impl Around {
+    fn vector(&self) -> IoVector<'_> {
+        match self {
+            Around::Skip => IoVector::new(),
+            Around::Zero(len) => IoVector::zeroes(*len),
+            Around::Bytes(bytes) => bytes.into(),
+        }
+    }
+}

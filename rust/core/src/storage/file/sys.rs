@@ -1,0 +1,249 @@
+//! The system calls behind [`File`](super::File) and the image locks, each with a safe signature.
+//!
+//! Offsets are below `i64::MAX`, the largest that files have. What a platform lacks answers [`io::ErrorKind::Unsupported`]; callers then go the portable way.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use crate::buffer::{IoVector, IoVectorMut};
+use crate::storage::Limits;
+
+/// Regions that one call takes (`IOV_MAX` of Linux, the BSDs and macOS).
+const IOV_MAX: libc::c_int = 1024;
+
+/// How many of these regions one call takes.
+fn regions(iovecs: &[libc::iovec]) -> libc::c_int {
+    libc::c_int::try_from(iovecs.len()).map_or(IOV_MAX, |regions| regions.min(IOV_MAX))
+}
+
+fn count(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+fn done(result: libc::c_int) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Reads into the first regions of `bufs`; the count may be short.
+pub(super) fn preadv(file: &fs::File, bufs: &mut IoVectorMut<'_>, offset: u64) -> io::Result<usize> {
+    let iovecs = bufs.as_iovecs();
+    let (regions, offset) = (regions(iovecs), offset.cast_signed());
+    // SAFETY: the vector owns the right to write its regions, which live as long as it; `regions` of them are there.
+    count(unsafe { libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), regions, offset as libc::off_t) })
+}
+
+/// Writes the first regions of `bufs`; the count may be short.
+pub(super) fn pwritev(file: &fs::File, bufs: &IoVector<'_>, offset: u64) -> io::Result<usize> {
+    let iovecs = bufs.as_iovecs();
+    let (regions, offset) = (regions(iovecs), offset.cast_signed());
+    // SAFETY: the regions are readable as long as the vector lives; `regions` of them are there.
+    count(unsafe { libc::pwritev(file.as_raw_fd(), iovecs.as_ptr(), regions, offset as libc::off_t) })
+}
+
+/// As [`preadv`], but only what needs no waiting for a device; `EAGAIN` where that is nothing.
+#[cfg(target_os = "linux")]
+pub(super) fn preadv_nowait(file: &fs::File, bufs: &mut IoVectorMut<'_>, offset: u64) -> io::Result<usize> {
+    let iovecs = bufs.as_iovecs();
+    let (regions, offset) = (regions(iovecs), offset.cast_signed());
+    // SAFETY: as in `preadv`.
+    count(unsafe {
+        libc::preadv2(file.as_raw_fd(), iovecs.as_ptr(), regions, offset as libc::off_t, libc::RWF_NOWAIT)
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn preadv_nowait(_: &fs::File, _: &mut IoVectorMut<'_>, _: u64) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Where a seek goes.
+#[derive(Clone, Copy)]
+pub(super) enum Seek {
+    /// To the end.
+    End,
+    /// To the first data at or after this offset.
+    Data(u64),
+    /// To the first hole at or after this offset; the end of the file counts as one.
+    Hole(u64),
+}
+
+/// The offset that the seek leads to. It moves the descriptor's own position, which nothing here uses.
+pub(super) fn seek(file: &fs::File, to: Seek) -> io::Result<u64> {
+    let (offset, whence) = match to {
+        Seek::End => (0, libc::SEEK_END),
+        Seek::Data(offset) => (offset.cast_signed(), libc::SEEK_DATA),
+        Seek::Hole(offset) => (offset.cast_signed(), libc::SEEK_HOLE),
+    };
+    // SAFETY: no memory is involved.
+    let position = unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, whence) };
+    u64::try_from(position).map_err(|_| io::Error::last_os_error())
+}
+
+/// How to make a range read as zeroes without writing it; the length of the file stays.
+#[derive(Clone, Copy)]
+pub(super) enum Allocate {
+    /// Zeroes on allocated space.
+    ZeroRange,
+    /// A hole.
+    PunchHole,
+}
+
+/// Zeroes `len` bytes from `offset` on.
+#[cfg(target_os = "linux")]
+pub(super) fn fallocate(file: &fs::File, how: Allocate, offset: u64, len: u64) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_KEEP_SIZE
+        | match how {
+            Allocate::ZeroRange => libc::FALLOC_FL_ZERO_RANGE,
+            Allocate::PunchHole => libc::FALLOC_FL_PUNCH_HOLE,
+        };
+    loop {
+        // SAFETY: no memory is involved.
+        match done(unsafe {
+            libc::fallocate(file.as_raw_fd(), mode, offset.cast_signed() as _, len.cast_signed() as _)
+        }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn fallocate(_: &fs::File, _: Allocate, _: i64, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Flags for [`std::fs::OpenOptions`]: never hang on a FIFO, never become a terminal's process.
+pub(super) const OPEN_FLAGS: libc::c_int = libc::O_NONBLOCK | libc::O_NOCTTY;
+
+/// Flag that bypasses the page cache, where the platform has one.
+#[cfg(target_os = "linux")]
+pub(super) const DIRECT: Option<libc::c_int> = Some(libc::O_DIRECT);
+#[cfg(not(target_os = "linux"))]
+pub(super) const DIRECT: Option<libc::c_int> = None;
+
+/// Takes `O_NONBLOCK` away again: with it a ring would answer `EAGAIN` instead of waiting.
+pub(super) fn make_blocking(file: &fs::File) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    done(flags)?;
+    // SAFETY: no memory is involved.
+    done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) })
+}
+
+/// The same file for writing through the page cache.
+#[cfg(target_os = "linux")]
+pub(super) fn reopen_buffered(file: &fs::File) -> io::Result<fs::File> {
+    fs::OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn reopen_buffered(_: &fs::File) -> io::Result<fs::File> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// A file's own word on direct I/O.
+pub(super) enum DirectIo {
+    /// It says nothing.
+    Unknown,
+    /// It has none.
+    Missing,
+    /// It asks for this.
+    Needs(Limits),
+}
+
+/// Asks the file (`STATX_DIOALIGN`, Linux 6.1).
+#[cfg(target_os = "linux")]
+pub(super) fn direct_io(file: &fs::File) -> DirectIo {
+    let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is a C string, the buffer is one `struct statx`.
+    let result = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            stat.as_mut_ptr(),
+        )
+    };
+    // SAFETY: zeroed above, and zeroes are a value of the plain C struct.
+    let stat = unsafe { stat.assume_init() };
+    let (request, memory) = (stat.stx_dio_offset_align, stat.stx_dio_mem_align);
+    if result == -1 || stat.stx_mask & libc::STATX_DIOALIGN == 0 {
+        DirectIo::Unknown
+    } else if request.is_power_of_two() && memory.is_power_of_two() {
+        DirectIo::Needs(Limits { request_alignment: request, memory_alignment: memory })
+    } else {
+        DirectIo::Missing
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn direct_io(_: &fs::File) -> DirectIo {
+    DirectIo::Unknown
+}
+
+/// Bytes of a block device's logical block.
+#[cfg(target_os = "linux")]
+pub(super) fn logical_block_size(file: &fs::File) -> io::Result<u32> {
+    let mut size: libc::c_int = 0;
+    // SAFETY: BLKSSZGET fills one int.
+    done(unsafe { libc::ioctl(file.as_raw_fd(), libc::BLKSSZGET, &raw mut size) })?;
+    u32::try_from(size).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn logical_block_size(_: &fs::File) -> io::Result<u32> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(target_os = "linux")]
+fn lock_byte(byte: u64, kind: libc::c_int) -> libc::flock {
+    // SAFETY: `struct flock` is plain data for which zeroes are a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = byte.cast_signed() as libc::off_t;
+    lock.l_len = 1;
+    lock
+}
+
+/// Takes a shared lock on one byte for this open file description; `EAGAIN` where another has an exclusive one.
+#[cfg(target_os = "linux")]
+pub(in crate::storage) fn lock_shared(file: &fs::File, byte: u64) -> io::Result<()> {
+    let lock = lock_byte(byte, libc::F_RDLCK);
+    // SAFETY: the kernel reads one `struct flock`.
+    done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
+}
+
+/// Gives back what this open file description holds of one byte.
+#[cfg(target_os = "linux")]
+pub(in crate::storage) fn unlock(file: &fs::File, byte: u64) -> io::Result<()> {
+    let lock = lock_byte(byte, libc::F_UNLCK);
+    // SAFETY: the kernel reads one `struct flock`.
+    done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
+}
+
+/// Whether another open file description holds any lock on that byte.
+#[cfg(target_os = "linux")]
+pub(in crate::storage) fn is_locked_by_others(file: &fs::File, byte: u64) -> io::Result<bool> {
+    let mut lock = lock_byte(byte, libc::F_WRLCK);
+    // SAFETY: the kernel reads and fills one `struct flock`.
+    done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
+    Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(in crate::storage) fn unlock(_: &fs::File, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(in crate::storage) fn lock_shared(_: &fs::File, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(in crate::storage) fn is_locked_by_others(_: &fs::File, _: u64) -> io::Result<bool> {
+    Err(io::ErrorKind::Unsupported.into())
+}

@@ -1,0 +1,74 @@
+"""The command as a whole: its version, its start, its text."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pyimago.cli import _text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .conftest import Run
+
+
+def test_version(pyimago: Run) -> None:
+    assert pyimago("--version").stdout == f"pyimago {version('pyimago')}\n"
+
+
+def test_help_names_the_commands(pyimago: Run) -> None:
+    text = pyimago("--help").stdout
+    assert "info" in text
+    assert "convert" in text
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; from pyimago.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'asyncio', 'importlib.metadata', 'json'} & sys.modules.keys()))"
+    )
+    output = subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60)
+    assert output.splitlines()[-1] == "[]"
+
+
+def test_reader_that_leaves_is_no_traceback(guest: Path) -> None:
+    command = f"{sys.executable} -m pyimago.cli info {guest} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    assert done.stdout.strip() in {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.977 KiB"),
+        (1024, "1 KiB"),
+        (1_023_999, "1e+03 KiB"),
+        (1 << 40, "1 TiB"),
+        ((1 << 63) - 1, "8 EiB"),
+    ],
+)
+def test_size(count: int, text: str) -> None:
+    assert _text.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(2, "No such file", "a\nb"), r"a\nb: No such file"),
+        (PermissionError(13, "Not allowed", b"\xff"), r"\xff: Not allowed"),
+        (OSError("without a number"), "without a number"),
+        (_text.UsageError("no\x1bsuch"), r"no\x1bsuch"),
+        (KeyError("a defect"), None),
+    ],
+)
+def test_describe(error: Exception, line: str | None) -> None:
+    assert _text.describe(error) == line
