@@ -137,9 +137,24 @@ impl Access {
         result
     }
 
+    /// Lets the image go without a word from its user: closed if nobody else has it (as its backing), flushed anyway.
+    pub(crate) fn release(&self) -> imago_core::Result<()> {
+        let shared = self.image.read().as_ref().filter(|image| Arc::strong_count(image) > 1).cloned();
+        match shared {
+            Some(image) if self.is_unflushed() => image.flush(),
+            Some(_) => Ok(()),
+            None => self.close(),
+        }
+    }
+
+    /// Whether it was opened in this process.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.birth.is_now()
+    }
+
     /// Whether this process has it open.
     pub(crate) fn is_ours_and_open(&self) -> bool {
-        self.birth.is_now() && !self.is_closed()
+        self.is_ours() && !self.is_closed()
     }
 }
 

@@ -1,6 +1,43 @@
 //! Python types over `imago-core`; no format logic here.
 
+mod access;
+mod bridge;
+mod buffers;
+mod errors;
+mod extents;
+mod fork;
+mod formats;
+mod image;
+mod operation;
+mod storages;
+mod transfer;
+
 use pyo3::prelude::*;
 
+/// Called at the interpreter's exit.
+#[pyfunction]
+fn wait_for_operations(py: Python<'_>) {
+    bridge::wait_for_operations(py);
+}
+
 #[pymodule(gil_used = false)]
-mod _native {}
+mod _native {
+    #[pymodule_export]
+    use crate::extents::{AsyncExtentIterator, Extent, ExtentIterator};
+    #[pymodule_export]
+    use crate::formats::Raw;
+    #[pymodule_export]
+    use crate::image::{FormatAccess, SyncFormatAccess};
+    #[pymodule_export]
+    use crate::storages::{File, Memory, Null, Storage, StorageOpenOptions, Throttled};
+    use pyo3::prelude::*;
+    use pyo3::wrap_pyfunction;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::fork::watch();
+        let wait = wrap_pyfunction!(crate::wait_for_operations, module)?;
+        module.py().import("atexit")?.call_method1("register", (wait,))?;
+        Ok(())
+    }
+}

@@ -33,7 +33,7 @@ pub(crate) trait Work: Send {
     }
 
     /// The read that is left to do, if it is one that a ring can do.
-    fn transfer(&self) -> Option<(&Image, &Transfer)> {
+    fn transfer(&self) -> Option<(&Arc<Image>, &Transfer)> {
         None
     }
 
@@ -177,7 +177,7 @@ impl Work for TransferWork {
         Progress::Done
     }
 
-    fn transfer(&self) -> Option<(&Image, &Transfer)> {
+    fn transfer(&self) -> Option<(&Arc<Image>, &Transfer)> {
         Some((&self.image, &self.transfer))
     }
 

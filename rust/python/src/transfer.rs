@@ -12,7 +12,7 @@ use crate::access::Access;
 use crate::buffers::Buffer;
 
 /// The most that is ever copied at once on an event loop's thread, in bytes.
-const INLINE_LIMIT: usize = 64 << 10;
+pub(crate) const INLINE_LIMIT: usize = 64 << 10;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {

@@ -7,7 +7,7 @@
 
 mod asyncio;
 mod finished;
-#[cfg(all(target_os = "linux", feature = "io-uring"))]
+#[cfg(target_os = "linux")]
 mod ring;
 mod shutdown;
 
@@ -29,7 +29,7 @@ use crate::operation::{Venue, Work};
 use crate::transfer::{Budget, Progress};
 use asyncio::Asyncio;
 use finished::Finished;
-pub(crate) use shutdown::wait_for_operations;
+pub(crate) use shutdown::{forget_operations, wait_for_operations};
 
 /// Estimated inline work of one turn of the loop, in nanoseconds; then others get their turn.
 const TURN_BUDGET: i64 = 300_000;
@@ -81,7 +81,7 @@ struct Queues {
     deferred: VecDeque<Pending>,
     /// A turn is scheduled already.
     scheduled: bool,
-    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    #[cfg(target_os = "linux")]
     ring: ring::State,
 }
 
@@ -177,7 +177,7 @@ impl Bridge {
 
     /// Gives an operation that has to wait to who waits for it.
     fn dispatch(self: &Arc<Self>, py: Python<'_>, pending: Pending, venue: Venue) -> PyResult<()> {
-        #[cfg(all(target_os = "linux", feature = "io-uring"))]
+        #[cfg(target_os = "linux")]
         let pending = match self.push_to_ring(py, pending)? {
             None => return self.schedule(py),
             Some(pending) => pending,
@@ -231,7 +231,7 @@ impl Bridge {
         for pending in self.finished.take() {
             resolve(py, pending);
         }
-        #[cfg(all(target_os = "linux", feature = "io-uring"))]
+        #[cfg(target_os = "linux")]
         self.turn_ring(py);
         loop {
             let Some(mut pending) = self.queues.lock().deferred.pop_front() else { break };
@@ -248,14 +248,14 @@ impl Bridge {
                 }
             }
         }
-        #[cfg(all(target_os = "linux", feature = "io-uring"))]
+        #[cfg(target_os = "linux")]
         self.submit_ring();
         if self.has_work() { self.schedule(py) } else { Ok(()) }
     }
 
     fn has_work(&self) -> bool {
-        let queues = self.queues.lock();
-        #[cfg(all(target_os = "linux", feature = "io-uring"))]
+        let mut queues = self.queues.lock();
+        #[cfg(target_os = "linux")]
         if queues.ring.has_unsubmitted() {
             return true;
         }
