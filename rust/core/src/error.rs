@@ -104,6 +104,14 @@ impl Error {
         self
     }
 
+    /// The same error, told as part of something larger (a noun phrase: "backing file ... of ...").
+    #[must_use]
+    pub fn within(mut self, context: &str) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.message = format!("{context}: {}", inner.message);
+        self
+    }
+
     /// What kind of failure this is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

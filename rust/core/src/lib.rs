@@ -17,6 +17,10 @@ mod ondisk;
 pub mod storage;
 pub mod units;
 
+#[cfg(feature = "async")]
+pub use access::facade::FormatAccess;
+pub use access::facade::{IntoImage, SyncFormatAccess, qcow2, raw};
+pub use access::image::Image;
 pub use buffer::{IoVector, IoVectorMut};
 pub use error::{Error, ErrorKind, Result};
-pub use storage::{Storage, Storage as DynStorage, StorageOpenOptions};
+pub use storage::{Storage, Storage as DynStorage, StorageOpenOptions, file, null};

@@ -62,8 +62,7 @@ impl Image {
     pub fn direct_reads(self: &Arc<Self>, offset: u64, len: u64) -> Result<Option<DirectReads>> {
         self.check_range(offset, len)?;
         let operation = self.begin()?;
-        let mut reads =
-            DirectReads { segments: SmallVec::new(), memory_alignment: 1, _operation: operation };
+        let mut reads = DirectReads { segments: SmallVec::new(), memory_alignment: 1, _operation: operation };
         Ok(self.direct_into(offset, len, &mut reads)?.then_some(reads))
     }
 

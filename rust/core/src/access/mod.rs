@@ -1,10 +1,13 @@
 //! A guest request becomes extents, extents become storage operations.
 
 mod align;
+mod chain;
 mod cluster_cache;
 pub mod convert;
 pub mod create;
 pub mod extent;
+pub mod facade;
+mod gate;
 pub mod image;
 pub mod info;
 pub mod map;

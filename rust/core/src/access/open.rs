@@ -1,1 +1,75 @@
-//!
+//! Opening an image from a path or a storage, with everything it names.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::chain::{Link, Opener};
+pub use super::gate::{Ask, Gate, ReferenceKind};
+use super::image::{Base, Image};
+use crate::error::Result;
+use crate::format::FormatKind;
+use crate::storage::file::File;
+use crate::storage::{Lock, Storage, StorageOpenOptions};
+
+/// What is below the image.
+#[derive(Clone, Debug, Default)]
+pub enum Backing {
+    /// The backing file that the image names, if the gate lets it be opened.
+    #[default]
+    Implicit,
+    /// Nothing, whatever the image says: what it does not hold reads as zeroes.
+    None,
+    /// This image. Closing the one above leaves it open.
+    Image(Arc<Image>),
+}
+
+/// How to open an image; the default is read-only, format probed, implicit references beside the image.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Open for writing.
+    pub write: bool,
+    /// The format; without one the image's first bytes decide, and only where that is asked for: a guest can
+    /// write any bytes to the start of a raw disk.
+    pub format: Option<FormatKind>,
+    /// What is below the image.
+    pub backing: Backing,
+    /// The external data file, instead of the one that the image names.
+    pub data_file: Option<Arc<dyn Storage>>,
+    /// Who decides on the files that the image names.
+    pub gate: Gate,
+    /// Bypass the page cache (`O_DIRECT`), for the files opened here.
+    pub direct: bool,
+    /// Whether the files opened here are locked.
+    pub lock: Lock,
+}
+
+impl OpenOptions {
+    /// Opens the image in the file at `path`.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Arc<Image>> {
+        let options = StorageOpenOptions::new()
+            .filename(path.as_ref())
+            .write(self.write)
+            .direct(self.direct)
+            .lock(self.lock);
+        self.open_storage(Arc::new(File::open_sync(options)?))
+    }
+
+    /// Opens the image in `storage`.
+    pub fn open_storage(&self, storage: Arc<dyn Storage>) -> Result<Arc<Image>> {
+        let mut opener = Opener::new(&self.gate, self.direct, self.lock);
+        opener.note(&*storage)?;
+        opener.count(1)?;
+        let path = storage.path().map(Path::to_owned);
+        let mut link = Link::open(storage, self.write, self.format)?;
+        match &self.data_file {
+            Some(data) => link.set_data_storage(Arc::clone(data))?,
+            None => opener.open_data_file_of(&mut link)?,
+        }
+        let base = match (&self.backing, link.backing_reference()) {
+            (Backing::Image(image), _) => opener.adopt(Arc::clone(image))?,
+            (Backing::None, _) | (Backing::Implicit, None) => Base::None,
+            (Backing::Implicit, Some(reference)) => opener.open_backing(path.as_deref(), reference)?,
+        };
+        Ok(Arc::new(link.into_image(base)))
+    }
+}

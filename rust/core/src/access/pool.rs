@@ -57,9 +57,8 @@ impl Pool {
         let pid = std::process::id();
         let mut place = &FIRST;
         loop {
-            let link = place.get_or_init(|| {
-                Box::new(Link { pid, pool: Pool::new(cores() * 2), next: OnceLock::new() })
-            });
+            let link = place
+                .get_or_init(|| Box::new(Link { pid, pool: Pool::new(cores() * 2), next: OnceLock::new() }));
             if link.pid == pid {
                 return &link.pool;
             }

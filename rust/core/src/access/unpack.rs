@@ -106,9 +106,9 @@ pub(super) fn read_all(image: &Image, mut pieces: Vec<Piece<'_>>) -> Result<()> 
     let total: usize = pieces.iter().map(|piece| piece.cluster.unpacked_len as usize).sum();
     let helpers = (pool::cores() - 1).min(pieces.len().saturating_sub(1));
     if total < PARALLEL_MIN || helpers == 0 {
-        return pieces
-            .into_iter()
-            .try_for_each(|piece| image.read_packed(&*piece.storage, &piece.cluster, piece.skip, piece.bufs));
+        return pieces.into_iter().try_for_each(|piece| {
+            image.read_packed(&*piece.storage, &piece.cluster, piece.skip, piece.bufs)
+        });
     }
     let work = pieces.iter().map(|piece| (Arc::clone(&piece.storage), piece.cluster)).collect();
     let batch = Arc::new(Batch { work, next: AtomicUsize::new(0) });
@@ -261,7 +261,10 @@ mod tests {
     #[test]
     fn one_cluster_comes_back() {
         let bytes = content(65536);
-        assert_eq!(unpacked(Compression::Deflate, deflate(&bytes, FlushCompress::Finish), 65536).unwrap(), bytes);
+        assert_eq!(
+            unpacked(Compression::Deflate, deflate(&bytes, FlushCompress::Finish), 65536).unwrap(),
+            bytes
+        );
         let packed = zstd_pack(&bytes);
         assert_eq!(unpacked(Compression::Zstd, packed, 65536).unwrap(), bytes);
     }
@@ -284,7 +287,8 @@ mod tests {
     #[test]
     fn a_shorter_stream_is_an_error() {
         let bytes = content(60000);
-        let error = unpacked(Compression::Deflate, deflate(&bytes, FlushCompress::Finish), 65536).unwrap_err();
+        let error =
+            unpacked(Compression::Deflate, deflate(&bytes, FlushCompress::Finish), 65536).unwrap_err();
         assert!(error.contains("60000 of 65536"), "{error}");
         assert!(unpacked(Compression::Zstd, zstd_pack(&bytes), 65536).is_err());
     }
@@ -300,7 +304,8 @@ mod tests {
     #[test]
     fn garbage_is_an_error() {
         for seed in 0..64_u8 {
-            let packed: Vec<u8> = (0..512_u32).map(|i| (i.wrapping_mul(97) as u8) ^ seed.wrapping_mul(31)).collect();
+            let packed: Vec<u8> =
+                (0..512_u32).map(|i| (i.wrapping_mul(97) as u8) ^ seed.wrapping_mul(31)).collect();
             for method in [Compression::Deflate, Compression::Zstd] {
                 assert!(unpacked(method, packed.clone(), 1 << 20).is_err());
             }

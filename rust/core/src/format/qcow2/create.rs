@@ -1,1 +1,442 @@
-//!
+//! New images.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use zerocopy::big_endian::U64;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::extensions::{Extensions, MAX_BACKING_FORMAT_LEN};
+use super::features::{
+    AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DATA_FILE,
+    INCOMPATIBLE_EXTENDED_L2, name_table,
+};
+use super::header::{
+    COMPRESSION_ZSTD, MAGIC, MAX_BACKING_NAME_LEN, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_ORDER,
+    MAX_REFCOUNT_TABLE_LEN, MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, V2_REFCOUNT_ORDER, in_file,
+    l1_entries_for,
+};
+use crate::error::{Error, Result};
+use crate::format::{Compression, ImplicitReference};
+use crate::ondisk::{HEADER_V2_LEN, RawHeader, clusters_for};
+use crate::storage::{Storage, ZeroMode};
+
+/// Sizes are rounded up to this, as QEMU does: it knows no smaller unit.
+const SECTOR: u64 = 512;
+/// QEMU leaves the feature name table out of clusters up to this size, where a backing file's name needs the space.
+const MAX_CLUSTER_WITHOUT_NAMES: u64 = 4096;
+/// Bytes gathered before they are written.
+const WRITE_SIZE: usize = 1 << 20;
+/// In L1 and L2 entries: the cluster's refcount is exactly 1. (I5)
+const COPIED: u64 = 1 << 63;
+/// The bitmap of an extended L2 entry whose subclusters are all there.
+const ALL_SUBCLUSTERS: u64 = 0xffff_ffff;
+
+/// Which version of the format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// 2: `compat=0.10`, for QEMU before 1.1 (2012).
+    V2,
+    /// 3: `compat=1.1`.
+    #[default]
+    V3,
+}
+
+/// What a new image shall be; the default is what `qemu-img create` makes, of no size.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Size of the guest's disk in bytes; rounded up to a multiple of 512.
+    pub size: u64,
+    /// Version of the format.
+    pub version: Version,
+    /// Bytes of a cluster: a power of two from 512 to 2 MiB.
+    pub cluster_size: u32,
+    /// Bits of a refcount: 1, 2, 4, 8, 16, 32 or 64; 16 in version 2.
+    pub refcount_bits: u32,
+    /// Put off refcount updates while the image is open (version 3).
+    pub lazy_refcounts: bool,
+    /// Allocate in 32nds of a cluster (version 3, clusters of 16 KiB at least).
+    pub extended_l2: bool,
+    /// How clusters are packed, if any are (other than deflate: version 3).
+    pub compression: Compression,
+    /// The backing file, as the image shall spell it. Its size and existence are not looked at.
+    pub backing: Option<ImplicitReference>,
+    /// The external data file, as the image shall spell it (version 3).
+    pub data_file: Option<String>,
+    /// The external data file is to be a raw image of the disk at all times.
+    pub data_file_raw: bool,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        CreateOptions {
+            size: 0,
+            version: Version::default(),
+            cluster_size: 64 << 10,
+            refcount_bits: 16,
+            lazy_refcounts: false,
+            extended_l2: false,
+            compression: Compression::Deflate,
+            backing: None,
+            data_file: None,
+            data_file_raw: false,
+        }
+    }
+}
+
+/// Makes `storage` a new image; whatever was in it is lost.
+///
+/// With `data_file_raw`, `data_storage` is the external data file, which is made as long as the disk and otherwise kept:
+/// it is the new disk's content. It is not used otherwise.
+///
+/// # Errors
+/// [`InvalidInput`](crate::ErrorKind::InvalidInput) for options that are wrong or exclude each other, before either storage
+/// is touched. After any other error `storage` holds no valid image.
+pub fn create(
+    storage: &Arc<dyn Storage>,
+    data_storage: Option<&Arc<dyn Storage>>,
+    options: &CreateOptions,
+) -> Result<()> {
+    let plan = Plan::new(options)?;
+    let raw_data = match (options.data_file_raw, data_storage) {
+        (false, _) => None,
+        (true, Some(data)) => Some(data.as_ref()),
+        (true, None) => {
+            return Err(Error::invalid_input("data_file_raw needs the data file itself, to set its length"));
+        }
+    };
+    plan.write(storage.as_ref(), raw_data).map_err(|error| in_file(storage.as_ref(), error))
+}
+
+/// A new image, laid out: header, refcount table, refcount blocks, L1 table, L2 tables (only for a raw data file).
+struct Plan {
+    cluster_bits: u32,
+    refcount_order: u32,
+    extended_l2: bool,
+    size: u64,
+    /// Clusters of the refcount table, of all refcount blocks, of the L1 table, of all L2 tables.
+    table_clusters: u64,
+    blocks: u64,
+    l1_clusters: u64,
+    l2_tables: u64,
+    /// Header, extensions and the backing file's name.
+    head: Vec<u8>,
+}
+
+impl Plan {
+    fn new(options: &CreateOptions) -> Result<Plan> {
+        check_combination(options)?;
+        let cluster_bits = cluster_bits(options)?;
+        let cluster_size = 1_u64 << cluster_bits;
+        let refcount_order = refcount_order(options)?;
+        let size = options.size.checked_next_multiple_of(SECTOR).ok_or_else(|| too_big(options))?;
+        let l2_entry_size = if options.extended_l2 { 16 } else { 8 };
+        let l1_entries = l1_entries_for(size, cluster_bits, l2_entry_size);
+        if l1_entries * 8 > MAX_L1_LEN {
+            return Err(too_big(options));
+        }
+
+        let mut plan = Plan {
+            cluster_bits,
+            refcount_order,
+            extended_l2: options.extended_l2,
+            size,
+            table_clusters: 0,
+            blocks: 0,
+            l1_clusters: clusters_for(l1_entries * 8, cluster_bits),
+            // A raw data file is one to one behind the tables, so that both ways of reading it agree.
+            l2_tables: if options.data_file_raw { l1_entries } else { 0 },
+            head: Vec::new(),
+        };
+        plan.place_refcounts()?;
+        plan.head = plan.head(options, l1_entries as u32);
+        if plan.head.len() as u64 > cluster_size {
+            return Err(Error::invalid_input(format!(
+                "the header with its names has {} bytes, more than a cluster of {cluster_size}; \
+                 use shorter names or a cluster size of {} at least",
+                plan.head.len(),
+                plan.head.len().next_power_of_two()
+            )));
+        }
+        Ok(plan)
+    }
+
+    /// Refcount blocks count themselves and the table that finds them: grows both until they count everything.
+    fn place_refcounts(&mut self) -> Result<()> {
+        loop {
+            let blocks = self.clusters().div_ceil(self.refcounts_per_block());
+            let table_clusters = clusters_for(blocks * 8, self.cluster_bits);
+            if (blocks, table_clusters) == (self.blocks, self.table_clusters) {
+                break;
+            }
+            (self.blocks, self.table_clusters) = (blocks, table_clusters);
+        }
+        if self.table_clusters * self.cluster_size() > MAX_REFCOUNT_TABLE_LEN {
+            return Err(Error::invalid_input(
+                "the tables of this image need more refcounts than a refcount table of 8 MiB has; use bigger clusters",
+            ));
+        }
+        Ok(())
+    }
+
+    fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    fn refcounts_per_block(&self) -> u64 {
+        self.cluster_size() * 8 >> self.refcount_order
+    }
+
+    /// All clusters of the new image.
+    fn clusters(&self) -> u64 {
+        self.l2_start() + self.l2_tables
+    }
+
+    fn blocks_start(&self) -> u64 {
+        1 + self.table_clusters
+    }
+
+    fn l1_start(&self) -> u64 {
+        self.blocks_start() + self.blocks
+    }
+
+    fn l2_start(&self) -> u64 {
+        self.l1_start() + self.l1_clusters
+    }
+
+    fn head(&self, options: &CreateOptions, l1_entries: u32) -> Vec<u8> {
+        let mut raw = RawHeader::new_zeroed();
+        raw.magic = MAGIC.into();
+        raw.version = if options.version == Version::V2 { 2 } else { 3 }.into();
+        raw.cluster_bits = self.cluster_bits.into();
+        raw.size = self.size.into();
+        raw.l1_entries = l1_entries.into();
+        raw.l1_offset = if l1_entries == 0 { 0 } else { self.l1_start() << self.cluster_bits }.into();
+        raw.refcount_table_offset = self.cluster_size().into();
+        raw.refcount_table_clusters = (self.table_clusters as u32).into();
+        raw.refcount_order = self.refcount_order.into();
+        let bit = |set: bool, bit: u64| if set { bit } else { 0 };
+        let zstd = options.compression == Compression::Zstd;
+        raw.incompatible = (bit(options.data_file.is_some(), INCOMPATIBLE_DATA_FILE)
+            | bit(zstd, INCOMPATIBLE_COMPRESSION)
+            | bit(options.extended_l2, INCOMPATIBLE_EXTENDED_L2))
+        .into();
+        raw.compatible = bit(options.lazy_refcounts, COMPATIBLE_LAZY_REFCOUNTS).into();
+        raw.autoclear = bit(options.data_file_raw, AUTOCLEAR_DATA_FILE_RAW).into();
+        raw.compression_type = if zstd { COMPRESSION_ZSTD } else { 0 };
+        let header_len = match options.version {
+            Version::V2 => HEADER_V2_LEN as usize,
+            Version::V3 => size_of::<RawHeader>(),
+        };
+        raw.header_length = (header_len as u32).into();
+
+        let named = options.version == Version::V3 && self.cluster_size() > MAX_CLUSTER_WITHOUT_NAMES;
+        let extensions = Extensions {
+            backing_format: options.backing.as_ref().and_then(|backing| backing.format.clone()),
+            data_file: options.data_file.as_ref().map(Into::into),
+            feature_names: if named { name_table() } else { Vec::new() },
+            ..Extensions::default()
+        };
+        let area = extensions.to_bytes();
+        let name =
+            options.backing.as_ref().map_or(OsStr::new(""), |backing| backing.name.as_os_str()).as_bytes();
+        if !name.is_empty() {
+            raw.backing_name_offset = ((header_len + area.len()) as u64).into();
+            raw.backing_name_len = (name.len() as u32).into();
+        }
+        [&raw.as_bytes()[..header_len], &area, name].concat()
+    }
+
+    /// The first sector of the header comes last and alone, so that an interrupted create leaves no valid image.
+    fn write(&self, storage: &dyn Storage, raw_data: Option<&dyn Storage>) -> Result<()> {
+        if let Some(data) = raw_data
+            && data.len()? < self.size
+        {
+            data.set_len(self.size).and_then(|()| data.sync()).map_err(|error| in_file(data, error))?;
+        }
+        self.clear(storage)?;
+
+        let mut out = Stream { storage, offset: self.cluster_size(), buffer: Vec::new() };
+        for block in 0..self.blocks {
+            out.put(U64::new((self.blocks_start() + block) << self.cluster_bits).as_bytes())?;
+        }
+        out.fill(self.blocks_start() << self.cluster_bits)?;
+        let mut left = self.clusters();
+        for _ in 0..self.blocks {
+            let used = left.min(self.refcounts_per_block());
+            out.put(&refcounts_of_one(used, self.refcount_order, self.cluster_size()))?;
+            left -= used;
+        }
+        for table in 0..self.l2_tables {
+            out.put(U64::new((self.l2_start() + table) << self.cluster_bits | COPIED).as_bytes())?;
+        }
+        if self.l2_tables > 0 {
+            out.fill(self.l2_start() << self.cluster_bits)?;
+            for cluster in 0..clusters_for(self.size, self.cluster_bits) {
+                out.put(U64::new(cluster << self.cluster_bits | COPIED).as_bytes())?;
+                if self.extended_l2 {
+                    out.put(U64::new(ALL_SUBCLUSTERS).as_bytes())?;
+                }
+            }
+            out.fill(self.clusters() << self.cluster_bits)?;
+        }
+        out.flush()?;
+
+        let (first_sector, rest) = self.head.split_at(self.head.len().min(SECTOR as usize));
+        if !rest.is_empty() {
+            storage.writev_at(rest.into(), SECTOR)?;
+        }
+        storage.sync()?;
+        storage.writev_at(first_sector.into(), 0)?;
+        storage.sync()
+    }
+
+    /// Makes the header's cluster and the L1 table read as zeroes, and an image that was there before invalid.
+    fn clear(&self, storage: &dyn Storage) -> Result<()> {
+        let len = self.clusters() << self.cluster_bits;
+        if storage.capabilities().resize {
+            storage.set_len(0)?;
+            storage.set_len(len)?;
+        } else {
+            if storage.len()? < len {
+                return Err(Error::invalid_input(format!(
+                    "the new image takes {len} bytes, but the storage has {} and cannot grow",
+                    storage.len()?
+                )));
+            }
+            storage.write_zeroes_at(0, self.cluster_size(), ZeroMode::Keep)?;
+            let l1_len = self.l1_clusters << self.cluster_bits;
+            storage.write_zeroes_at(self.l1_start() << self.cluster_bits, l1_len, ZeroMode::Keep)?;
+        }
+        storage.sync()
+    }
+}
+
+/// Bytes one after another, written in big pieces.
+struct Stream<'a> {
+    storage: &'a dyn Storage,
+    offset: u64,
+    buffer: Vec<u8>,
+}
+
+impl Stream<'_> {
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() < WRITE_SIZE { Ok(()) } else { self.flush() }
+    }
+
+    /// Zeroes up to the offset `end`, less than a cluster away.
+    fn fill(&mut self, end: u64) -> Result<()> {
+        self.buffer.resize((end - self.offset) as usize, 0);
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if !self.buffer.is_empty() {
+            self.storage.writev_at((&self.buffer).into(), self.offset)?;
+            self.offset += self.buffer.len() as u64;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+}
+
+/// A refcount block whose first `used` refcounts are 1.
+fn refcounts_of_one(used: u64, refcount_order: u32, cluster_size: u64) -> Vec<u8> {
+    let mut block = vec![0; cluster_size as usize];
+    for index in 0..used as usize {
+        if refcount_order < 3 {
+            // Several in a byte, the first in the least significant bits.
+            let bit = index << refcount_order;
+            block[bit / 8] |= 1 << (bit % 8);
+        } else {
+            let width = 1 << (refcount_order - 3);
+            block[(index + 1) * width - 1] = 1;
+        }
+    }
+    block
+}
+
+fn check_combination(options: &CreateOptions) -> Result<()> {
+    let v2 = options.version == Version::V2;
+    let names_bad = |name: &[u8]| name.is_empty() || name.contains(&0);
+    let problem = if v2 && options.lazy_refcounts {
+        "lazy refcounts need version 3"
+    } else if v2 && options.extended_l2 {
+        "extended L2 entries need version 3"
+    } else if v2 && options.compression != Compression::Deflate {
+        "compression types other than deflate need version 3"
+    } else if v2 && options.data_file.is_some() {
+        "external data files need version 3"
+    } else if options.data_file_raw && options.data_file.is_none() {
+        "data_file_raw needs a data file"
+    } else if options.data_file_raw && options.backing.is_some() {
+        "a raw data file holds the whole disk and cannot have a backing file"
+    } else if options.data_file.as_ref().is_some_and(|name| names_bad(name.as_bytes())) {
+        "the data file's name is empty or has a NUL in it"
+    } else if let Some(backing) = &options.backing {
+        let name = backing.name.as_os_str().as_bytes();
+        let format = backing.format.as_ref().map(String::as_bytes);
+        if names_bad(name) {
+            "the backing file's name is empty or has a NUL in it"
+        } else if name.len() > MAX_BACKING_NAME_LEN as usize {
+            "the backing file's name has more than 1023 bytes"
+        } else if format.is_some_and(|format| names_bad(format) || format.len() > MAX_BACKING_FORMAT_LEN) {
+            "the backing file's format is no format's name"
+        } else {
+            return Ok(());
+        }
+    } else {
+        return Ok(());
+    };
+    Err(Error::invalid_input(problem))
+}
+
+fn cluster_bits(options: &CreateOptions) -> Result<u32> {
+    let size = options.cluster_size;
+    let bits = size.trailing_zeros();
+    if !size.is_power_of_two() || !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&bits) {
+        return Err(Error::invalid_input(format!(
+            "a cluster size of {size} is not possible; powers of two from 512 to 2097152 are"
+        )));
+    }
+    if options.extended_l2 && bits < MIN_EXTENDED_L2_CLUSTER_BITS {
+        return Err(Error::invalid_input(format!(
+            "extended L2 entries need a cluster size of {} at least",
+            1 << MIN_EXTENDED_L2_CLUSTER_BITS
+        )));
+    }
+    Ok(bits)
+}
+
+fn refcount_order(options: &CreateOptions) -> Result<u32> {
+    let bits = options.refcount_bits;
+    let order = bits.trailing_zeros();
+    if !bits.is_power_of_two() || order > MAX_REFCOUNT_ORDER {
+        return Err(Error::invalid_input(format!(
+            "refcounts of {bits} bits are not possible; powers of two from 1 to 64 are"
+        )));
+    }
+    if options.version == Version::V2 && order != V2_REFCOUNT_ORDER {
+        return Err(Error::invalid_input("refcounts of other than 16 bits need version 3"));
+    }
+    Ok(order)
+}
+
+/// The disk is too big for one L1 table.
+fn too_big(options: &CreateOptions) -> Error {
+    let entry_size = if options.extended_l2 { 16 } else { 8 };
+    let limit = |bits: u32| (MAX_L1_LEN / 8) * ((1 << (2 * bits)) / entry_size);
+    let bits = options.cluster_size.trailing_zeros();
+    let advice = match (bits..=MAX_CLUSTER_BITS).find(|bits| limit(*bits) >= options.size) {
+        Some(enough) => format!("a cluster size of {} would do", 1 << enough),
+        None => format!("{} are the most with any cluster size", limit(MAX_CLUSTER_BITS)),
+    };
+    Error::invalid_input(format!(
+        "a disk of {} bytes is too big for a cluster size of {}, where {} bytes are the most; {advice}",
+        options.size,
+        options.cluster_size,
+        limit(bits)
+    ))
+}

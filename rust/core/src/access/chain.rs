@@ -1,0 +1,208 @@
+//! From a storage to an open image: the driver, and the files that the image names.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::align::aligned;
+use super::gate::{Gate, ReferenceKind};
+use super::image::{Base, CHAIN_MAX, Image};
+use super::probe::probe;
+use crate::error::{Error, Result};
+use crate::format::qcow2::Driver;
+use crate::format::raw::Raw;
+use crate::format::{Format, FormatKind, ImplicitReference};
+use crate::storage::file::File;
+use crate::storage::{Lock, Storage, StorageOpenOptions};
+
+/// An image whose driver is open and whose references have not been followed.
+#[derive(Debug)]
+pub(super) enum Link {
+    Raw { driver: Raw, probed: bool },
+    Qcow2(Box<Driver>),
+}
+
+impl Link {
+    /// Opens the image in `storage`; without a `kind` its first bytes decide.
+    pub(super) fn open(storage: Arc<dyn Storage>, writable: bool, kind: Option<FormatKind>) -> Result<Self> {
+        let storage = aligned(storage);
+        let found = match kind {
+            Some(kind) => kind,
+            None => probe(&*storage)?,
+        };
+        Ok(match found {
+            FormatKind::Raw => Link::Raw { driver: Raw::open(storage, writable)?, probed: kind.is_none() },
+            FormatKind::Qcow2 => Link::Qcow2(Box::new(Driver::open(storage, writable)?)),
+        })
+    }
+
+    pub(super) fn backing_reference(&self) -> Option<ImplicitReference> {
+        match self {
+            Link::Raw { .. } => None,
+            Link::Qcow2(driver) => driver.backing_reference(),
+        }
+    }
+
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Link::Raw { driver, .. } => driver.path(),
+            Link::Qcow2(driver) => driver.path(),
+        }
+    }
+
+    /// Says where the guest's data is, for an image with an external data file.
+    pub(super) fn set_data_storage(&mut self, storage: Arc<dyn Storage>) -> Result<()> {
+        match self {
+            Link::Raw { .. } => Err(Error::invalid_input("a raw image has no external data file")),
+            Link::Qcow2(driver) => driver.set_data_storage(aligned(storage)),
+        }
+    }
+
+    pub(super) fn into_image(self, base: Base) -> Image {
+        match self {
+            Link::Raw { driver, probed: true } => Image::new(Arc::new(driver), base).probed_raw(),
+            Link::Raw { driver, probed: false } => Image::new(Arc::new(driver), base),
+            Link::Qcow2(mut driver) => {
+                driver.set_has_backing(!matches!(base, Base::None));
+                Image::new(Arc::from(driver as Box<dyn Format>), base)
+            }
+        }
+    }
+}
+
+/// Opens what images name.
+pub(super) struct Opener<'a> {
+    pub(super) gate: &'a Gate,
+    pub(super) direct: bool,
+    pub(super) lock: Lock,
+    /// Identities of the files opened so far, to find cycles.
+    seen: Vec<(u64, u64)>,
+    /// Images opened so far.
+    images: u32,
+}
+
+impl<'a> Opener<'a> {
+    pub(super) fn new(gate: &'a Gate, direct: bool, lock: Lock) -> Self {
+        Opener { gate, direct, lock, seen: Vec::new(), images: 0 }
+    }
+
+    /// Opens what `link` needs beside itself and what is below it.
+    pub(super) fn open_data_file_of(&mut self, link: &mut Link) -> Result<()> {
+        match link {
+            Link::Raw { .. } => Ok(()),
+            Link::Qcow2(driver) => self.open_data_file(driver),
+        }
+    }
+
+    /// Opens the external data file of `driver`, if it has one.
+    pub(super) fn open_data_file(&mut self, driver: &mut Driver) -> Result<()> {
+        if !driver.needs_data_file() {
+            return Ok(());
+        }
+        let Some(reference) = driver.data_file_reference() else {
+            return Err(named(
+                driver.path(),
+                Error::invalid_input(
+                    "the image keeps its data in an external data file that it does not name: set one",
+                ),
+            ));
+        };
+        let storage = self.open(driver.path(), &reference, ReferenceKind::DataFile, driver.writable())?;
+        self.note(&*storage)?;
+        driver.set_data_storage(aligned(storage))
+    }
+
+    /// Opens the chain below an image: the backing file it names, and what that names in turn.
+    ///
+    /// A loop, not a recursion: the depth is the images' word.
+    pub(super) fn open_backing(
+        &mut self,
+        image: Option<&Path>,
+        reference: ImplicitReference,
+    ) -> Result<Base> {
+        let mut links: Vec<Link> = Vec::new();
+        let mut next = Some(reference);
+        while let Some(reference) = next {
+            let from = links.last().map_or(image, Link::path);
+            let link = self.open_link(from, &reference).map_err(|error| {
+                error.within(&match from {
+                    Some(from) => format!("backing file {:?} of {:?}", reference.name, from),
+                    None => format!("backing file {:?}", reference.name),
+                })
+            })?;
+            next = link.backing_reference();
+            links.push(link);
+        }
+        let over = |base, link: Link| Base::Image { image: Arc::new(link.into_image(base)), owned: true };
+        Ok(links.into_iter().rev().fold(Base::None, over))
+    }
+
+    fn open_link(&mut self, from: Option<&Path>, reference: &ImplicitReference) -> Result<Link> {
+        let kind = match reference.format.as_deref() {
+            None => None,
+            Some(name) => Some(FormatKind::from_name(name).ok_or_else(|| {
+                Error::unsupported(format!(
+                    "its format is {name:?} by the image's word, which cannot be opened yet"
+                ))
+            })?),
+        };
+        let storage = self.open(from, reference, ReferenceKind::Backing, false)?;
+        self.note(&*storage)?;
+        self.count(1)?;
+        let mut link = Link::open(storage, false, kind)?;
+        self.open_data_file_of(&mut link)?;
+        Ok(link)
+    }
+
+    fn open(
+        &self,
+        from: Option<&Path>,
+        reference: &ImplicitReference,
+        kind: ReferenceKind,
+        write: bool,
+    ) -> Result<Arc<dyn Storage>> {
+        let path = self.gate.pass(from, &reference.name, kind)?;
+        let options =
+            StorageOpenOptions::new().filename(path).write(write).direct(self.direct).lock(self.lock);
+        Ok(Arc::new(File::open_sync(options)?))
+    }
+
+    /// Notes a file of the chain; the same one a second time is a cycle.
+    pub(super) fn note(&mut self, storage: &dyn Storage) -> Result<()> {
+        let Some(identity) = storage.identity() else { return Ok(()) };
+        if self.seen.contains(&identity) {
+            return Err(named(
+                storage.path(),
+                Error::invalid_image("the chain of images comes back to this file"),
+            ));
+        }
+        self.seen.push(identity);
+        Ok(())
+    }
+
+    /// Counts images into the chain.
+    pub(super) fn count(&mut self, images: u32) -> Result<()> {
+        self.images = self.images.saturating_add(images);
+        if self.images > CHAIN_MAX {
+            return Err(Error::unsupported(format!("the chain has more than {CHAIN_MAX} images")));
+        }
+        Ok(())
+    }
+
+    /// Takes an image that the caller opened as the base of another.
+    pub(super) fn adopt(&mut self, image: Arc<Image>) -> Result<Base> {
+        let mut next = Some(&image);
+        while let Some(image) = next {
+            self.note(&**image.format().storage())?;
+            next = image.backing();
+        }
+        self.count(image.chain_len())?;
+        Ok(Base::Image { image, owned: false })
+    }
+}
+
+fn named(path: Option<&Path>, error: Error) -> Error {
+    match path {
+        Some(path) => error.in_file(path),
+        None => error,
+    }
+}

@@ -1,0 +1,114 @@
+//! The qcow2 format.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::IntoImage;
+use crate::access::align::aligned;
+use crate::access::chain::{Link, Opener};
+use crate::access::gate::Gate;
+use crate::access::image::{Base, Image};
+use crate::error::Result;
+use crate::format::Format;
+use crate::format::qcow2::Driver;
+use crate::storage::file::File;
+use crate::storage::{Lock, Storage, StorageOpenOptions};
+
+/// A qcow2 image whose metadata is open; what it names is set or opened before it becomes a `FormatAccess`.
+///
+/// A backing file that is neither set nor opened is no silent hole: reading through to it is an error.
+#[derive(Debug)]
+pub struct Qcow2 {
+    driver: Box<Driver>,
+    /// What is below, once that is decided.
+    base: Option<Base>,
+    has_data_file: bool,
+}
+
+impl Qcow2 {
+    /// Opens the qcow2 image in the file at `path`. Nothing it names is opened.
+    pub fn open_path_sync(path: impl AsRef<Path>, writable: bool) -> Result<Self> {
+        let options = StorageOpenOptions::new().filename(path.as_ref()).write(writable);
+        Self::open_image_sync(Box::new(File::open_sync(options)?), writable)
+    }
+
+    /// Opens the qcow2 image in `storage`. Nothing it names is opened.
+    pub fn open_image_sync(storage: Box<dyn Storage>, writable: bool) -> Result<Self> {
+        let driver = Box::new(Driver::open(aligned(Arc::from(storage)), writable)?);
+        let base = driver.backing_reference().is_none().then_some(Base::None);
+        let has_data_file = !driver.needs_data_file();
+        Ok(Qcow2 { driver, base, has_data_file })
+    }
+
+    /// Puts `backing` below the image instead of what its header names; `None`: nothing, unallocated ranges read as zeroes.
+    pub fn set_backing<I: IntoImage>(&mut self, backing: Option<I>) {
+        self.base = Some(match backing {
+            Some(image) => Base::Image { image: image.into_image(), owned: false },
+            None => Base::None,
+        });
+    }
+
+    /// Says where the guest's data is, for an image with an external data file.
+    pub fn set_data_file(&mut self, data_file: Box<dyn Storage>) -> Result<()> {
+        self.driver.set_data_storage(aligned(Arc::from(data_file)))?;
+        self.has_data_file = true;
+        Ok(())
+    }
+
+    /// Opens what the image names and was not set: the backing chain (read-only) and the external data file. They are
+    /// opened only beside or below the image's directory, see [`Gate::Beside`].
+    pub fn open_implicit_dependencies_sync(&mut self) -> Result<()> {
+        self.open_implicit_dependencies_gated_sync(&Gate::default())
+    }
+
+    /// The same with another word on what may be opened.
+    pub fn open_implicit_dependencies_gated_sync(&mut self, gate: &Gate) -> Result<()> {
+        let mut opener = Opener::new(gate, false, Lock::Auto);
+        opener.note(&**self.driver.storage())?;
+        opener.count(1)?;
+        if !self.has_data_file {
+            opener.open_data_file(&mut self.driver)?;
+            self.has_data_file = true;
+        }
+        match (self.driver.backing_reference(), &self.base) {
+            (Some(reference), None) => self.base = Some(opener.open_backing(self.driver.path(), reference)?),
+            (_, Some(Base::Image { image, owned: false })) => {
+                opener.adopt(Arc::clone(image))?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl IntoImage for Qcow2 {
+    fn into_image(self) -> Arc<Image> {
+        let base = match (self.base, self.driver.backing_reference()) {
+            (Some(base), _) => base,
+            (None, Some(reference)) => Base::Unopened(reference),
+            (None, None) => Base::None,
+        };
+        let image = Link::Qcow2(self.driver).into_image(base);
+        Arc::new(if self.has_data_file { image } else { image.without_data_file() })
+    }
+}
+
+#[cfg(feature = "async")]
+impl Qcow2 {
+    /// As [`open_path_sync`](Qcow2::open_path_sync), off the runtime's thread.
+    pub async fn open_path(path: impl AsRef<Path>, writable: bool) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        super::tokio::off_thread(move || Self::open_path_sync(path, writable)).await
+    }
+
+    /// As [`open_image_sync`](Qcow2::open_image_sync), off the runtime's thread.
+    pub async fn open_image(storage: Box<dyn Storage>, writable: bool) -> Result<Self> {
+        super::tokio::off_thread(move || Self::open_image_sync(storage, writable)).await
+    }
+
+    /// As [`open_implicit_dependencies_sync`](Qcow2::open_implicit_dependencies_sync). A few small files are opened and their headers read, on this thread.
+    #[expect(clippy::unused_async, reason = "the name and shape of imago's call")]
+    pub async fn open_implicit_dependencies(&mut self) -> Result<()> {
+        self.open_implicit_dependencies_sync()
+    }
+}
