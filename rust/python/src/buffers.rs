@@ -1,5 +1,6 @@
 //! Memory of Python objects, held by the buffer protocol for as long as an operation may touch it.
 
+use imago_core::{IoVector, IoVectorMut};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -41,9 +42,27 @@ impl Buffer {
         if status == 0 { Ok(Buffer(view)) } else { Err(PyErr::fetch(object.py())) }
     }
 
-    /// Where the bytes start.
-    pub(crate) fn ptr(&self) -> *mut u8 {
-        self.0.buf.cast()
+    /// Adds the bytes to `memory`, to be filled.
+    ///
+    /// # Safety
+    /// The object lets itself be written: it was exported so, or nobody else has it yet.
+    pub(crate) unsafe fn push_to<'a>(&'a self, memory: &mut IoVectorMut<'a>) {
+        // SAFETY: the export keeps the bytes in place for as long as `self` is borrowed; no reference to them is
+        // ever made here, and what Python code does to them meanwhile is its own affair.
+        unsafe { memory.push_raw(self.0.buf.cast(), self.len()) };
+    }
+
+    /// Adds the bytes to `data`, to be taken.
+    pub(crate) fn append_to<'a>(&'a self, data: &mut IoVector<'a>) {
+        // SAFETY: as in `push_to`; the bytes are only read.
+        unsafe { data.push_raw(self.0.buf.cast(), self.len()) };
+    }
+
+    /// The bytes, to be taken.
+    pub(crate) fn data(&self) -> IoVector<'_> {
+        let mut data = IoVector::new();
+        self.append_to(&mut data);
+        data
     }
 
     /// How many there are.

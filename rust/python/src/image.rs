@@ -22,7 +22,7 @@ fn zero<F: Face>(
     intent: ZeroIntent,
 ) -> PyResult<Py<PyAny>> {
     access.check_writable()?;
-    access.check_range(if intent == ZeroIntent::Keep { "write_zeroes" } else { "discard" }, offset, length)?;
+    access.check_range(if intent == ZeroIntent::Unmap { "write_zeroes" } else { "discard" }, offset, length)?;
     F::on_image(py, access, move |_, image| image.write_zeroes(offset, length, intent))
 }
 
@@ -90,9 +90,9 @@ macro_rules! image_class {
                 <$face>::transfer(py, &self.access, Transfer::write_many(requests)?)
             }
 
-            /// Make `length` bytes from `offset` (bytes) on read as zeroes; the space for them stays set aside.
+            /// Make `length` bytes from `offset` (bytes) on read as zeroes; the space for them goes back to the host where that is possible.
             fn write_zeroes(&self, py: Python<'_>, offset: Offset, length: Offset) -> PyResult<Py<PyAny>> {
-                zero::<$face>(py, &self.access, offset, length, ZeroIntent::Keep)
+                zero::<$face>(py, &self.access, offset, length, ZeroIntent::Unmap)
             }
 
             /// Give up `length` bytes from `offset` (bytes) on; what is a whole cluster goes back to the host.

@@ -7,10 +7,12 @@ mod errors;
 mod extents;
 mod fork;
 mod formats;
+mod gate;
 mod image;
 mod operation;
 mod storages;
 mod transfer;
+mod verbs;
 
 use pyo3::prelude::*;
 
@@ -25,11 +27,13 @@ mod _native {
     #[pymodule_export]
     use crate::extents::{AsyncExtentIterator, Extent, ExtentIterator};
     #[pymodule_export]
-    use crate::formats::Raw;
+    use crate::formats::{Qcow2, Raw};
     #[pymodule_export]
     use crate::image::{FormatAccess, SyncFormatAccess};
     #[pymodule_export]
     use crate::storages::{File, Memory, Null, Storage, StorageOpenOptions, Throttled};
+    #[pymodule_export]
+    use crate::verbs::{open, open_awaited};
     use pyo3::prelude::*;
     use pyo3::wrap_pyfunction;
 

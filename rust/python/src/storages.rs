@@ -13,8 +13,9 @@ use imago_core::storage::{Lock, Storage as EngineStorage, StorageOpenOptions as 
 use pyo3::exceptions::PyValueError;
 use pyo3::PyClass;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyInt};
 
+use crate::buffers::Buffer;
 use crate::errors::{Failure, exception};
 use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::transfer::Offset;
@@ -145,17 +146,27 @@ impl Null {
     }
 }
 
-/// `size` bytes (default none) in memory, zeroes at first. It grows where it is written.
+/// Bytes in memory: `content` to begin with, either a number of zeroes or a buffer to copy. It grows where it is written.
 #[pyclass(frozen, extends = Storage, module = "pyimago")]
 pub(crate) struct Memory(Arc<EngineMemory>);
 
 #[pymethods]
 impl Memory {
     #[new]
-    #[pyo3(signature = (size = Offset(0)))]
-    fn new(size: Offset) -> PyClassInitializer<Self> {
-        let memory = Arc::new(EngineMemory::new(size.0));
-        Storage(Arc::clone(&memory) as Arc<dyn EngineStorage>).with(Memory(memory))
+    #[pyo3(signature = (content = None))]
+    fn new(py: Python<'_>, content: Option<&Bound<'_, PyAny>>) -> PyResult<PyClassInitializer<Self>> {
+        let memory = match content {
+            None => EngineMemory::new(0),
+            Some(size) if size.is_instance_of::<PyInt>() => EngineMemory::new(size.extract::<Offset>()?.0),
+            Some(bytes) => {
+                let bytes = Buffer::readable(bytes)?;
+                let memory = EngineMemory::new(0);
+                py.detach(|| memory.writev_at(bytes.data(), 0)).map_err(|error| exception(py, &error))?;
+                memory
+            }
+        };
+        let memory = Arc::new(memory);
+        Ok(Storage(Arc::clone(&memory) as Arc<dyn EngineStorage>).with(Memory(memory)))
     }
 
     /// All its bytes.

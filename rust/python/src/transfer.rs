@@ -75,9 +75,8 @@ impl Segment {
     fn memory(&self, from: usize) -> IoVectorMut<'_> {
         let mut memory = IoVectorMut::new();
         for buffer in &self.buffers {
-            // SAFETY: the export keeps the bytes in place for as long as `self` is borrowed; nobody makes a
-            // reference to them here, and what Python code does to them meanwhile is its own affair.
-            unsafe { memory.push_raw(buffer.ptr(), buffer.len()) };
+            // SAFETY: the segments of reads are exported as writable, but for the new `bytes` of `pread`, which nobody else has.
+            unsafe { buffer.push_to(&mut memory) };
         }
         if from > 0 {
             let _ = memory.take_front(from);
@@ -88,8 +87,7 @@ impl Segment {
     fn data(&self) -> IoVector<'_> {
         let mut data = IoVector::new();
         for buffer in &self.buffers {
-            // SAFETY: as in `memory`; the bytes are only read.
-            unsafe { data.push_raw(buffer.ptr(), buffer.len()) };
+            buffer.append_to(&mut data);
         }
         data
     }

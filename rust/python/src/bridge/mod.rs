@@ -23,7 +23,6 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 use pyo3::{PyTraverseError, PyVisit};
 
-use crate::errors::Failure;
 use crate::fork;
 use crate::operation::{Venue, Work};
 use crate::transfer::{Budget, Progress};
@@ -352,18 +351,5 @@ struct Turn(Weak<Bridge>);
 impl Turn {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
         self.0.upgrade().map_or(Ok(()), |bridge| bridge.turn(py))
-    }
-}
-
-impl Pending {
-    /// The operation cannot be carried out any more.
-    fn fail(self, py: Python<'_>, failure: Failure) {
-        let Pending { future, work } = self;
-        drop(work);
-        let told = Asyncio::get(py)
-            .and_then(|asyncio| asyncio.settle(future.bind(py), Err(failure.into_exception(py))));
-        if let Err(error) = told {
-            error.write_unraisable(py, Some(future.bind(py)));
-        }
     }
 }
