@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
+/// Bytes of a table that are read at once, so that a large one is not in memory twice.
+const TABLE_READ: u64 = 1 << 20;
+
 /// Reads `count` big-endian words at `offset`, which have to lie in the file.
 pub(super) fn read_words(storage: &dyn Storage, offset: HostOffset, count: u64) -> Result<Vec<u64>> {
     let end = count.checked_mul(8).and_then(|bytes| offset.0.checked_add(bytes));
@@ -22,12 +25,18 @@ pub(super) fn read_words(storage: &dyn Storage, offset: HostOffset, count: u64) 
             Error::corrupt(format!("a table of {count} entries goes past the end of the file")).at(offset.0)
         );
     }
-    let mut bytes = vec![0; count as usize * 8];
-    storage.readv_at((&mut bytes).into(), offset.0)?;
-    Ok(bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect())
+    let mut words = Vec::with_capacity(count as usize);
+    let mut part = vec![0; (count * 8).min(TABLE_READ) as usize];
+    while words.len() < count as usize {
+        let at = words.len() * 8;
+        let len = part.len().min(count as usize * 8 - at);
+        storage.readv_at((&mut part[..len]).into(), offset.0 + at as u64)?;
+        words.extend(part[..len].as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)));
+    }
+    Ok(words)
 }
 
-/// The active L1 table, as long as the disk's size needs it.
+/// The active L1 table.
 pub(super) fn read_l1(storage: &dyn Storage, header: &Header) -> Result<Box<[AtomicU64]>> {
     let words = read_words(storage, header.l1_offset, u64::from(header.l1_entries))?;
     Ok(words.into_iter().map(AtomicU64::new).collect())

@@ -97,6 +97,15 @@ impl Driver {
         }
     }
 
+    /// What dropping an entry releases; an entry that names metadata is corruption, and nothing may be freed by it (I6).
+    pub(super) fn owned(&self, entry: Entry) -> Result<Option<Dropped>> {
+        let Some((host, len)) = entry.owned(&self.geometry)? else {
+            return Ok(None);
+        };
+        self.refuse_metadata(host, len)?;
+        Ok(Some(Dropped { host, len }))
+    }
+
     pub(super) fn plan_write(&self, guest: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
         let table = self.own_table(guest)?;
         let slice = self.slice(table, guest, Lookup::Load)?.expect("loaded");
@@ -188,6 +197,7 @@ impl Driver {
         let slice = self.slice(table, allocation.guest, Lookup::Load)?.expect("loaded");
         let end = allocation.guest + allocation.len;
         let mut pending = self.pending.lock();
+        pending.slices.insert(table.0 + geometry.slice_offset(allocation.guest), Arc::clone(&slice));
         let mut guest = allocation.guest;
         while guest < end {
             let cluster = guest.align_down(cluster_size);
@@ -197,18 +207,17 @@ impl Driver {
                 HostOffset(allocation.host.0 + (guest - allocation.guest) - guest.within(cluster_size));
             let index = geometry.entry_index(guest);
             let old = slice.get(index, geometry.extended);
-            let owned = old.owned(geometry)?;
+            let owned = self.owned(old)?;
             let base =
                 if allocation.ticket == TAKEN && old.moves_content(geometry) { Entry::EMPTY } else { old };
             slice.set(index, base.with_data(host, first, last, geometry), geometry.extended);
             if allocation.ticket == TAKEN
-                && let Some((host, len)) = owned
+                && let Some(owned) = owned
             {
-                pending.dropped.push(Dropped { host, len });
+                pending.dropped.push(owned);
             }
             guest = cluster + cluster_size;
         }
-        pending.slices.insert(table.0 + geometry.slice_offset(allocation.guest), slice);
         drop(pending);
         self.flush_if_crowded()
     }

@@ -117,7 +117,7 @@ impl Driver {
             }
             return Ok(Change::Entry { new: old.with_zeroes(first, last, geometry), dropped: None });
         }
-        let owned = old.owned(geometry)?;
+        let dropped = self.owned(old)?;
         let drops = old.is_compressed()
             || intent != ZeroIntent::Keep
             || !geometry.zero_flag
@@ -129,13 +129,12 @@ impl Driver {
             if old == zeroes {
                 return Ok(Change::None);
             }
-            let dropped = owned.map(|(host, len)| Dropped { host, len });
             return Ok(Change::Entry { new: zeroes, dropped });
         }
         if old.is_compressed() {
             return Ok(Change::Impossible);
         }
-        if owned.is_none() && !has_backing && old == Entry::EMPTY {
+        if dropped.is_none() && !has_backing && old == Entry::EMPTY {
             return Ok(Change::None);
         }
         Ok(Change::Entry { new: old.with_zeroes(first, last, geometry), dropped: None })
