@@ -247,7 +247,7 @@ impl AsyncExtentIterator {
             next.map_or_else(|| Err(PyStopAsyncIteration::new_err(())), |facts| object(py, facts))
         }
         match self.0.at_hand() {
-            Some(next) => Bridge::current(py)?.completed(py, &next_or_stop(py, next)?),
+            Some(next) => Bridge::current(py)?.completed(py, Some(next_or_stop(py, next)?)),
             None => self.0.look_up::<Awaited>(py, next_or_stop),
         }
     }

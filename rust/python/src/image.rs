@@ -186,13 +186,13 @@ image_class!(
 image_class!(
     /// An open image whose operations are awaited, in any event loop.
     ///
-    /// Each method returns an `asyncio.Future` of the running loop. Used in an `async with` statement the image is closed at
+    /// Each method returns a future of the running loop, a completed one where the answer was at hand. Used in an `async with` statement the image is closed at
     /// the end; otherwise flush or close one that was opened for writing: dropping it cannot, and warns.
     FormatAccess, Awaited, AsyncExtentIterator, {
         fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Py<PyAny>> {
             let py = slf.py();
             slf.get().access.image(py)?;
-            crate::bridge::Bridge::current(py)?.completed(py, &slf.into_any().unbind())
+            crate::bridge::Bridge::current(py)?.completed(py, Some(slf.into_any().unbind()))
         }
 
         #[pyo3(signature = (*_args))]

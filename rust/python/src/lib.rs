@@ -9,6 +9,7 @@ mod fork;
 mod formats;
 mod gate;
 mod image;
+mod info;
 mod operation;
 mod storages;
 mod transfer;
@@ -25,15 +26,19 @@ fn wait_for_operations(py: Python<'_>) {
 #[pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
+    use crate::bridge::CompletedFuture;
+    #[pymodule_export]
     use crate::extents::{AsyncExtentIterator, Extent, ExtentIterator};
     #[pymodule_export]
     use crate::formats::{Qcow2, Raw};
     #[pymodule_export]
     use crate::image::{FormatAccess, SyncFormatAccess};
     #[pymodule_export]
+    use crate::info::{info, info_awaited};
+    #[pymodule_export]
     use crate::storages::{File, Memory, Null, Storage, StorageOpenOptions, Throttled};
     #[pymodule_export]
-    use crate::verbs::{open, open_awaited};
+    use crate::verbs::{convert, convert_awaited, create, create_awaited, open, open_awaited};
     use pyo3::prelude::*;
     use pyo3::wrap_pyfunction;
 

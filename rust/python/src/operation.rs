@@ -98,8 +98,8 @@ impl Face for Blocking {
             Err(error) => Err(error.into()),
         };
         drop(open);
-        let reply = transfer.reply(py);
-        result.map(|()| reply).map_err(|failure| failure.into_exception(py))
+        let reply = transfer.reply();
+        result.map(|()| reply.unwrap_or_else(|| py.None())).map_err(|failure| failure.into_exception(py))
     }
 
     fn call<T, R, F>(py: Python<'_>, _: Venue, run: R, finish: F) -> PyResult<Py<PyAny>>
@@ -124,7 +124,7 @@ impl Face for Awaited {
         match transfer.advance(image, &*bridge).map_err(|error| exception(py, &error))? {
             Progress::Done => {
                 drop(open);
-                bridge.completed(py, &transfer.reply(py))
+                bridge.completed(py, transfer.reply())
             }
             progress => {
                 let in_flight = image.begin().map_err(|error| exception(py, &error))?;
@@ -191,8 +191,8 @@ impl Work for TransferWork {
     }
 
     fn finish(self: Box<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let reply = self.transfer.reply(py);
-        self.failure.map_or(Ok(reply), |failure| Err(failure.into_exception(py)))
+        let reply = self.transfer.reply();
+        self.failure.map_or_else(|| Ok(reply.unwrap_or_else(|| py.None())), |failure| Err(failure.into_exception(py)))
     }
 }
 

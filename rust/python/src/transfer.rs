@@ -241,11 +241,12 @@ impl Transfer {
         Ok(())
     }
 
-    /// Gives the memory back and says what Python gets.
-    pub(crate) fn reply(self, py: Python<'_>) -> Py<PyAny> {
+    /// Gives the memory back and says what Python gets, if that is not None.
+    #[inline]
+    pub(crate) fn reply(self) -> Option<Py<PyAny>> {
         let Transfer { segments, reply, .. } = self;
         drop(segments);
-        reply.map_or_else(|| py.None(), Py::into_any)
+        reply.map(Py::into_any)
     }
 }
 

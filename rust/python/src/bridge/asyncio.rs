@@ -8,6 +8,7 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 pub(super) struct Asyncio {
     get_running_loop: Py<PyAny>,
     future: Py<PyAny>,
+    copy_context: Py<PyAny>,
     no_arguments: Py<PyTuple>,
     set_result: Py<PyString>,
     set_exception: Py<PyString>,
@@ -23,6 +24,7 @@ impl Asyncio {
             let asyncio = py.import("asyncio")?;
             Ok(Asyncio {
                 get_running_loop: asyncio.getattr("get_running_loop")?.unbind(),
+                copy_context: py.import("contextvars")?.getattr("copy_context")?.unbind(),
                 future: asyncio.getattr("Future")?.unbind(),
                 no_arguments: PyTuple::empty(py).unbind(),
                 set_result: PyString::intern(py, "set_result").unbind(),
@@ -37,6 +39,12 @@ impl Asyncio {
     pub(super) fn running_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         // SAFETY: the callable is alive; the result is a new reference or null with an error set.
         unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyObject_CallNoArgs(self.get_running_loop.as_ptr())) }
+    }
+
+    /// A copy of the current context.
+    pub(super) fn copy_context<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        // SAFETY: as in `running_loop`.
+        unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyObject_CallNoArgs(self.copy_context.as_ptr())) }
     }
 
     /// A pending future of the loop in `arguments`.

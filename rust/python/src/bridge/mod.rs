@@ -6,6 +6,7 @@
 //! memory until it has really ended.
 
 mod asyncio;
+mod completed;
 mod finished;
 #[cfg(target_os = "linux")]
 mod ring;
@@ -27,6 +28,8 @@ use crate::fork;
 use crate::operation::{Venue, Work};
 use crate::transfer::{Budget, Progress};
 use asyncio::Asyncio;
+use completed::Callback;
+pub(crate) use completed::CompletedFuture;
 use finished::Finished;
 pub(crate) use shutdown::{forget_operations, wait_for_operations};
 
@@ -76,6 +79,8 @@ pub(crate) struct Bridge {
 /// What waits for the loop's thread. The lock is never held while Python is called.
 #[derive(Default)]
 struct Queues {
+    /// Calls that futures owe.
+    callbacks: Vec<Callback>,
     /// Operations that found the budget used up.
     deferred: VecDeque<Pending>,
     /// A turn is scheduled already.
@@ -145,13 +150,16 @@ impl Bridge {
         }
     }
 
-    /// A future that has `result` already: the cheapest thing to await and to gather.
+    /// A future that has `result` already (None for Python's None).
     #[inline]
-    pub(crate) fn completed(&self, py: Python<'_>, result: &Py<PyAny>) -> PyResult<Py<PyAny>> {
-        let asyncio = Asyncio::get(py)?;
-        let future = asyncio.future(py, &self.future_arguments)?;
-        asyncio.set_result(&future, result.bind(py))?;
-        Ok(future.unbind())
+    pub(crate) fn completed(self: Arc<Self>, py: Python<'_>, result: Option<Py<PyAny>>) -> PyResult<Py<PyAny>> {
+        Ok(Py::new(py, CompletedFuture::new(self, result))?.into_any())
+    }
+
+    /// Has `callback` called in the loop's next iteration, together with others: one handle of the loop's for all of them.
+    fn call_back(&self, py: Python<'_>, callback: Callback) -> PyResult<()> {
+        self.queues.lock().callbacks.push(callback);
+        self.schedule(py)
     }
 
     /// A future for what `work` will come to.
@@ -225,7 +233,14 @@ impl Bridge {
 
     /// Resolves what has ended and does this iteration's share of what was put off.
     fn turn(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
-        self.queues.lock().scheduled = false;
+        let callbacks = {
+            let mut queues = self.queues.lock();
+            queues.scheduled = false;
+            std::mem::take(&mut queues.callbacks)
+        };
+        for callback in callbacks {
+            callback.call(py, &self.event_loop);
+        }
         self.budget.store(TURN_BUDGET, Ordering::Relaxed);
         for pending in self.finished.take() {
             resolve(py, pending);
