@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 CARGO_FLAGS := --workspace --all-features --locked
-PY_TREES    := python examples tests
+PY_TREES    := python examples tests bench
 # Folders too: a file that went away shows in its folder's time.
 WHEEL_FILES := $(shell find rust/core rust/python python -name __pycache__ -prune -o \( -type d -o -name '*.rs' -o -name '*.toml' \
 	-o -name '*.py' -o -name '*.pyi' -o -name py.typed \) -print) Cargo.toml Cargo.lock pyproject.toml README.md
@@ -41,7 +41,7 @@ test-rust: ## Rust tests and doctests
 test-python: install dev ## Python tests, from the installed wheel
 	$(BIN)/python -m pytest -m 'not long'
 
-bench: install $(STAMPS)/bench ## Measure against os.preadv, asyncio and QEMU; prints the README's table
+bench: install qemu $(STAMPS)/bench ## Measure against os.preadv, asyncio and QEMU; prints the README's table
 	$(BIN)/python -m bench
 
 wheel: dist/.stamp ## Build the abi3 wheel into dist/

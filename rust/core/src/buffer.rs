@@ -346,3 +346,117 @@ impl<'a> From<&'a [IoSlice<'_>]> for IoVector<'a> {
         slices.iter().map(|slice| &**slice).collect()
     }
 }
+
+#[cfg(feature = "vm-memory")]
+pub use volatile::VolatileSliceGuard;
+
+#[cfg(feature = "vm-memory")]
+mod volatile {
+    //! vm-memory's volatile slices as I/O vectors.
+
+    use vm_memory::VolatileSlice;
+    use vm_memory::bitmap::{Bitmap, BitmapSlice};
+    use vm_memory::volatile_memory::{PtrGuard, PtrGuardMut};
+
+    use super::{IoVector, IoVectorMut};
+
+    /// Keeps the memory of volatile slices mapped; that of a read also marks it dirty, all of it, when dropped.
+    #[must_use = "the vector is used only while this lives"]
+    pub struct VolatileSliceGuard<'a, P, B: Bitmap> {
+        _mapped: Vec<P>,
+        dirty: Vec<(&'a B, usize)>,
+    }
+
+    impl<'a> IoVector<'a> {
+        /// A guest's memory as a vector to write from, and the guard that keeps it mapped.
+        ///
+        /// The guard outlives every use of the vector. (It does something with vm-memory's `xen` backend only, which maps on demand;
+        /// other guest memory is mapped for `'a`.)
+        pub fn from_volatile_slice<B: BitmapSlice>(
+            slices: impl IntoIterator<Item = &'a VolatileSlice<'a, B>>,
+        ) -> (Self, VolatileSliceGuard<'a, PtrGuard, B>) {
+            let mapped: Vec<_> = slices.into_iter().map(VolatileSlice::ptr_guard).collect();
+            let mut vector = Self::new();
+            for guard in &mapped {
+                // SAFETY: a volatile slice is readable for its length during `'a`, while the guard lives; others use volatile accesses only.
+                unsafe { vector.push_raw(guard.as_ptr(), guard.len()) };
+            }
+            (vector, VolatileSliceGuard { _mapped: mapped, dirty: Vec::new() })
+        }
+    }
+
+    impl<'a> IoVectorMut<'a> {
+        /// A guest's memory as a vector to read into, and the guard that keeps it mapped and marks it dirty when dropped.
+        ///
+        /// The guard outlives every use of the vector, as with [`IoVector::from_volatile_slice`].
+        pub fn from_volatile_slice<B: BitmapSlice>(
+            slices: impl IntoIterator<Item = &'a VolatileSlice<'a, B>>,
+        ) -> (Self, VolatileSliceGuard<'a, PtrGuardMut, B>) {
+            let mut guard = VolatileSliceGuard { _mapped: Vec::new(), dirty: Vec::new() };
+            let mut vector = Self::new();
+            for slice in slices {
+                let mapped = slice.ptr_guard_mut();
+                // SAFETY: a volatile slice is writable for its length during `'a`, while the guard lives; others use volatile accesses only.
+                unsafe { vector.push_raw(mapped.as_ptr(), mapped.len()) };
+                guard._mapped.push(mapped);
+                guard.dirty.push((slice.bitmap(), slice.len()));
+            }
+            (vector, guard)
+        }
+    }
+
+    impl<P, B: Bitmap> Drop for VolatileSliceGuard<'_, P, B> {
+        fn drop(&mut self) {
+            for (bitmap, len) in &self.dirty {
+                bitmap.mark_dirty(0, *len);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use std::num::NonZeroUsize;
+
+        use vm_memory::VolatileMemory;
+        use vm_memory::bitmap::{AtomicBitmap, Bitmap, RefSlice, WithBitmapSlice};
+        use vm_memory::{Bytes, VolatileSlice};
+
+        use super::*;
+
+        #[test]
+        fn bytes_go_in_and_out() {
+            let mut memory = [0_u8; 64];
+            let whole = VolatileSlice::from(&mut memory[..]);
+            let slices = [whole.get_slice(8, 4).unwrap(), whole.get_slice(32, 4).unwrap()];
+            {
+                let (mut vector, _guard) = IoVectorMut::from_volatile_slice(&slices);
+                assert_eq!(vector.len(), 8);
+                vector.copy_from_slice(b"abcdefgh");
+            }
+            let mut bytes = [0; 4];
+            whole.read_slice(&mut bytes, 32).unwrap();
+            assert_eq!(&bytes, b"efgh");
+            let (vector, _guard) = IoVector::from_volatile_slice(&slices);
+            let mut bytes = [0; 8];
+            vector.copy_to_slice(&mut bytes);
+            assert_eq!(&bytes, b"abcdefgh");
+        }
+
+        #[test]
+        fn a_read_marks_its_memory_dirty() {
+            let mut memory = [0_u8; 8192];
+            let bitmap = AtomicBitmap::new(8192, NonZeroUsize::new(4096).unwrap());
+            let slice_of = |offset| -> RefSlice<'_, AtomicBitmap> { bitmap.slice_at(offset) };
+            // SAFETY: the memory lives as long as the slice and nobody else uses it.
+            let slice = unsafe {
+                VolatileSlice::with_bitmap(memory.as_mut_ptr().add(4096), 16, slice_of(4096), None)
+            };
+            let slices = [slice];
+            drop(IoVector::from_volatile_slice(&slices));
+            assert!(!bitmap.dirty_at(4096));
+            drop(IoVectorMut::from_volatile_slice(&slices));
+            assert!(bitmap.dirty_at(4096) && !bitmap.dirty_at(0));
+            assert_eq!(<AtomicBitmap as WithBitmapSlice<'_>>::S::clone(slices[0].bitmap()).dirty_at(0), true);
+        }
+    }
+}

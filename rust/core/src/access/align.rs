@@ -16,7 +16,7 @@ use crate::storage::{Capabilities, Limits, Run, Storage, ZeroMode};
 const BOUNCE_MAX: u64 = 1 << 20;
 
 /// `storage`, able to take any request.
-pub fn aligned(storage: Arc<dyn Storage>) -> Arc<dyn Storage> {
+pub(crate) fn aligned(storage: Arc<dyn Storage>) -> Arc<dyn Storage> {
     let limits = storage.limits();
     if limits == Limits::default() {
         return storage;

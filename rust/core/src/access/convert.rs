@@ -1,1 +1,317 @@
-//!
+//! The content of one image into a new one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread;
+
+use parking_lot::Mutex;
+
+use super::create::{self, CreateOptions};
+use super::image::{Base, Image};
+use super::map::Extents;
+use super::open::{Backing, OpenOptions};
+use super::pool::cores;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::raw::Raw;
+use crate::format::{FormatKind, ZeroIntent};
+use crate::storage::file::{CreateMode, File};
+use crate::storage::{Storage, StorageOpenOptions};
+
+/// Bytes that one thread works on at a time; a multiple of every cluster size, so that no two write to one cluster.
+const CHUNK: u64 = 2 << 20;
+
+/// Zeroes are left out in runs of this many bytes, as `qemu-img convert` does (`-S 4k`).
+const SPARSE: usize = 4096;
+
+static ZEROES: [u8; SPARSE] = [0; SPARSE];
+
+/// Bytes of the source's disk that are done, and all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes of the disk.
+    pub total: u64,
+}
+
+/// How to convert.
+pub struct ConvertOptions<'a> {
+    /// What the target shall be. Its size is the source's, whatever is said here.
+    pub target: CreateOptions,
+    /// Told how far it is, on the calling thread, after every chunk that this thread did.
+    pub progress: Option<&'a mut dyn FnMut(Progress)>,
+    /// Set by another thread to end the conversion soon: [`Interrupted`](std::io::ErrorKind::Interrupted), and no target.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+/// Writes the content of `source` into a new image at `target`, on all cores, in bounded memory.
+///
+/// The image is made under another name beside `target` and takes its place when it is whole and durable; until then, and after a failure
+/// or a cancellation, what was at `target` stays. A block device is overwritten where it stands (raw only). A target that is in use
+/// is [`ErrorKind::Locked`].
+pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOptions<'_>) -> Result<()> {
+    let target = target.as_ref();
+    let ConvertOptions { target: mut create, progress, cancel } = options;
+    match &mut create {
+        CreateOptions::Raw { size } => *size = source.size(),
+        CreateOptions::Qcow2(options) if options.backing.is_some() || options.data_file.is_some() => {
+            return Err(Error::unsupported(
+                "a conversion makes an image that stands alone: no backing file, no data file",
+            ));
+        }
+        CreateOptions::Qcow2(options) => options.size = source.size(),
+    }
+    let existing = existing(source, target)?;
+    if let Some(device) = existing.as_ref().filter(|file| file.is_block_device()) {
+        if create.kind() != FormatKind::Raw {
+            return Err(Error::unsupported("only raw can be written to a block device").in_file(target));
+        }
+        if device.len()? < source.size() {
+            return Err(Error::invalid_input(format!(
+                "the device has {} bytes, less than the disk's {}",
+                device.len()?,
+                source.size()
+            ))
+            .in_file(target));
+        }
+    }
+    match existing {
+        Some(device) if device.is_block_device() => {
+            let image = Image::new(Arc::new(Raw::open(Arc::new(device), true)?), Base::None);
+            copy(source, &image, Zeroes::Write, progress, cancel)?;
+            image.close()
+        }
+        // Held until the new image has its name, so that nobody begins to use the old one meanwhile.
+        _held => {
+            let target = if target.exists() { resolve(target)? } else { target.to_owned() };
+            let partial = Partial::new(&target)?;
+            let file: Arc<dyn Storage> = Arc::new(File::create_sync(&partial.0, CreateMode::New)?);
+            create::fill(&target, &file, &create)?;
+            let open = OpenOptions {
+                write: true,
+                format: Some(create.kind()),
+                backing: Backing::None,
+                ..Default::default()
+            };
+            let image = open.open_storage(file)?;
+            copy(source, &image, Zeroes::Skip, progress, cancel)?;
+            image.close()?;
+            File::rename_sync(&partial.0, &target)
+        }
+    }
+}
+
+/// The file that is at `target` already, open so that its users are noticed.
+fn existing(source: &Arc<Image>, target: &Path) -> Result<Option<File>> {
+    if !target.exists() {
+        return Ok(None);
+    }
+    let probe = File::open_sync(StorageOpenOptions::new().filename(target).lock(crate::storage::Lock::Off))?;
+    let mut next = Some(source);
+    while let Some(image) = next {
+        let storages = [image.format().storage(), image.format().data_storage()];
+        if storages
+            .iter()
+            .any(|storage| storage.identity().is_some() && storage.identity() == probe.identity())
+        {
+            return Err(
+                Error::invalid_input("the target is a file of the source's own chain").in_file(target)
+            );
+        }
+        next = image.backing();
+    }
+    File::open_sync(StorageOpenOptions::new().filename(target).write(true)).map(Some)
+}
+
+fn resolve(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(|error| Error::io("resolve", error).in_file(path))
+}
+
+/// A file that is removed when it has not got its name.
+struct Partial(PathBuf);
+
+impl Partial {
+    fn new(target: &Path) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let Some(name) = target.file_name() else {
+            return Err(Error::invalid_input("the target has no file name").in_file(target));
+        };
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mut partial = std::ffi::OsString::from(".");
+        partial.push(name);
+        partial.push(format!(".{}-{count}.partial", std::process::id()));
+        Ok(Partial(target.with_file_name(partial)))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // After the rename there is nothing of that name; a failure before it is the one to report.
+        let _ = File::remove_sync(&self.0);
+    }
+}
+
+/// What to do where the source has zeroes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Zeroes {
+    /// Nothing: the target is new.
+    Skip,
+    /// Write them: the target holds something else.
+    Write,
+}
+
+/// What the threads of one conversion share.
+struct Work<'a> {
+    source: &'a Image,
+    target: &'a Image,
+    zeroes: Zeroes,
+    cancel: Option<&'a AtomicBool>,
+    todo: Mutex<Todo>,
+    done: AtomicU64,
+    failed: AtomicBool,
+}
+
+struct Todo {
+    extents: Extents,
+    /// The rest of an extent that was not handed out yet: start, end, and whether it is zero.
+    rest: Option<(u64, u64, bool)>,
+}
+
+fn copy(
+    source: &Arc<Image>,
+    target: &Image,
+    zeroes: Zeroes,
+    mut progress: Option<&mut dyn FnMut(Progress)>,
+    cancel: Option<&AtomicBool>,
+) -> Result<()> {
+    let total = source.size();
+    let todo = Mutex::new(Todo { extents: source.extents(0, total)?, rest: None });
+    let (done, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+    let work = Work { source, target, zeroes, cancel, todo, done, failed };
+    let mut report = |done| {
+        if let Some(progress) = &mut progress {
+            progress(Progress { done, total });
+        }
+    };
+    report(0);
+    thread::scope(|scope| {
+        let helpers: Vec<_> = (1..cores()).map(|_| scope.spawn(|| work.run(|_| {}))).collect();
+        let mut result = work.run(&mut report);
+        for helper in helpers {
+            let lost = |_| Err(Error::new(ErrorKind::Io, "a thread that converted died"));
+            // Of several failures the first thread's own counts; those that only stopped have none.
+            result = result.and(helper.join().unwrap_or_else(lost));
+        }
+        result
+    })?;
+    work.check_cancelled()?;
+    report(total);
+    Ok(())
+}
+
+impl Work<'_> {
+    fn run(&self, mut report: impl FnMut(u64)) -> Result<()> {
+        let result = self.run_chunks(&mut report);
+        if result.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn run_chunks(&self, report: &mut impl FnMut(u64)) -> Result<()> {
+        let mut buffer = Vec::new();
+        while !self.failed.load(Ordering::Relaxed) {
+            self.check_cancelled()?;
+            let Some((start, end, zero)) = self.take()? else { break };
+            if zero {
+                if self.zeroes == Zeroes::Write {
+                    self.target.write_zeroes(start, end - start, ZeroIntent::Unmap)?;
+                }
+            } else {
+                self.copy_chunk(start, end, &mut buffer)?;
+            }
+            let len = end - start;
+            report(self.done.fetch_add(len, Ordering::Relaxed) + len);
+        }
+        Ok(())
+    }
+
+    /// The next chunk: its start, its end, and whether it is known to be zero.
+    fn take(&self) -> Result<Option<(u64, u64, bool)>> {
+        let mut todo = self.todo.lock();
+        let (start, extent_end, zero) = match todo.rest.take() {
+            Some(rest) => rest,
+            None => match todo.extents.next().transpose()? {
+                Some(extent) => (extent.offset, extent.end(), extent.zero),
+                None => return Ok(None),
+            },
+        };
+        // A zero extent is one piece where nothing is done about it.
+        let whole = zero && self.zeroes == Zeroes::Skip;
+        let end = if whole { extent_end } else { extent_end.min((start / CHUNK + 1) * CHUNK) };
+        if end < extent_end {
+            todo.rest = Some((end, extent_end, zero));
+        }
+        Ok(Some((start, end, zero)))
+    }
+
+    fn copy_chunk(&self, start: u64, end: u64, buffer: &mut Vec<u8>) -> Result<()> {
+        buffer.resize((end - start) as usize, 0);
+        self.source.read(&mut buffer[..], start)?;
+        let mut at = 0;
+        for (run, zero) in runs(buffer) {
+            let offset = start + at as u64;
+            at += run.len();
+            match (zero, self.zeroes) {
+                (false, _) => self.target.write(run, offset)?,
+                (true, Zeroes::Write) => {
+                    self.target.write_zeroes(offset, run.len() as u64, ZeroIntent::Unmap)?
+                }
+                (true, Zeroes::Skip) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        if self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+            let source = std::io::ErrorKind::Interrupted.into();
+            return Err(Error::io("the conversion was cancelled", source));
+        }
+        Ok(())
+    }
+}
+
+/// Splits `bytes` into runs of blocks that are zero and of blocks that are not.
+fn runs(bytes: &[u8]) -> impl Iterator<Item = (&[u8], bool)> {
+    let is_zero = |block: &[u8]| *block == ZEROES[..block.len()];
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let mut blocks = rest.chunks(SPARSE);
+        let first = blocks.next()?;
+        let zero = is_zero(first);
+        let len =
+            first.len() + blocks.take_while(|block| is_zero(block) == zero).map(<[u8]>::len).sum::<usize>();
+        let (run, behind) = rest.split_at(len);
+        rest = behind;
+        Some((run, zero))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_cover_everything_once() {
+        let mut bytes = vec![0; 5 * SPARSE + 100];
+        bytes[SPARSE + 7] = 1;
+        bytes[2 * SPARSE] = 1;
+        bytes[5 * SPARSE + 99] = 1;
+        let found: Vec<_> = runs(&bytes).map(|(run, zero)| (run.len(), zero)).collect();
+        assert_eq!(found, [(SPARSE, true), (2 * SPARSE, false), (2 * SPARSE, true), (100, false)]);
+        assert_eq!(runs(&[]).count(), 0);
+        assert_eq!(runs(&[0; 10]).map(|(run, zero)| (run.len(), zero)).collect::<Vec<_>>(), [(10, true)]);
+    }
+}

@@ -1,1 +1,54 @@
-//!
+//! What an image says of itself, without opening anything else.
+
+use std::path::{Path, PathBuf};
+
+use super::probe::probe;
+use crate::error::Result;
+use crate::format::{FormatInfo, FormatKind, ImplicitReference, qcow2};
+use crate::storage::file::File;
+use crate::storage::{Lock, Storage, StorageOpenOptions};
+
+/// What `info` shows of an image.
+#[derive(Clone, Debug)]
+pub struct ImageInfo {
+    /// The image's file.
+    pub path: PathBuf,
+    /// Its format.
+    pub kind: FormatKind,
+    /// Size of the guest's disk in bytes.
+    pub virtual_size: u64,
+    /// Bytes that the file takes up on its medium, where that can be told.
+    pub actual_size: Option<u64>,
+    /// The backing file, as the image spells it. Untrusted, and not looked at.
+    pub backing: Option<ImplicitReference>,
+    /// What the format has to say.
+    pub format: FormatInfo,
+}
+
+/// Reads what the image in the file at `path` says of itself; without a `kind` its first bytes decide.
+///
+/// Nothing but that file is opened, and no lock is taken: the image may be in use. Images that cannot be opened are shown too
+/// (encrypted ones, ones whose backing file is missing), as long as their header can be read.
+pub fn info(path: impl AsRef<Path>, kind: Option<FormatKind>) -> Result<ImageInfo> {
+    let path = path.as_ref();
+    let storage = File::open_sync(StorageOpenOptions::new().filename(path).lock(Lock::Off))?;
+    let kind = match kind {
+        Some(kind) => kind,
+        None => probe(&storage)?,
+    };
+    let (virtual_size, backing, format) = match kind {
+        FormatKind::Raw => (storage.len()?, None, FormatInfo::default()),
+        FormatKind::Qcow2 => {
+            let inspected = qcow2::inspect(&storage)?;
+            (inspected.size, inspected.backing, inspected.info)
+        }
+    };
+    Ok(ImageInfo {
+        path: path.to_owned(),
+        kind,
+        virtual_size,
+        actual_size: storage.allocated()?,
+        backing,
+        format,
+    })
+}

@@ -37,7 +37,7 @@ pub(crate) fn signature(start: &[u8]) -> Option<&'static str> {
 
 /// The format of what is in `storage`: raw where nothing else is recognised; another format that is
 /// recognised but not there is an error and never raw.
-pub fn probe(storage: &dyn Storage) -> Result<FormatKind> {
+pub(crate) fn probe(storage: &dyn Storage) -> Result<FormatKind> {
     let mut start = [0; LEN];
     storage.readv_at(start.as_mut_slice().into(), 0)?;
     let Some(name) = signature(&start) else { return Ok(FormatKind::Raw) };

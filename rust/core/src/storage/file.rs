@@ -121,6 +121,24 @@ impl File {
         Ok(file)
     }
 
+    /// Removes the file at `path`.
+    pub fn remove_sync(path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        fs::remove_file(path).map_err(|error| Error::io("remove", error).in_file(path))
+    }
+
+    /// Gives the file at `from` the name `to`, in place of what has that name.
+    pub fn rename_sync(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+        let from = from.as_ref();
+        fs::rename(from, to.as_ref())
+            .map_err(|error| Error::io(format!("rename to {:?}", to.as_ref()), error).in_file(from))
+    }
+
+    /// Whether this is a block device, whose length is given.
+    pub fn is_block_device(&self) -> bool {
+        self.kind == Kind::BlockDevice
+    }
+
     fn open_with(how: &mut fs::OpenOptions, path: &Path, options: &StorageOpenOptions) -> Result<Self> {
         let direct = match (options.get_direct(), sys::DIRECT) {
             (false, _) => 0,

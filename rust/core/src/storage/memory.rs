@@ -65,11 +65,10 @@ impl Content {
     fn clear(&mut self, offset: u64, len: u64) {
         let mut position = offset;
         let end = offset + len;
-        while let Some((&chunk, bytes)) = self.chunks.range_mut(position / CHUNK..).next() {
+        while position < end {
+            let rest = position / CHUNK..end.div_ceil(CHUNK);
+            let Some((&chunk, bytes)) = self.chunks.range_mut(rest).next() else { break };
             let first = chunk * CHUNK;
-            if first >= end {
-                break;
-            }
             let from = position.max(first) - first;
             let to = (end - first).min(CHUNK);
             if to - from == CHUNK {
@@ -251,5 +250,37 @@ impl Storage for Memory {
 
     fn allocated(&self) -> Result<Option<u64>> {
         Ok(Some(self.content.read().chunks.len() as u64 * CHUNK))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_written_chunks_take_memory() {
+        let memory = Memory::new(1 << 50);
+        memory.writev_at(b"x".into(), 1 << 49).expect("write");
+        assert_eq!(memory.allocated().expect("allocated"), Some(CHUNK));
+        assert_eq!(memory.run_at(0, 1 << 50).expect("run"), Run { len: 1 << 49, data: false });
+        assert_eq!(memory.run_at(1 << 49, 1 << 49).expect("run"), Run { len: CHUNK, data: true });
+        memory.write_zeroes_at(0, 1 << 50, ZeroMode::Unmap).expect("zeroes");
+        assert_eq!(memory.allocated().expect("allocated"), Some(0));
+        assert!(memory.to_vec().is_err(), "a petabyte is refused, not tried");
+    }
+
+    #[test]
+    fn keeping_zeroes_keeps_the_space() {
+        let memory = Memory::from(vec![1; 3 * CHUNK as usize]);
+        memory.write_zeroes_at(1, 2 * CHUNK, ZeroMode::Keep).expect("zeroes");
+        assert_eq!(memory.allocated().expect("allocated"), Some(3 * CHUNK));
+        memory.discard_at(0, 2 * CHUNK + 1).expect("discard");
+        assert_eq!(memory.allocated().expect("allocated"), Some(CHUNK));
+    }
+
+    #[test]
+    fn a_vector_goes_in_and_comes_out() {
+        let bytes: Vec<u8> = (0..200_000_u32).map(|n| n as u8).collect();
+        assert_eq!(Memory::from(bytes.clone()).to_vec().expect("to_vec"), bytes);
     }
 }

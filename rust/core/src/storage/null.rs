@@ -67,3 +67,19 @@ impl Storage for Null {
         Ok(Some(0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_vanishes() {
+        let null = Null::new(100);
+        null.writev_at(b"gone".into(), 98).expect("write");
+        let mut bytes = [1; 8];
+        null.readv_at((&mut bytes).into(), 96).expect("read");
+        assert_eq!(bytes, [0; 8]);
+        assert_eq!(null.len().expect("len"), 100, "a write makes it no longer");
+        assert_eq!(null.run_at(0, 100).expect("run"), Run { len: 100, data: false });
+    }
+}

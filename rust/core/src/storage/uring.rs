@@ -15,7 +15,7 @@ pub const SWITCH: &str = "PYIMAGO_IO_URING";
 /// One thread at a time uses it. Dropping it waits for the reads in flight, as their memory must outlive them; a
 /// process forked off has no part in them and does not wait.
 pub struct Ring {
-    ring: IoUring,
+    queues: IoUring,
     /// Reads pushed whose completion was not handed out yet.
     in_flight: usize,
     /// The process that made the ring.
@@ -41,12 +41,12 @@ impl Ring {
         if !probe.is_supported(opcode::Read::CODE) || !probe.is_supported(opcode::Readv::CODE) {
             return None;
         }
-        Some(Ring { ring, in_flight: 0, owner: std::process::id() })
+        Some(Ring { queues: ring, in_flight: 0, owner: std::process::id() })
     }
 
     /// The ring's descriptor, for polling.
     pub fn fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
+        self.queues.as_raw_fd()
     }
 
     /// Reads whose completion was not handed out yet.
@@ -71,7 +71,7 @@ impl Ring {
             _ => opcode::Readv::new(fd, regions.as_ptr(), regions.len() as u32).offset(offset).build(),
         };
         // SAFETY: what the entry points to lives long enough by this function's own contract.
-        let pushed = unsafe { self.ring.submission().push(&entry.user_data(token)) }.is_ok();
+        let pushed = unsafe { self.queues.submission().push(&entry.user_data(token)) }.is_ok();
         self.in_flight += usize::from(pushed);
         pushed
     }
@@ -82,7 +82,7 @@ impl Ring {
     /// [`complete`](Ring::complete), then this again.
     pub fn submit(&mut self) -> io::Result<usize> {
         loop {
-            match self.ring.submit() {
+            match self.queues.submit() {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
                     Some(libc::EAGAIN | libc::EBUSY) => return Ok(0),
@@ -95,7 +95,7 @@ impl Ring {
 
     /// Reads that were pushed and not taken by the kernel yet.
     pub fn unsubmitted(&mut self) -> usize {
-        self.ring.submission().len()
+        self.queues.submission().len()
     }
 
     /// Hands out what has completed: the token and the byte count, or `-errno`. Does not wait.
@@ -103,14 +103,14 @@ impl Ring {
         let mut stuck = false;
         loop {
             let before = self.in_flight;
-            for entry in self.ring.completion() {
+            for entry in self.queues.completion() {
                 self.in_flight -= 1;
                 each(entry.user_data(), entry.result());
             }
             // Completions that found the queue full are moved up by the kernel when it is entered. Should
             // it refuse, the descriptor stays readable and the next call tries again.
             let idle = self.in_flight == before;
-            if !self.ring.submission().cq_overflow() || (stuck && idle) || self.submit().is_err() {
+            if !self.queues.submission().cq_overflow() || (stuck && idle) || self.submit().is_err() {
                 return;
             }
             stuck = idle;
@@ -124,7 +124,7 @@ impl Drop for Ring {
             return;
         }
         while self.in_flight > 0 {
-            match self.ring.submit_and_wait(1) {
+            match self.queues.submit_and_wait(1) {
                 Ok(_) => {}
                 Err(error)
                     if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) =>

@@ -9,6 +9,8 @@ use crate::access::map::Extents;
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ZeroIntent;
+use crate::storage::StorageOpenOptions;
+use crate::storage::file::File;
 
 /// Bytes of a read that are tried on the runtime's thread; more are not copied there.
 const INLINE_MAX: usize = 64 << 10;
@@ -108,6 +110,13 @@ impl FormatAccess {
     pub async fn close(&self) -> Result<()> {
         let image = Arc::clone(&self.image);
         off_thread(move || image.close()).await
+    }
+}
+
+impl File {
+    /// As [`open_sync`](File::open_sync), off the runtime's thread.
+    pub async fn open(options: StorageOpenOptions) -> Result<Self> {
+        off_thread(move || Self::open_sync(options)).await
     }
 }
 

@@ -47,3 +47,6 @@ pub(crate) fn info(storage: &dyn Storage, header: &Header) -> Result<Qcow2Info> 
         bitmaps: bitmaps.collect(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,7 +39,7 @@ impl Driver {
             return Ok(ZeroStep::Done { len: self.without_table(guest, len)? });
         }
         let slice_end = guest.align_down(self.geometry.slice_span()) + self.geometry.slice_span();
-        let len = len.min(slice_end - guest);
+        let mut len = len.min(slice_end - guest);
         if !self.geometry.zero_flag && has_backing {
             return Ok(ZeroStep::Write { len });
         }
@@ -51,6 +51,10 @@ impl Driver {
                 let offset = HostOffset(guest.0);
                 return Ok(ZeroStep::InPlace { len: run.end - guest, storage: self.data()?, offset });
             }
+            // Up to the next data, which is a step of its own.
+            let rest = |_, unit| Ok(!matches!(unit, Unit::Data { .. }));
+            let run = self.units(&slice, table, guest, len).run(rest)?.expect("no data at the start");
+            len = run.end - guest;
         }
         let done = self.zero_in_slice(&slice, table, guest, len, intent)?;
         if done > 0 {
@@ -106,12 +110,7 @@ impl Driver {
         let has_backing = self.has_backing.load(Ordering::Relaxed);
         let whole = first == 0 && last == Entry::last_unit(geometry);
         if geometry.external_data {
-            // Data was handled in place. In a raw data file the rest is zero in the file already.
-            for index in first..=last {
-                if matches!(old.unit(index, geometry)?, Unit::Data { .. }) {
-                    return Ok(Change::Impossible);
-                }
-            }
+            // There is no data among them, see the caller. In a raw data file the rest is zero in the file already.
             if !has_backing {
                 return Ok(Change::None);
             }

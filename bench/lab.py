@@ -1,0 +1,134 @@
+"""The images that the works read and write, made on first use, and how big everything is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyimago
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+CLUSTER = 64 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is measured: size in bytes; operations at most, rounds and seconds of a row at least."""
+
+    size: int
+    operations: int
+    rounds: int
+    seconds: float
+    places: int
+    """How many places of a sparse image hold data."""
+
+
+FULL = Scale(size=GIB, operations=1 << 16, rounds=7, seconds=10, places=2048)
+QUICK = Scale(size=32 * MIB, operations=1 << 11, rounds=3, seconds=0, places=32)
+
+
+def run(*command: str, stdin: str | None = None) -> str:
+    """The output of a program; it must succeed."""
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
+
+
+def stride(count: int, units: int) -> Sequence[int]:
+    """Unit numbers, 0.618 of the disk from one to the next: all over it, none twice before each was once."""
+    step = stride_step(units)
+    return [i * step % units for i in range(count)]
+
+
+def stride_step(units: int) -> int:
+    """That step, odd: it meets every one of `units` (a power of two)."""
+    return int(units * 0.618) | 1
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """A folder of images, removed by its owner."""
+
+    folder: Path
+    scale: Scale
+    loop: Callable[[], asyncio.AbstractEventLoop]
+
+    def sequence(self, block: int) -> Sequence[int]:
+        """Block after block, the whole disk."""
+        return range(0, self.scale.size, block)
+
+    def random(self, block: int) -> Sequence[int]:
+        """Aligned blocks at random, the same in every run: as the scale says, one disk's worth at most."""
+        blocks = self.scale.size // block
+        count = min(self.scale.operations, blocks)
+        return [n * block for n in random.Random(block).choices(range(blocks), k=count)]
+
+    def raw(self) -> Path:
+        """Text of random words, which compresses as text does; no block of it is zero."""
+        path = self.folder / "disk.raw"
+        if not path.exists():
+            letters = random.Random(1)
+            words = ["".join(letters.choices("etaoinshrdlu", k=letters.randint(2, 9))) for _ in range(4096)]
+            text = " ".join(letters.choices(words, k=2 * MIB)).encode()[: 8 * MIB]
+            with path.open("wb") as file:
+                for _ in range(self.scale.size // len(text)):
+                    file.write(text)
+            os.sync()
+        return path
+
+    def full(self) -> Path:
+        """The same disk as a qcow2, fully allocated."""
+        return self._converted("full.qcow2")
+
+    def compressed(self, kind: str) -> Path:
+        """The same disk as a qcow2 of compressed clusters, `zlib` or `zstd`."""
+        return self._converted(f"{kind}.qcow2", "-c", "-o", f"compression_type={kind}")
+
+    def _converted(self, name: str, *options: str) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", *options, str(self.raw()), str(path))
+            os.sync()
+        return path
+
+    def empty(self, name: str) -> Path:
+        """A new image of the same size with no cluster allocated."""
+        path = self.folder / f"{name}.qcow2"
+        path.unlink(missing_ok=True)
+        run("qemu-img", "create", "-q", "-f", "qcow2", str(path), str(self.scale.size))
+        return path
+
+    def sparse(self, size: int, cluster: int, places: int) -> Path:
+        """An image with 4 KiB of data at evenly spread places, each with an L2 table of its own."""
+        path = self.folder / f"sparse-{cluster}.qcow2"
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", str(path), str(size))
+        writes = "".join(f"write -q {n * (size // places)} 4k\n" for n in range(places))
+        run("qemu-io", "-f", "qcow2", "-t", "unsafe", str(path), stdin=writes)
+        return path
+
+    @contextmanager
+    def awaited(
+        self, path: Path, *, direct: bool = False
+    ) -> Generator[tuple[asyncio.Runner, pyimago.FormatAccess]]:
+        """A loop, and the image opened on it."""
+
+        async def opened() -> pyimago.FormatAccess:
+            storage = await pyimago.File.open(pyimago.StorageOpenOptions(filename=str(path), direct=direct))
+            return pyimago.FormatAccess(await pyimago.Qcow2.open_image(storage, write=False))
+
+        async def closed() -> None:
+            await image.close()
+
+        with asyncio.Runner(loop_factory=self.loop) as runner:
+            image = runner.run(opened())
+            try:
+                yield runner, image
+            finally:
+                runner.run(closed())

@@ -1,0 +1,49 @@
+"""Works of a process of their own: imports, and the peak of memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from .lab import Lab, run
+from .measure import OURS, Cost, Sides, cost
+
+PEAK = Path(__file__).with_name("peak.py")
+
+IMPORT = """
+import time
+cpu, wall = time.process_time(), time.perf_counter()
+import {module}
+print(time.process_time() - cpu, time.perf_counter() - wall)
+"""
+
+
+def imported(module: str) -> Cost:
+    """What the import costs in a fresh interpreter, without the start of it."""
+    cpu, wall = run(sys.executable, "-I", "-c", IMPORT.format(module=module)).split()
+    return Cost(float(cpu), float(wall))
+
+
+@contextmanager
+def imports(lab: Lab) -> Generator[Sides]:  # noqa: ARG001 - every row is called with the lab
+    """`import pyimago` against `import asyncio`."""
+    yield {OURS: partial(imported, "pyimago"), "asyncio": partial(imported, "asyncio")}
+
+
+@contextmanager
+def memory(lab: Lab, size: int, cluster: int, spread: int) -> Generator[Sides]:
+    """The peak of a fresh interpreter that reads 4 KiB at random; one in `spread` of the places has data."""
+    count, places = lab.scale.operations, lab.scale.places // spread
+    path = lab.sparse(size, cluster, places)
+
+    def ours() -> Cost:
+        peaks: list[float] = []
+        command = (sys.executable, "-I", str(PEAK), str(path), str(count), str(places))
+        spent = cost(count, lambda: peaks.append(float(run(*command))))
+        return Cost(spent.cpu, spent.wall, peaks[0])
+
+    yield {OURS: ours}
+    path.unlink()

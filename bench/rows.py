@@ -1,0 +1,133 @@
+"""The table: what is measured, against what, and the figures to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from . import processes, reads, writes
+from .lab import KIB, MIB, Lab
+from .measure import Bound, Sides
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table."""
+
+    name: str
+    work: str
+    against: str
+    targets: tuple[Bound, ...]
+    sides: Callable[[Lab], AbstractContextManager[Sides]]
+
+    @property
+    def sign(self) -> Literal["≥", "≤"]:
+        """Whether it is rates that are compared, to be at least, or times, to be at most."""
+        return self.targets[0].sign
+
+
+PREADV = "`os.preadv` loop on the raw file"
+TO_THREAD = "`asyncio.to_thread(os.preadv, ...)`"
+QEMU_BENCH = "`qemu-img bench -w`, best of its aio engines"
+CONVERT = "`qemu-img convert` to null, fastest of three ways"
+TIB = 1 << 40
+
+ROWS = (
+    Row(
+        "sync",
+        "random 4 KiB `SyncFormatAccess.read` of a fully allocated qcow2",
+        PREADV,
+        (Bound("≥", 0.95, "CPU"),),
+        partial(reads.synchronous, order=Lab.random, block=4 * KIB),
+    ),
+    *(
+        Row(
+            name,
+            f"the same, {how}",
+            PREADV,
+            (Bound("≥", target, "CPU"),),
+            partial(reads.awaited, order=Lab.random, block=4 * KIB, way=way),
+        )
+        for name, how, target, way in (
+            ("await-1", "awaited one by one", 0.75, reads.tasks(1)),
+            ("await-16", "awaited in 16 tasks", 0.75, reads.tasks(16)),
+            ("await-64", "awaited in 64 tasks", 0.75, reads.tasks(64)),
+            ("gather", "`gather` of 64", 0.4, reads.gathered),
+            ("read-many", "`read_many` of 64", 0.9, reads.many),
+        )
+    ),
+    Row(
+        "to-thread",
+        "the same, awaited in 16 tasks",
+        TO_THREAD,
+        (Bound("≥", 10, "CPU"),),
+        reads.against_to_thread,
+    ),
+    Row(
+        "aiofiles",
+        "the same, awaited in 16 tasks",
+        "aiofiles",
+        (Bound("≥", 10, "CPU"),),
+        reads.against_aiofiles,
+    ),
+    Row(
+        "direct",
+        "random 4 KiB with direct I/O, awaited in 32 tasks",
+        f"{TO_THREAD}, direct, same file, best of 2 pool sizes",
+        (Bound("≥", 3, "CPU"), Bound("≥", 1, "wall")),
+        reads.direct,
+    ),
+    Row(
+        "sequential",
+        "sequential 1 MiB reads",
+        PREADV,
+        (Bound("≥", 0.9, "CPU"),),
+        partial(reads.synchronous, order=Lab.sequence, block=MIB),
+    ),
+    Row(
+        "sequential-await",
+        "the same, awaited one by one",
+        PREADV,
+        (Bound("≥", 0.9, "CPU"),),
+        partial(reads.awaited, order=Lab.sequence, block=MIB, way=reads.tasks(1)),
+    ),
+    Row("overwrite", "random 4 KiB overwrite", QEMU_BENCH, (Bound("≥", 1.5, "CPU"),), writes.overwriting),
+    Row("allocate", "random 4 KiB allocating write", QEMU_BENCH, (Bound("≥", 3, "CPU"),), writes.allocating),
+    *(
+        Row(
+            kind,
+            f"sequential read of a {kind} image",
+            CONVERT,
+            (Bound("≥", target, "wall"),),
+            partial(reads.compressed, kind=kind),
+        )
+        for kind, target in (("zlib", 1.8), ("zstd", 1.3))
+    ),
+    *(
+        Row(
+            f"threads-{name.replace(' ', '')}",
+            f"two threads reading one image, random {name}",
+            "one thread",
+            (Bound("≥", 1.7, "wall"),),
+            partial(reads.two_threads, block=block),
+        )
+        for name, block in (("4 KiB", 4 * KIB), ("64 KiB", 64 * KIB), ("1 MiB", MIB))
+    ),
+    Row("import", "`import pyimago`", "`import asyncio`", (Bound("≤", 1.5, "wall"),), processes.imports),
+    *(
+        Row(
+            name,
+            f"memory of reading {what} at random",
+            "-",
+            (Bound("≤", 100, "MiB"),),
+            partial(processes.memory, size=size, cluster=cluster, spread=spread),
+        )
+        for name, what, size, cluster, spread in (
+            ("memory-1PiB", "a sparse 1 PiB image", 1024 * TIB, 64 * KIB, 1),
+            ("memory-2MiB", "an image of 2 MiB clusters (128 TiB)", 128 * TIB, 2 * MIB, 16),
+        )
+    ),
+)
