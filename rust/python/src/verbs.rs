@@ -14,6 +14,7 @@ use imago_core::{Storage as EngineStorage, StorageOpenOptions};
 use pyo3::PyClass;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyDict};
 
 use crate::errors::Failure;
 use crate::gate::PyGate;
@@ -180,86 +181,49 @@ impl<'py> FromPyObject<'_, 'py> for CompressionType {
     }
 }
 
-/// What a new image shall be, as keyword arguments; those left out are what `qemu-img` takes.
-#[derive(Default, FromPyObject)]
-#[pyo3(from_item_all)]
-struct Layout {
-    #[pyo3(default)]
-    cluster_size: Option<u32>,
-    #[pyo3(default)]
-    refcount_bits: Option<u32>,
-    #[pyo3(default)]
-    version: Option<QcowVersion>,
-    #[pyo3(default)]
-    compression_type: Option<CompressionType>,
-    #[pyo3(default)]
-    extended_l2: Option<bool>,
-    #[pyo3(default)]
-    lazy_refcounts: Option<bool>,
-    #[pyo3(default)]
-    backing: Option<PathBuf>,
-    #[pyo3(default)]
-    backing_format: Option<String>,
-    #[pyo3(default)]
-    data_file: Option<String>,
-    #[pyo3(default)]
-    data_file_raw: Option<bool>,
+/// What a new image shall be: `layout` has keyword arguments of `pyimago.create`; those that are None or False are what
+/// `qemu-img` takes where nothing is said.
+fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, PyDict>) -> PyResult<CreateOptions> {
+    let mut options = qcow2::CreateOptions { size, ..qcow2::CreateOptions::default() };
+    let mut backing_format = None;
+    for (name, value) in layout {
+        if value.is_none() || value.is(PyBool::new(layout.py(), false)) {
+            continue;
+        }
+        if format == FormatKind::Raw {
+            return Err(PyValueError::new_err(format!("a raw image has no {name}")));
+        }
+        match name.extract::<&str>()? {
+            "version" => options.version = value.extract::<QcowVersion>()?.0,
+            "cluster_size" => options.cluster_size = small(&name, &value)?,
+            "refcount_bits" => options.refcount_bits = small(&name, &value)?,
+            "lazy_refcounts" => options.lazy_refcounts = value.extract()?,
+            "extended_l2" => options.extended_l2 = value.extract()?,
+            "compression_type" => options.compression = value.extract::<CompressionType>()?.0,
+            "backing" => {
+                options.backing = Some(ImplicitReference { name: value.extract()?, format: None });
+            }
+            "backing_format" => backing_format = Some(value.extract::<String>()?),
+            "data_file" => options.data_file = Some(value.extract::<PathBuf>()?.to_string_lossy().into_owned()),
+            "data_file_raw" => options.data_file_raw = value.extract()?,
+            _ => return Err(PyTypeError::new_err(format!("an image has no {name}"))),
+        }
+    }
+    match (&mut options.backing, backing_format) {
+        (Some(backing), format) => backing.format = format,
+        (None, Some(_)) => return Err(PyValueError::new_err("backing_format is given without backing")),
+        (None, None) => {}
+    }
+    Ok(match format {
+        FormatKind::Raw => CreateOptions::raw(size),
+        _ => CreateOptions::Qcow2(options),
+    })
 }
 
-impl Layout {
-    fn is_default(&self) -> bool {
-        let Layout {
-            cluster_size,
-            refcount_bits,
-            version,
-            compression_type,
-            extended_l2,
-            lazy_refcounts,
-            backing,
-            backing_format,
-            data_file,
-            data_file_raw,
-        } = self;
-        let set = [
-            cluster_size.is_some(),
-            refcount_bits.is_some(),
-            version.is_some(),
-            compression_type.is_some(),
-            extended_l2.is_some(),
-            lazy_refcounts.is_some(),
-            backing.is_some(),
-            backing_format.is_some(),
-            data_file.is_some(),
-            data_file_raw.is_some(),
-        ];
-        !set.contains(&true)
-    }
-
-    fn options(self, format: FormatKind, size: u64) -> PyResult<CreateOptions> {
-        if format == FormatKind::Raw {
-            return if self.is_default() {
-                Ok(CreateOptions::raw(size))
-            } else {
-                Err(PyValueError::new_err("a raw image has a size and no other option"))
-            };
-        }
-        if self.backing.is_none() && self.backing_format.is_some() {
-            return Err(PyValueError::new_err("backing_format without backing"));
-        }
-        let default = qcow2::CreateOptions::default();
-        Ok(CreateOptions::Qcow2(qcow2::CreateOptions {
-            size,
-            version: self.version.map_or(default.version, |version| version.0),
-            cluster_size: self.cluster_size.unwrap_or(default.cluster_size),
-            refcount_bits: self.refcount_bits.unwrap_or_else(|| default.refcount_bits),
-            lazy_refcounts: self.lazy_refcounts.unwrap_or(default.lazy_refcounts),
-            extended_l2: self.extended_l2.unwrap_or(default.extended_l2),
-            compression: self.compression_type.map_or(default.compression, |kind| kind.0),
-            backing: self.backing.map(|name| ImplicitReference { name, format: self.backing_format }),
-            data_file: self.data_file,
-            data_file_raw: self.data_file_raw.unwrap_or(default.data_file_raw),
-        }))
-    }
+/// A number of bytes or bits; what does not fit is out of every range that the engine would allow.
+fn small(name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<u32> {
+    let Offset(number) = value.extract()?;
+    u32::try_from(number).map_err(|_| PyValueError::new_err(format!("{number} is too much for {name}")))
 }
 
 fn create_with<F: Face>(
@@ -267,9 +231,9 @@ fn create_with<F: Face>(
     path: PathBuf,
     Offset(size): Offset,
     format: &Format,
-    layout: Layout,
+    layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
-    let options = layout.options(format.0, size)?;
+    let options = create_options(format.0, size, layout)?;
     F::call(
         py,
         Venue::Thread,
@@ -285,7 +249,7 @@ pub(crate) fn create(
     path: PathBuf,
     size: Offset,
     format: Format,
-    layout: Layout,
+    layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
     create_with::<Blocking>(py, path, size, &format, layout)
 }
@@ -297,7 +261,7 @@ pub(crate) fn create_awaited(
     path: PathBuf,
     size: Offset,
     format: Format,
-    layout: Layout,
+    layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
     create_with::<Awaited>(py, path, size, &format, layout)
 }
@@ -357,9 +321,9 @@ pub(crate) fn convert(
     format: Format,
     implicit: PyGate,
     progress: Option<Py<PyAny>>,
-    layout: Layout,
+    layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
-    let create = layout.options(format.0, 0)?;
+    let create = create_options(format.0, 0, layout)?;
     convert_with::<Blocking>(py, Conversion { source, target, source_format, implicit, create, progress })
 }
 
@@ -374,8 +338,8 @@ pub(crate) fn convert_awaited(
     format: Format,
     implicit: PyGate,
     progress: Option<Py<PyAny>>,
-    layout: Layout,
+    layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
-    let create = layout.options(format.0, 0)?;
+    let create = create_options(format.0, 0, layout)?;
     convert_with::<Awaited>(py, Conversion { source, target, source_format, implicit, create, progress })
 }
