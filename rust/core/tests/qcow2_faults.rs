@@ -246,7 +246,8 @@ fn a_missing_barrier_is_noticed() {
     let start = Start::new(Config::plain(9, 70_000));
     let script = start.script(18, 1);
     let syncs = start.lose_power(&script, 0, None).unwrap();
-    let missed: Vec<u64> = (0..syncs).filter(|&nth| start.lose_power(&script, 0, Some(nth)).is_ok()).collect();
+    let missed: Vec<u64> =
+        (0..syncs).filter(|&nth| start.lose_power(&script, 0, Some(nth)).is_ok()).collect();
     assert!(missed.is_empty(), "of {syncs} barriers, these can be left out unnoticed: {missed:?}");
 }
 
@@ -256,7 +257,10 @@ fn fail_every_call(start: &Start, seed: u8) {
     for failing in [Failing::Once, Failing::Forever] {
         for nth in 0..calls {
             if let Err(error) = start.fail(&script, nth, failing) {
-                panic!("{:?}, seed {seed}, call {nth} of {calls} {failing:?}: {error}\n{script:#x?}", start.config);
+                panic!(
+                    "{:?}, seed {seed}, call {nth} of {calls} {failing:?}: {error}\n{script:#x?}",
+                    start.config
+                );
             }
         }
     }
