@@ -97,7 +97,7 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 fn header_fields_out_of_bounds_are_refused_with_file_and_reason() {
     let image = used_image(&Config::plain(12, 200_192));
     let fields: [(&str, usize, &[u8]); 17] = [
-        ("magic", 0, b"QFI\xfa"),
+        ("no qcow2", 0, b"QFI\xfa"),
         ("version", 4, &7u32.to_be_bytes()),
         ("cluster", 20, &8u32.to_be_bytes()),
         ("cluster", 20, &22u32.to_be_bytes()),
@@ -250,7 +250,8 @@ fn a_chain_that_is_too_long_is_refused() {
 
 fn chain_link(dir: &Path, name: &str, backing: &str) {
     let storage = images::new_file(&dir.join(name));
-    let mut options = Config { backing: Some(images::Backing { qcow2: true, len: 0 }), ..Config::plain(9, 512) }.options();
+    let mut options =
+        Config { backing: Some(images::Backing { qcow2: true, len: 0 }), ..Config::plain(9, 512) }.options();
     options.backing.as_mut().unwrap().name = backing.into();
     imago_core::format::qcow2::create::create(&storage, None, &options).unwrap();
 }
@@ -309,7 +310,11 @@ fn samples() -> &'static [Vec<u8>] {
             Config { extended_l2: true, ..Config::plain(14, 300_032) },
             Config { version: 2, ..Config::plain(12, 100_352) },
         ];
-        let rich = ["cluster_size=4096", "cluster_size=512,compression_type=zstd", "extended_l2=on,cluster_size=16k"];
+        let rich = [
+            "cluster_size=4096",
+            "cluster_size=512,compression_type=zstd",
+            "extended_l2=on,cluster_size=16k",
+        ];
         ours.iter().map(used_image).chain(rich.iter().filter_map(|options| rich_image(options))).collect()
     })
 }
