@@ -102,7 +102,7 @@ fn header_fields_out_of_bounds_are_refused_with_file_and_reason() {
         ("cluster", 20, &8u32.to_be_bytes()),
         ("cluster", 20, &22u32.to_be_bytes()),
         ("cluster", 20, &u32::MAX.to_be_bytes()),
-        ("size", 24, &u64::MAX.to_be_bytes()),
+        ("needs", 24, &u64::MAX.to_be_bytes()),
         ("L1", 36, &0u32.to_be_bytes()),
         ("L1", 36, &u32::MAX.to_be_bytes()),
         ("L1", 40, &(1u64 << 60).to_be_bytes()),
@@ -320,7 +320,7 @@ fn samples() -> &'static [Vec<u8>] {
 }
 
 proptest! {
-    #![proptest_config(proptest_config(4000))]
+    #![proptest_config(proptest_config(10_000))]
 
     #[test]
     fn mutated_metadata_never_panics(sample in any::<prop::sample::Index>(), mutations in mutations()) {
