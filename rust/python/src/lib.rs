@@ -1,6 +1,52 @@
 //! Python types over `imago-core`; no format logic here.
 
+mod access;
+mod bridge;
+mod buffers;
+mod errors;
+mod extents;
+mod fork;
+mod formats;
+mod gate;
+mod image;
+mod info;
+mod operation;
+mod storages;
+mod transfer;
+mod verbs;
+
 use pyo3::prelude::*;
 
+/// Called at the interpreter's exit.
+#[pyfunction]
+fn wait_for_operations(py: Python<'_>) {
+    bridge::wait_for_operations(py);
+}
+
 #[pymodule(gil_used = false)]
-mod _native {}
+mod _native {
+    #[pymodule_export]
+    use crate::bridge::CompletedFuture;
+    #[pymodule_export]
+    use crate::extents::{AsyncExtentIterator, Extent, ExtentIterator};
+    #[pymodule_export]
+    use crate::formats::{Qcow2, Raw};
+    #[pymodule_export]
+    use crate::image::{FormatAccess, SyncFormatAccess};
+    #[pymodule_export]
+    use crate::info::{info, info_awaited};
+    #[pymodule_export]
+    use crate::storages::{File, Memory, Null, Storage, StorageOpenOptions, Throttled};
+    #[pymodule_export]
+    use crate::verbs::{convert, convert_awaited, create, create_awaited, open, open_awaited};
+    use pyo3::prelude::*;
+    use pyo3::wrap_pyfunction;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::fork::watch();
+        let wait = wrap_pyfunction!(crate::wait_for_operations, module)?;
+        module.py().import("atexit")?.call_method1("register", (wait,))?;
+        Ok(())
+    }
+}

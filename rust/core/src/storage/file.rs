@@ -34,7 +34,7 @@ pub enum CreateMode {
 
 /// A regular file or a block device.
 ///
-/// Buffered reads and writes are one `preadv` or `pwritev` each; zeroes and holes are made with `fallocate` where
+/// Buffered reads and writes are one `pread(v)` or `pwrite(v)` each; zeroes and holes are made with `fallocate` where
 /// the file system has it. With [`direct`](StorageOpenOptions::direct) requests meet [`limits`](Storage::limits).
 #[derive(Debug)]
 pub struct File {
@@ -247,7 +247,7 @@ impl File {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.failed("read", position, error)),
             }
-            result = sys::preadv(&self.handle, &mut bufs, position);
+            result = sys::read(&self.handle, &mut bufs, position);
         }
     }
 
@@ -269,7 +269,7 @@ impl File {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.failed("write", position, error)),
             }
-            result = sys::pwritev(&self.handle, &bufs, position);
+            result = sys::write(&self.handle, &bufs, position);
         }
     }
 
@@ -391,10 +391,10 @@ impl Storage for File {
         if there < len {
             let mut front = bufs.take_front(there);
             bufs.fill_zero();
-            let first = sys::preadv(&self.handle, &mut front, offset.min(OFFSET_MAX));
+            let first = sys::read(&self.handle, &mut front, offset.min(OFFSET_MAX));
             return self.read_rest(front, offset, first);
         }
-        match sys::preadv(&self.handle, &mut bufs, offset) {
+        match sys::read(&self.handle, &mut bufs, offset) {
             Ok(read) if read == len => Ok(()),
             other => self.read_rest(bufs, offset, other),
         }
@@ -404,7 +404,7 @@ impl Storage for File {
         if !self.nowait.load(Ordering::Relaxed) || addressable(offset, bufs.len()) < bufs.len() {
             return Ok(0);
         }
-        sys::preadv_nowait(&self.handle, &mut bufs, offset).or_else(|error| match error.kind() {
+        sys::read_nowait(&self.handle, &mut bufs, offset).or_else(|error| match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(0),
             io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput => {
                 self.nowait.store(false, Ordering::Relaxed);
@@ -424,7 +424,7 @@ impl Storage for File {
         if addressable(offset, len) < len {
             return Err(self.failed("write", offset, io::Error::from_raw_os_error(libc::EFBIG)));
         }
-        match sys::pwritev(&self.handle, &bufs, offset) {
+        match sys::write(&self.handle, &bufs, offset) {
             Ok(written) if written == len => Ok(()),
             other => self.write_rest(bufs, offset, other),
         }

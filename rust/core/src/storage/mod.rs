@@ -5,6 +5,7 @@ pub mod latched;
 mod lock;
 pub mod memory;
 pub mod null;
+pub mod throttled;
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 pub mod uring;
 

@@ -34,7 +34,12 @@ impl Qcow2 {
 
     /// Opens the qcow2 image in `storage`. Nothing it names is opened.
     pub fn open_image_sync(storage: Box<dyn Storage>, writable: bool) -> Result<Self> {
-        let driver = Box::new(Driver::open(aligned(Arc::from(storage)), writable)?);
+        Self::open_shared_sync(Arc::from(storage), writable)
+    }
+
+    /// The same for a storage that others hold too.
+    pub fn open_shared_sync(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
+        let driver = Box::new(Driver::open(aligned(storage), writable)?);
         let base = driver.backing_reference().is_none().then_some(Base::None);
         let has_data_file = !driver.needs_data_file();
         Ok(Qcow2 { driver, base, has_data_file })
@@ -50,7 +55,12 @@ impl Qcow2 {
 
     /// Says where the guest's data is, for an image with an external data file.
     pub fn set_data_file(&mut self, data_file: Box<dyn Storage>) -> Result<()> {
-        self.driver.set_data_storage(aligned(Arc::from(data_file)))?;
+        self.set_shared_data_file(Arc::from(data_file))
+    }
+
+    /// The same for a storage that others hold too.
+    pub fn set_shared_data_file(&mut self, data_file: Arc<dyn Storage>) -> Result<()> {
+        self.driver.set_data_storage(aligned(data_file))?;
         self.has_data_file = true;
         Ok(())
     }

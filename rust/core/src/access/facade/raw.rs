@@ -24,7 +24,12 @@ impl Raw {
 
     /// Takes `storage` for a raw image.
     pub fn open_image_sync(storage: Box<dyn Storage>, writable: bool) -> Result<Self> {
-        Link::open(Arc::from(storage), writable, Some(FormatKind::Raw)).map(Raw)
+        Self::open_shared_sync(Arc::from(storage), writable)
+    }
+
+    /// The same for a storage that others hold too.
+    pub fn open_shared_sync(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
+        Link::open(storage, writable, Some(FormatKind::Raw)).map(Raw)
     }
 
     /// A raw image names no other file.

@@ -270,11 +270,8 @@ impl Refcounts {
             storage.writev_at((&bytes).into(), offset.0)?;
         }
         for index in old_entries..old_entries + blocks {
-            let mut bytes = vec![0; size as usize].into_boxed_slice();
-            let start = index * per_block;
-            for cluster in start..(first + blocks + clusters).min(start + per_block) {
-                write_count(&mut bytes, self.order, cluster - start, 1);
-            }
+            let used = (first + blocks + clusters - index * per_block).min(per_block);
+            let bytes = block_of_ones(used, self.order, size).into_boxed_slice();
             let host = (first + index - old_entries) << self.cluster_bits;
             table[index as usize] = host;
             storage.writev_at((&*bytes).into(), host)?;
@@ -339,6 +336,15 @@ impl Refcounts {
         }
         writes
     }
+}
+
+/// A refcount block of `size` bytes whose first `used` clusters have refcount 1.
+pub(super) fn block_of_ones(used: u64, order: u32, size: u64) -> Vec<u8> {
+    let mut bytes = vec![0; size as usize];
+    for index in 0..used {
+        write_count(&mut bytes, order, index, 1);
+    }
+    bytes
 }
 
 /// Refcount number `index` of a block; widths below a byte start at the byte's low bits.

@@ -1,0 +1,177 @@
+//! An open image as the Python classes hold it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use imago_core::access::image::Image;
+use imago_core::format::FormatKind;
+use imago_core::{Error, ErrorKind};
+use parking_lot::{RwLock, RwLockReadGuard};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::errors::{UnsupportedOperation, exception};
+use crate::fork;
+
+/// An open image, and what stays known of it once it is closed.
+///
+/// The engine counts the operations in flight and its `close` waits for them. Afterwards the engine's image is let go,
+/// so that its files are closed even while Python still holds the object.
+pub(crate) struct Access {
+    image: RwLock<Option<Arc<Image>>>,
+    closing: AtomicBool,
+    unflushed: AtomicBool,
+    birth: fork::Generation,
+    path: Option<PathBuf>,
+    size: u64,
+    kind: FormatKind,
+    writable: bool,
+}
+
+/// An image that is open for as long as this lives.
+pub(crate) struct OpenImage<'a>(RwLockReadGuard<'a, Option<Arc<Image>>>);
+
+impl Access {
+    pub(crate) fn new(image: Arc<Image>) -> Arc<Self> {
+        Arc::new(Access {
+            path: image.path().map(Into::into),
+            size: image.size(),
+            kind: image.kind(),
+            writable: image.writable(),
+            closing: AtomicBool::new(false),
+            unflushed: AtomicBool::new(image.writable()),
+            birth: fork::Generation::now(),
+            image: RwLock::new(Some(image)),
+        })
+    }
+
+    /// What messages call the image.
+    pub(crate) fn name(&self) -> String {
+        self.path
+            .as_ref()
+            .map_or_else(|| "an image without a file".to_owned(), |path| path.display().to_string())
+    }
+
+    pub(crate) fn path(&self) -> Option<&PathBuf> {
+        self.path.as_ref()
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(crate) fn kind(&self) -> FormatKind {
+        self.kind
+    }
+
+    pub(crate) fn writable(&self) -> bool {
+        self.writable
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// Whether something may have been written that no flush has made durable.
+    pub(crate) fn is_unflushed(&self) -> bool {
+        self.unflushed.load(Ordering::Relaxed)
+    }
+
+    /// Refuses a range that is not inside the image.
+    #[inline]
+    pub(crate) fn check_range(&self, what: &str, offset: u64, len: u64) -> PyResult<()> {
+        if offset.checked_add(len).is_some_and(|end| end <= self.size) {
+            return Ok(());
+        }
+        Err(PyValueError::new_err(format!(
+            "{what} of {len} bytes at offset {offset} goes past the end of {} ({} bytes)",
+            self.name(),
+            self.size
+        )))
+    }
+
+    /// Refuses to change an image that was opened for reading.
+    pub(crate) fn check_writable(&self) -> PyResult<()> {
+        if self.writable {
+            self.unflushed.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        Err(UnsupportedOperation::new_err(format!("{} is open for reading only", self.name())))
+    }
+
+    /// The image. `ValueError` when it is closed or being closed, `RuntimeError` in a forked child: there the engine's
+    /// locks may be held by threads that do not exist, and the file is the parent's too.
+    #[inline]
+    pub(crate) fn image(&self, py: Python<'_>) -> PyResult<OpenImage<'_>> {
+        if !self.birth.is_now() {
+            return Err(PyRuntimeError::new_err(format!(
+                "{} was opened before this process was forked; open it again here",
+                self.name()
+            )));
+        }
+        if !self.is_closed() {
+            // Never waits: the only writer is a closing.
+            if let Some(guard) = self.image.try_read().filter(|image| image.is_some()) {
+                return Ok(OpenImage(guard));
+            }
+        }
+        let closed = Error::new(ErrorKind::Closed, format!("{} is closed", self.name()));
+        Err(exception(py, &closed))
+    }
+
+    /// Makes all that was written durable.
+    pub(crate) fn flush(&self, image: &Image) -> imago_core::Result<()> {
+        // First: what is written while this runs must be remembered.
+        let unflushed = self.unflushed.swap(false, Ordering::Relaxed);
+        image.flush().inspect_err(|_| {
+            self.unflushed.fetch_or(unflushed, Ordering::Relaxed);
+        })
+    }
+
+    /// Waits for the operations in flight, flushes, leaves the image clean and lets it go. Closing again does nothing.
+    pub(crate) fn close(&self) -> imago_core::Result<()> {
+        self.closing.store(true, Ordering::Relaxed);
+        let Some(image) = self.image.read().clone() else { return Ok(()) };
+        let result = image.close();
+        self.unflushed.store(false, Ordering::Relaxed);
+        *self.image.write() = None;
+        result
+    }
+
+    /// Lets the image go without a word from its user: closed if nobody else has it (as its backing), flushed anyway.
+    pub(crate) fn release(&self) -> imago_core::Result<()> {
+        let shared = self.image.read().as_ref().filter(|image| Arc::strong_count(image) > 1).cloned();
+        match shared {
+            Some(image) if self.is_unflushed() => image.flush(),
+            Some(_) => Ok(()),
+            None => self.close(),
+        }
+    }
+
+    /// Whether it was opened in this process.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.birth.is_now()
+    }
+
+    /// Whether this process has it open.
+    pub(crate) fn is_ours_and_open(&self) -> bool {
+        self.is_ours() && !self.is_closed()
+    }
+}
+
+impl OpenImage<'_> {
+    #[inline]
+    pub(crate) fn get(&self) -> &Arc<Image> {
+        self.0.as_ref().expect("only an open image is handed out")
+    }
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        if !self.birth.is_now() {
+            // The parent's image: dropping it here could write to its file, or wait for a lock that nobody will open.
+            std::mem::forget(self.image.get_mut().take());
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Memory of Python objects, held by the buffer protocol for as long as an operation may touch it.
+
+use imago_core::{IoVector, IoVectorMut};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+/// One exported buffer: contiguous bytes that neither move nor go away before this is dropped.
+///
+/// Only pointer and length are given out, never a slice: Python code may touch the bytes at any time.
+pub(crate) struct Buffer(Box<ffi::Py_buffer>);
+
+// SAFETY: the pointer and length are plain values; the export itself is ended in `drop` with the
+// interpreter attached, from whatever thread that is.
+unsafe impl Send for Buffer {}
+// SAFETY: shared access reads pointer and length only.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// The bytes of `object`, to be filled. `TypeError` if it has none or is read-only, `ValueError` if they are not contiguous.
+    pub(crate) fn writable(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Self::export(object, ffi::PyBUF_WRITABLE).map_err(|cause| {
+            let reason = if Self::export(object, ffi::PyBUF_SIMPLE).is_ok() {
+                PyTypeError::new_err(format!(
+                    "a writable buffer is needed; this {} is read-only",
+                    kind(object)
+                ))
+            } else {
+                unusable(object)
+            };
+            caused_by(reason, cause, object.py())
+        })
+    }
+
+    /// The bytes of `object`, to be taken. `TypeError` if it has none, `ValueError` if they are not contiguous.
+    pub(crate) fn readable(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Self::export(object, ffi::PyBUF_SIMPLE)
+            .map_err(|cause| caused_by(unusable(object), cause, object.py()))
+    }
+
+    fn export(object: &Bound<'_, PyAny>, flags: std::ffi::c_int) -> PyResult<Self> {
+        let mut view = Box::new(ffi::Py_buffer::new());
+        // SAFETY: `view` is a fresh `Py_buffer` at an address that stays its own until the release.
+        let status = unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut *view, flags) };
+        if status == 0 { Ok(Buffer(view)) } else { Err(PyErr::fetch(object.py())) }
+    }
+
+    /// Adds the bytes to `memory`, to be filled.
+    ///
+    /// # Safety
+    /// The object lets itself be written: it was exported so, or nobody else has it yet.
+    pub(crate) unsafe fn push_to<'a>(&'a self, memory: &mut IoVectorMut<'a>) {
+        // SAFETY: the export keeps the bytes in place for as long as `self` is borrowed; no reference to them is
+        // ever made here, and what Python code does to them meanwhile is its own affair.
+        unsafe { memory.push_raw(self.0.buf.cast(), self.len()) };
+    }
+
+    /// Adds the bytes to `data`, to be taken.
+    pub(crate) fn append_to<'a>(&'a self, data: &mut IoVector<'a>) {
+        // SAFETY: as in `push_to`; the bytes are only read.
+        unsafe { data.push_raw(self.0.buf.cast(), self.len()) };
+    }
+
+    /// The bytes, to be taken.
+    pub(crate) fn data(&self) -> IoVector<'_> {
+        let mut data = IoVector::new();
+        self.append_to(&mut data);
+        data
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len.cast_unsigned()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // Without an interpreter (it is finalising) there is nobody left to tell.
+        Python::try_attach(|_| {
+            // SAFETY: the view was filled by `PyObject_GetBuffer` and is released once; the interpreter is attached.
+            unsafe { ffi::PyBuffer_Release(&raw mut *self.0) };
+        });
+    }
+}
+
+fn kind(object: &Bound<'_, PyAny>) -> String {
+    object.get_type().name().map_or_else(|_| "object".to_owned(), |name| name.to_string())
+}
+
+fn unusable(object: &Bound<'_, PyAny>) -> PyErr {
+    // SAFETY: any object may be asked.
+    if unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) } == 0 {
+        PyTypeError::new_err(format!("a bytes-like object is needed, not {}", kind(object)))
+    } else {
+        PyValueError::new_err(format!(
+            "the memory of this {} is not contiguous or was released",
+            kind(object)
+        ))
+    }
+}
+
+fn caused_by(reason: PyErr, cause: PyErr, py: Python<'_>) -> PyErr {
+    reason.set_cause(py, Some(cause));
+    reason
+}

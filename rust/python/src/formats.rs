@@ -1,0 +1,171 @@
+//! `Raw` and `Qcow2`: what is being opened, before it becomes an access.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use imago_core::access::image::Image;
+use imago_core::{IntoImage, qcow2, raw};
+use parking_lot::Mutex;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::errors::{Failure, exception};
+use crate::gate::PyGate;
+use crate::image::shared_image;
+use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::storages::Storage;
+
+/// The engine's object until a `FormatAccess` takes it; locked while another thread is at it.
+struct Slot<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Slot<T> {
+    fn new(opened: T) -> Self {
+        Slot(Arc::new(Mutex::new(Some(opened))))
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut Option<T>) -> R) -> PyResult<R> {
+        let Some(mut slot) = self.0.try_lock() else {
+            return Err(PyValueError::new_err("the dependencies of this image are just being opened"));
+        };
+        if slot.is_none() {
+            return Err(taken());
+        }
+        Ok(f(&mut slot))
+    }
+}
+
+fn taken() -> PyErr {
+    PyValueError::new_err("this image belongs to a FormatAccess or SyncFormatAccess already")
+}
+
+macro_rules! format_class {
+    ($(#[$doc:meta])* $name:ident, $engine:ty, { $($own:tt)* }) => {
+        $(#[$doc])*
+        #[pyclass(frozen, module = "pyimago")]
+        pub(crate) struct $name(Slot<$engine>);
+
+        impl $name {
+            fn open_with<F: Face>(
+                py: Python<'_>,
+                open: impl FnOnce() -> imago_core::Result<$engine> + Send + 'static,
+            ) -> PyResult<Py<PyAny>> {
+                F::call(
+                    py,
+                    Venue::Thread,
+                    move || open().map_err(Failure::from),
+                    |py, opened| Ok(Py::new(py, $name(Slot::new(opened)))?.into_any()),
+                )
+            }
+        }
+
+        #[pymethods]
+        impl $name {
+            /// Open the file at `path` as an image of this format. No other file is opened.
+            #[staticmethod]
+            #[pyo3(signature = (path, *, write = false))]
+            fn open_path_sync(py: Python<'_>, path: PathBuf, write: bool) -> PyResult<Py<PyAny>> {
+                Self::open_with::<Blocking>(py, move || <$engine>::open_path_sync(path, write))
+            }
+
+            /// As `open_path_sync`, awaited.
+            #[staticmethod]
+            #[pyo3(signature = (path, *, write = false))]
+            fn open_path(py: Python<'_>, path: PathBuf, write: bool) -> PyResult<Py<PyAny>> {
+                Self::open_with::<Awaited>(py, move || <$engine>::open_path_sync(path, write))
+            }
+
+            /// Open `storage` as an image of this format. No other storage is opened.
+            #[staticmethod]
+            #[pyo3(signature = (storage, *, write = false))]
+            fn open_image_sync(py: Python<'_>, storage: &Storage, write: bool) -> PyResult<Py<PyAny>> {
+                let storage = storage.shared();
+                Self::open_with::<Blocking>(py, move || <$engine>::open_shared_sync(storage, write))
+            }
+
+            /// As `open_image_sync`, awaited.
+            #[staticmethod]
+            #[pyo3(signature = (storage, *, write = false))]
+            fn open_image(py: Python<'_>, storage: &Storage, write: bool) -> PyResult<Py<PyAny>> {
+                let storage = storage.shared();
+                Self::open_with::<Awaited>(py, move || <$engine>::open_shared_sync(storage, write))
+            }
+
+            $($own)*
+        }
+    };
+}
+
+format_class!(
+    /// A raw image: the bytes of the disk as they are.
+    Raw, raw::Raw, {}
+);
+
+format_class!(
+    /// A qcow2 image whose metadata is open. What it names (backing file, data file) is set or opened before it is
+    /// handed to a `FormatAccess` or `SyncFormatAccess`.
+    Qcow2, qcow2::Qcow2, {
+        /// Put `backing`, an open image, below this one instead of what its header names; None: nothing is below.
+        fn set_backing(&self, backing: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+            let backing = backing.map(shared_image).transpose()?;
+            self.0.with(|slot| {
+                if let Some(qcow2) = slot {
+                    qcow2.set_backing(backing);
+                }
+            })
+        }
+
+        /// Say where the guest's data is, for an image with an external data file.
+        fn set_data_file(&self, py: Python<'_>, data_file: &Storage) -> PyResult<()> {
+            let set = self.0.with(|slot| slot.as_mut().map(|q| q.set_shared_data_file(data_file.shared())))?;
+            set.unwrap_or(Ok(())).map_err(|error| exception(py, &error))
+        }
+
+        /// Open what the image names and was not set: its backing chain, read-only, and its external data file.
+        ///
+        /// `implicit` says which files may be opened: "beside" those beside or below the image, "deny" none, "allow" all,
+        /// a function those for which it returns true; it is called with the file's name and "backing" or "data_file".
+        #[pyo3(signature = (*, implicit = PyGate::default()))]
+        fn open_implicit_dependencies_sync(&self, py: Python<'_>, implicit: PyGate) -> PyResult<Py<PyAny>> {
+            self.open_dependencies::<Blocking>(py, implicit)
+        }
+
+        /// As `open_implicit_dependencies_sync`, awaited. A function given as `implicit` is called on another thread.
+        #[pyo3(signature = (*, implicit = PyGate::default()))]
+        fn open_implicit_dependencies(&self, py: Python<'_>, implicit: PyGate) -> PyResult<Py<PyAny>> {
+            self.open_dependencies::<Awaited>(py, implicit)
+        }
+    }
+);
+
+impl Qcow2 {
+    fn open_dependencies<F: Face>(&self, py: Python<'_>, implicit: PyGate) -> PyResult<Py<PyAny>> {
+        let slot = Arc::clone(&self.0.0);
+        self.0.with(|_| ())?;
+        let run = move || {
+            let mut slot = slot.lock();
+            let Some(qcow2) = &mut *slot else { return Err(Failure::Python(taken())) };
+            implicit.pass(|gate| qcow2.open_implicit_dependencies_gated_sync(gate))
+        };
+        F::call(py, Venue::Thread, run, |py, ()| Ok(py.None()))
+    }
+}
+
+/// Takes the image out of a `Raw` or `Qcow2`.
+pub(crate) fn into_image(object: &Bound<'_, PyAny>) -> PyResult<Arc<Image>> {
+    fn take<T: IntoImage>(slot: &Slot<T>) -> PyResult<Arc<Image>> {
+        slot.with(Option::take)?.map(IntoImage::into_image).ok_or_else(taken)
+    }
+    let image = if let Ok(qcow2) = object.cast::<Qcow2>() {
+        take(&qcow2.get().0)?
+    } else if let Ok(raw) = object.cast::<Raw>() {
+        take(&raw.get().0)?
+    } else {
+        return Err(PyTypeError::new_err(format!(
+            "a Raw or Qcow2 is needed, not {}",
+            object.get_type().name()?
+        )));
+    };
+    // A missing data file is said now and not by the first read.
+    image.begin().map_err(|error| exception(object.py(), &error))?;
+    Ok(image)
+}

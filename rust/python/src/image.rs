@@ -1,0 +1,252 @@
+//! `SyncFormatAccess` and `FormatAccess`: one set of operations with two faces.
+
+use std::sync::Arc;
+
+use imago_core::access::image::Image;
+use imago_core::format::ZeroIntent;
+use pyo3::exceptions::PyResourceWarning;
+use pyo3::prelude::*;
+
+use crate::access::Access;
+use crate::errors::{Failure, exception};
+use crate::extents::{AsyncExtentIterator, ExtentIterator};
+use crate::formats;
+use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::transfer::{Offset, Transfer};
+
+fn zero<F: Face>(
+    py: Python<'_>,
+    access: &Arc<Access>,
+    Offset(offset): Offset,
+    Offset(length): Offset,
+    intent: ZeroIntent,
+) -> PyResult<Py<PyAny>> {
+    access.check_writable()?;
+    access.check_range(
+        if intent == ZeroIntent::Unmap { "write_zeroes" } else { "discard" },
+        offset,
+        length,
+    )?;
+    F::on_image(py, access, move |_, image| image.write_zeroes(offset, length, intent))
+}
+
+fn close<F: Face>(py: Python<'_>, access: &Arc<Access>) -> PyResult<Py<PyAny>> {
+    let access = Arc::clone(access);
+    // A thread of its own: it waits for operations that the pool may have yet to begin.
+    let run = move || if access.is_ours() { access.close().map_err(Failure::from) } else { Ok(()) };
+    F::call(py, Venue::Thread, run, |py, ()| Ok(py.None()))
+}
+
+macro_rules! image_class {
+    ($(#[$doc:meta])* $name:ident, $face:ty, $extents:ident, { $($own:tt)* }) => {
+        $(#[$doc])*
+        #[pyclass(frozen, weakref, module = "pyimago")]
+        pub(crate) struct $name {
+            pub(crate) access: Arc<Access>,
+        }
+
+        impl $name {
+            pub(crate) fn of(image: Arc<Image>) -> Self {
+                $name { access: Access::new(image) }
+            }
+        }
+
+        #[pymethods]
+        impl $name {
+            /// Access to the image that `image` (a `Raw` or `Qcow2`) was opened as. It belongs to this object from now on.
+            #[new]
+            fn new(image: &Bound<'_, PyAny>) -> PyResult<Self> {
+                formats::into_image(image).map(Self::of)
+            }
+
+            /// Fill `buf`, any writable buffer, with the disk's bytes from `offset` (bytes) on.
+            fn read(&self, py: Python<'_>, buf: &Bound<'_, PyAny>, offset: Offset) -> PyResult<Py<PyAny>> {
+                <$face>::transfer(py, &self.access, Transfer::read(buf, offset)?)
+            }
+
+            /// Fill the buffers `bufs`, one after the other, with the disk's bytes from `offset` (bytes) on.
+            fn readv(&self, py: Python<'_>, bufs: &Bound<'_, PyAny>, offset: Offset) -> PyResult<Py<PyAny>> {
+                <$face>::transfer(py, &self.access, Transfer::readv(bufs, offset)?)
+            }
+
+            /// The `length` bytes of the disk from `offset` (bytes) on, as a new `bytes`.
+            fn pread(&self, py: Python<'_>, length: Offset, offset: Offset) -> PyResult<Py<PyAny>> {
+                <$face>::transfer(py, &self.access, Transfer::pread(py, &self.access, length, offset)?)
+            }
+
+            /// Fill many buffers, each from its own offset: `requests` are pairs of buffer and offset (bytes).
+            fn read_many(&self, py: Python<'_>, requests: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+                <$face>::transfer(py, &self.access, Transfer::read_many(requests)?)
+            }
+
+            /// Write the bytes of `data`, any buffer, to the disk from `offset` (bytes) on.
+            fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>, offset: Offset) -> PyResult<Py<PyAny>> {
+                <$face>::transfer(py, &self.access, Transfer::write(data, offset)?)
+            }
+
+            /// Write the bytes of the buffers `bufs`, one after the other, to the disk from `offset` (bytes) on.
+            fn writev(&self, py: Python<'_>, bufs: &Bound<'_, PyAny>, offset: Offset) -> PyResult<Py<PyAny>> {
+                <$face>::transfer(py, &self.access, Transfer::writev(bufs, offset)?)
+            }
+
+            /// Write many buffers, each to its own offset: `requests` are pairs of buffer and offset (bytes).
+            fn write_many(&self, py: Python<'_>, requests: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+                <$face>::transfer(py, &self.access, Transfer::write_many(requests)?)
+            }
+
+            /// Make `length` bytes from `offset` (bytes) on read as zeroes; the space for them goes back to the host where that is possible.
+            fn write_zeroes(&self, py: Python<'_>, offset: Offset, length: Offset) -> PyResult<Py<PyAny>> {
+                zero::<$face>(py, &self.access, offset, length, ZeroIntent::Unmap)
+            }
+
+            /// Give up `length` bytes from `offset` (bytes) on; what is a whole cluster goes back to the host.
+            fn discard(&self, py: Python<'_>, offset: Offset, length: Offset) -> PyResult<Py<PyAny>> {
+                zero::<$face>(py, &self.access, offset, length, ZeroIntent::Discard)
+            }
+
+            /// What the `length` bytes (None: all) from `offset` (bytes) on are: an iterator of `Extent`.
+            #[pyo3(signature = (offset = Offset(0), length = None))]
+            fn extents(&self, py: Python<'_>, offset: Offset, length: Option<Offset>) -> PyResult<$extents> {
+                $extents::new(py, &self.access, offset, length)
+            }
+
+            /// Make everything that was written durable.
+            fn flush(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+                <$face>::on_image(py, &self.access, Access::flush)
+            }
+
+            /// Wait for the operations in flight, flush, and let the image go. Closing again does nothing.
+            fn close(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+                close::<$face>(py, &self.access)
+            }
+
+            /// Size of the disk in bytes.
+            #[getter]
+            fn size(&self) -> u64 {
+                self.access.size()
+            }
+
+            /// The image's format: "raw" or "qcow2".
+            #[getter]
+            fn format(&self) -> &'static str {
+                self.access.kind().name()
+            }
+
+            /// The image's file, where it is in one.
+            #[getter]
+            fn filename(&self) -> Option<&std::ffi::OsStr> {
+                self.access.path().map(|path| path.as_os_str())
+            }
+
+            /// Whether the image was opened for writing.
+            #[getter]
+            fn writable(&self) -> bool {
+                self.access.writable()
+            }
+
+            /// Whether the image was closed.
+            #[getter]
+            fn closed(&self) -> bool {
+                self.access.is_closed()
+            }
+
+            fn __repr__(&self) -> String {
+                let Self { access } = self;
+                let state = match (access.is_closed(), access.writable()) {
+                    (true, _) => "closed",
+                    (false, true) => "writable",
+                    (false, false) => "read-only",
+                };
+                format!("<{} of {} ({}, {} bytes, {state})>", stringify!($name), access.name(), access.kind(), access.size())
+            }
+
+            $($own)*
+        }
+    };
+}
+
+image_class!(
+    /// An open image, read and written at once.
+    ///
+    /// Any number of threads may use it. Used in a `with` statement it is closed at the end; dropped without that it is flushed.
+    SyncFormatAccess, Blocking, ExtentIterator, {
+        /// The disk as a standard file object, an `io.RawIOBase` with a position of its own.
+        fn file<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+            slf.py().import("pyimago._file")?.getattr("ImageFile")?.call1((slf,))
+        }
+
+        fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+            slf.get().access.image(slf.py())?;
+            Ok(slf)
+        }
+
+        #[pyo3(signature = (*_args))]
+        fn __exit__(&self, py: Python<'_>, _args: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<Py<PyAny>> {
+            self.close(py)
+        }
+    }
+);
+
+image_class!(
+    /// An open image whose operations are awaited, in any event loop.
+    ///
+    /// Each method returns a future of the running loop, a completed one where the answer was at hand. Used in an `async with` statement the image is closed at
+    /// the end; otherwise flush or close one that was opened for writing: dropping it cannot, and warns.
+    FormatAccess, Awaited, AsyncExtentIterator, {
+        fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+            let py = slf.py();
+            slf.get().access.image(py)?;
+            crate::bridge::Bridge::current(py)?.completed(py, Some(slf.into_any().unbind()))
+        }
+
+        #[pyo3(signature = (*_args))]
+        fn __aexit__(&self, py: Python<'_>, _args: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<Py<PyAny>> {
+            self.close(py)
+        }
+    }
+);
+
+/// The image of a `FormatAccess` or `SyncFormatAccess`, to be used below another one.
+pub(crate) fn shared_image(object: &Bound<'_, PyAny>) -> PyResult<Arc<Image>> {
+    let py = object.py();
+    let access = if let Ok(access) = object.cast::<SyncFormatAccess>() {
+        &access.get().access
+    } else {
+        &object.cast::<FormatAccess>()?.get().access
+    };
+    access.image(py).map(|open| Arc::clone(open.get()))
+}
+
+/// Runs `f` from a destructor: whatever exception is on its way stays that.
+fn while_dropping(f: impl FnOnce(Python<'_>) -> PyResult<()>) {
+    Python::try_attach(|py| {
+        let raised = PyErr::take(py);
+        if let Err(error) = f(py) {
+            error.write_unraisable(py, None);
+        }
+        if let Some(raised) = raised {
+            raised.restore(py);
+        }
+    });
+}
+
+impl Drop for SyncFormatAccess {
+    fn drop(&mut self) {
+        if self.access.is_ours_and_open() {
+            while_dropping(|py| py.detach(|| self.access.release()).map_err(|error| exception(py, &error)));
+        }
+    }
+}
+
+impl Drop for FormatAccess {
+    fn drop(&mut self) {
+        if self.access.is_ours_and_open() && self.access.is_unflushed() {
+            while_dropping(|py| {
+                let text =
+                    format!("{} was open for writing and is dropped without a flush", self.access.name());
+                let text = std::ffi::CString::new(text)?;
+                PyErr::warn(py, &py.get_type::<PyResourceWarning>(), &text, 1)
+            });
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! `info`: the document that `qemu-img info --output=json` prints, as Python objects.
+
+use std::path::{Path, PathBuf};
+
+use imago_core::access::image::CHAIN_MAX;
+use imago_core::access::info::{ImageInfo, info as image_info};
+use imago_core::access::open::ReferenceKind;
+use imago_core::format::qcow2_info::{Qcow2Info, SnapshotInfo};
+use imago_core::format::{FormatKind, FormatSpecificInfo};
+use imago_core::storage::file::File;
+use imago_core::storage::{Lock, Storage, StorageOpenOptions};
+use imago_core::{Error, Result};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::errors::Failure;
+use crate::gate::PyGate;
+use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::verbs::Format;
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// An image's facts and the length of its file.
+struct Facts {
+    image: ImageInfo,
+    file_length: u64,
+}
+
+impl Facts {
+    fn read(path: &Path, kind: Option<FormatKind>) -> Result<Self> {
+        let image = image_info(path, kind)?;
+        let file = File::open_sync(StorageOpenOptions::new().filename(path).lock(Lock::Off))?;
+        Ok(Facts { image, file_length: file.len()? })
+    }
+
+    /// Of the image at `path` and of those below it that `gate` lets pass, topmost first.
+    fn read_chain(path: PathBuf, kind: Option<FormatKind>, gate: &PyGate) -> Result<Vec<Self>, Failure> {
+        let mut chain: Vec<Self> = Vec::new();
+        let mut next = Some((path, kind));
+        while let Some((path, kind)) = next {
+            if chain.len() == CHAIN_MAX as usize {
+                let error = Error::invalid_input(format!("the chain has more than {CHAIN_MAX} images"));
+                return Err(error.in_file(path).into());
+            }
+            let facts = Self::read(&path, kind)?;
+            next = match &facts.image.backing {
+                Some(backing) => {
+                    let below =
+                        gate.pass(|gate| gate.pass(Some(&path), &backing.name, ReferenceKind::Backing))?;
+                    if chain.iter().any(|above| above.image.path == below) || below == path {
+                        let text = format!("the chain comes back to {}", below.display());
+                        return Err(Error::invalid_image(text).in_file(path).into());
+                    }
+                    Some((below, backing.format.as_deref().and_then(FormatKind::from_name)))
+                }
+                None => None,
+            };
+            chain.push(facts);
+        }
+        Ok(chain)
+    }
+
+    fn document<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let Facts { image, file_length } = self;
+        let document = PyDict::new(py);
+        document.set_item("children", [self.child(py, *file_length)?])?;
+        document.set_item("filename", image.path.as_os_str())?;
+        document.set_item("format", image.kind.name())?;
+        document.set_item("virtual-size", image.virtual_size)?;
+        set_some(&document, "actual-size", image.actual_size)?;
+        document.set_item("dirty-flag", image.format.dirty.unwrap_or(false))?;
+        set_some(&document, "cluster-size", image.format.cluster_size)?;
+        if let Some(backing) = &image.backing {
+            let directory = image.path.parent().unwrap_or(Path::new(""));
+            document.set_item("backing-filename", backing.name.as_os_str())?;
+            document.set_item("full-backing-filename", directory.join(&backing.name).as_os_str())?;
+            set_some(&document, "backing-filename-format", backing.format.as_deref())?;
+        }
+        if let Some(FormatSpecificInfo::Qcow2(qcow2)) = &image.format.specific {
+            if qcow2.encrypted.is_some() {
+                document.set_item("encrypted", true)?;
+            }
+            if !qcow2.snapshots.is_empty() {
+                let snapshots = PyList::empty(py);
+                for snapshot in &qcow2.snapshots {
+                    snapshots.append(snapshot_document(py, snapshot)?)?;
+                }
+                document.set_item("snapshots", snapshots)?;
+            }
+            let specific = PyDict::new(py);
+            specific.set_item("type", "qcow2")?;
+            specific.set_item("data", qcow2_document(py, qcow2)?)?;
+            document.set_item("format-specific", specific)?;
+        }
+        Ok(document)
+    }
+
+    /// The file that the image is in.
+    fn child<'py>(&self, py: Python<'py>, length: u64) -> PyResult<Bound<'py, PyDict>> {
+        let specific = PyDict::new(py);
+        specific.set_item("type", "file")?;
+        specific.set_item("data", PyDict::new(py))?;
+        let file = PyDict::new(py);
+        file.set_item("children", PyList::empty(py))?;
+        file.set_item("filename", self.image.path.as_os_str())?;
+        file.set_item("format", "file")?;
+        file.set_item("virtual-size", length)?;
+        set_some(&file, "actual-size", self.image.actual_size)?;
+        file.set_item("dirty-flag", false)?;
+        file.set_item("format-specific", specific)?;
+        let child = PyDict::new(py);
+        child.set_item("name", "file")?;
+        child.set_item("info", file)?;
+        Ok(child)
+    }
+}
+
+fn set_some<'py, T: IntoPyObject<'py>>(
+    dict: &Bound<'py, PyDict>,
+    key: &str,
+    value: Option<T>,
+) -> PyResult<()> {
+    value.map_or(Ok(()), |value| dict.set_item(key, value))
+}
+
+fn snapshot_document<'py>(py: Python<'py>, snapshot: &SnapshotInfo) -> PyResult<Bound<'py, PyDict>> {
+    let document = PyDict::new(py);
+    document.set_item("id", &snapshot.id)?;
+    document.set_item("name", &snapshot.name)?;
+    document.set_item("vm-state-size", snapshot.vm_state_size)?;
+    document.set_item("date-sec", snapshot.date_sec)?;
+    document.set_item("date-nsec", snapshot.date_nsec)?;
+    document.set_item("vm-clock-sec", snapshot.vm_clock_nsec / NANOSECONDS)?;
+    document.set_item("vm-clock-nsec", snapshot.vm_clock_nsec % NANOSECONDS)?;
+    set_some(&document, "icount", snapshot.icount)?;
+    Ok(document)
+}
+
+fn qcow2_document<'py>(py: Python<'py>, qcow2: &Qcow2Info) -> PyResult<Bound<'py, PyDict>> {
+    let data = PyDict::new(py);
+    data.set_item("compat", if qcow2.version == 2 { "0.10" } else { "1.1" })?;
+    data.set_item("compression-type", qcow2.compression_type)?;
+    data.set_item("refcount-bits", qcow2.refcount_bits)?;
+    if qcow2.version > 2 {
+        data.set_item("lazy-refcounts", qcow2.lazy_refcounts)?;
+        data.set_item("corrupt", qcow2.corrupt)?;
+        data.set_item("extended-l2", qcow2.extended_l2)?;
+    }
+    set_some(&data, "data-file", qcow2.data_file.as_deref())?;
+    set_some(&data, "data-file-raw", qcow2.data_file_raw)?;
+    if let Some(method) = qcow2.encrypted {
+        let encrypt = PyDict::new(py);
+        encrypt.set_item("format", method)?;
+        data.set_item("encrypt", encrypt)?;
+    }
+    if !qcow2.bitmaps.is_empty() {
+        let bitmaps = PyList::empty(py);
+        for bitmap in &qcow2.bitmaps {
+            let document = PyDict::new(py);
+            document.set_item("name", &bitmap.name)?;
+            document.set_item("granularity", bitmap.granularity)?;
+            document.set_item("flags", &bitmap.flags)?;
+            bitmaps.append(document)?;
+        }
+        data.set_item("bitmaps", bitmaps)?;
+    }
+    Ok(data)
+}
+
+fn documents<F: Face>(
+    py: Python<'_>,
+    read: impl FnOnce() -> Result<Vec<Facts>, Failure> + Send + 'static,
+) -> PyResult<Py<PyAny>> {
+    F::call(py, Venue::Thread, read, |py, chain| {
+        let documents = PyList::empty(py);
+        for facts in &chain {
+            documents.append(facts.document(py)?)?;
+        }
+        Ok(documents.into_any().unbind())
+    })
+}
+
+fn read(
+    path: PathBuf,
+    format: Option<Format>,
+    chain: Option<PyGate>,
+) -> impl FnOnce() -> Result<Vec<Facts>, Failure> + Send + 'static {
+    let kind = format.map(|format| format.0);
+    move || match chain {
+        Some(gate) => Facts::read_chain(path, kind, &gate),
+        None => Ok(vec![Facts::read(&path, kind)?]),
+    }
+}
+
+/// The documents of the image at `path` and, with `chain` (as `implicit` of `open`), of those below it.
+#[pyfunction]
+#[pyo3(signature = (path, format, chain))]
+pub(crate) fn info(
+    py: Python<'_>,
+    path: PathBuf,
+    format: Option<Format>,
+    chain: Option<PyGate>,
+) -> PyResult<Py<PyAny>> {
+    documents::<Blocking>(py, read(path, format, chain))
+}
+
+/// As `info`, awaited.
+#[pyfunction]
+#[pyo3(signature = (path, format, chain))]
+pub(crate) fn info_awaited(
+    py: Python<'_>,
+    path: PathBuf,
+    format: Option<Format>,
+    chain: Option<PyGate>,
+) -> PyResult<Py<PyAny>> {
+    documents::<Awaited>(py, read(path, format, chain))
+}

@@ -1,0 +1,223 @@
+//! Operations: what they do without Python, and what they give Python at their end. The synchronous and the awaitable
+//! classes carry out the same operations; see [`Face`].
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use imago_core::access::image::{Image, Operation as InFlight};
+use pyo3::prelude::*;
+
+use crate::access::Access;
+use crate::bridge::Bridge;
+use crate::errors::{Failure, exception};
+use crate::transfer::{Progress, Transfer, Unlimited};
+
+/// Reads up to this many bytes are tried with the interpreter held: giving it up and taking it back costs more than
+/// copying them from the page cache.
+const ATTACHED_LIMIT: usize = 16 << 10;
+
+/// Where an operation that waits does so.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Venue {
+    /// On a worker of the engine's pool.
+    Pool,
+    /// On a thread of its own, since it runs long, calls back into Python, or waits for operations that the pool has yet to do.
+    Thread,
+}
+
+/// An operation that is carried out by whatever thread suits it.
+pub(crate) trait Work: Send {
+    /// Goes on for as long as nothing has to be waited for; the loop's thread calls it.
+    fn advance(&mut self, _: &Bridge) -> Progress {
+        Progress::Waits
+    }
+
+    /// The read that is left to do, if it is one that a ring can do.
+    fn transfer(&self) -> Option<(&Arc<Image>, &Transfer)> {
+        None
+    }
+
+    /// A ring has done all of it.
+    fn complete(&mut self) {}
+
+    /// Does what is left; nothing of Python is touched.
+    fn run(&mut self);
+
+    /// Gives back what it holds and says what came of it.
+    fn finish(self: Box<Self>, py: Python<'_>) -> PyResult<Py<PyAny>>;
+}
+
+/// How a class lets its operations be done: at once, or as an awaitable.
+pub(crate) trait Face {
+    /// Carries a read or write out.
+    fn transfer(py: Python<'_>, access: &Access, transfer: Transfer) -> PyResult<Py<PyAny>>;
+
+    /// Carries `run` out without the interpreter, then `finish` with it.
+    fn call<T, R, F>(py: Python<'_>, venue: Venue, run: R, finish: F) -> PyResult<Py<PyAny>>
+    where
+        T: Send + 'static,
+        R: FnOnce() -> Result<T, Failure> + Send + 'static,
+        F: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static;
+
+    /// Carries out what an image does and no value comes of.
+    fn on_image<R>(py: Python<'_>, access: &Arc<Access>, run: R) -> PyResult<Py<PyAny>>
+    where
+        R: FnOnce(&Access, &Image) -> imago_core::Result<()> + Send + 'static,
+    {
+        let image = Arc::clone(access.image(py)?.get());
+        let in_flight = image.begin().map_err(|error| exception(py, &error))?;
+        let access = Arc::clone(access);
+        let run = move || {
+            let _in_flight = in_flight;
+            run(&access, &image).map_err(Failure::from)
+        };
+        Self::call(py, Venue::Pool, run, |py, ()| Ok(py.None()))
+    }
+}
+
+/// Operations are done when the call returns.
+pub(crate) struct Blocking;
+
+/// Operations are awaited, by the running event loop.
+pub(crate) struct Awaited;
+
+impl Face for Blocking {
+    #[inline]
+    fn transfer(py: Python<'_>, access: &Access, mut transfer: Transfer) -> PyResult<Py<PyAny>> {
+        transfer.check(access)?;
+        let open = access.image(py)?;
+        let image: &Image = open.get();
+        let tried = if transfer.is_small_read(ATTACHED_LIMIT) {
+            transfer.advance(image, &Unlimited)
+        } else {
+            Ok(Progress::Waits)
+        };
+        let result = match tried {
+            Ok(Progress::Done) => Ok(()),
+            Ok(_) => py.detach(|| caught(|| transfer.run(image).map_err(Failure::from))),
+            Err(error) => Err(error.into()),
+        };
+        drop(open);
+        let reply = transfer.reply();
+        result.map(|()| reply.unwrap_or_else(|| py.None())).map_err(|failure| failure.into_exception(py))
+    }
+
+    fn call<T, R, F>(py: Python<'_>, _: Venue, run: R, finish: F) -> PyResult<Py<PyAny>>
+    where
+        T: Send + 'static,
+        R: FnOnce() -> Result<T, Failure> + Send + 'static,
+        F: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
+    {
+        match py.detach(|| caught(run)) {
+            Ok(value) => finish(py, value),
+            Err(failure) => Err(failure.into_exception(py)),
+        }
+    }
+}
+
+impl Face for Awaited {
+    fn transfer(py: Python<'_>, access: &Access, mut transfer: Transfer) -> PyResult<Py<PyAny>> {
+        transfer.check(access)?;
+        let bridge = Bridge::current(py)?;
+        let open = access.image(py)?;
+        let image = open.get();
+        match transfer.advance(image, &*bridge).map_err(|error| exception(py, &error))? {
+            Progress::Done => {
+                drop(open);
+                bridge.completed(py, transfer.reply())
+            }
+            progress => {
+                let in_flight = image.begin().map_err(|error| exception(py, &error))?;
+                let work = TransferWork {
+                    transfer,
+                    image: Arc::clone(image),
+                    in_flight: Some(in_flight),
+                    failure: None,
+                };
+                bridge.submit(py, Box::new(work), progress, Venue::Pool)
+            }
+        }
+    }
+
+    fn call<T, R, F>(py: Python<'_>, venue: Venue, run: R, finish: F) -> PyResult<Py<PyAny>>
+    where
+        T: Send + 'static,
+        R: FnOnce() -> Result<T, Failure> + Send + 'static,
+        F: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
+    {
+        let work = Call { run: Some(run), outcome: None, finish };
+        Bridge::current(py)?.submit(py, Box::new(work), Progress::Waits, venue)
+    }
+}
+
+/// `f`, with a panic turned into a failure: none may reach Python.
+fn caught<T>(f: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|payload| Err(Failure::from_panic(&*payload)))
+}
+
+/// A read or write that was not done at once.
+struct TransferWork {
+    transfer: Transfer,
+    image: Arc<Image>,
+    /// Keeps the image from being closed until the operation has really ended.
+    in_flight: Option<InFlight>,
+    failure: Option<Failure>,
+}
+
+impl Work for TransferWork {
+    fn advance(&mut self, bridge: &Bridge) -> Progress {
+        match self.transfer.advance(&self.image, bridge) {
+            Ok(Progress::Done) => self.complete(),
+            Ok(progress) => return progress,
+            Err(error) => {
+                self.failure = Some(error.into());
+                self.complete();
+            }
+        }
+        Progress::Done
+    }
+
+    fn transfer(&self) -> Option<(&Arc<Image>, &Transfer)> {
+        Some((&self.image, &self.transfer))
+    }
+
+    fn complete(&mut self) {
+        self.in_flight = None;
+    }
+
+    fn run(&mut self) {
+        self.failure = caught(|| self.transfer.run(&self.image).map_err(Failure::from)).err();
+        self.complete();
+    }
+
+    fn finish(self: Box<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let reply = self.transfer.reply();
+        self.failure
+            .map_or_else(|| Ok(reply.unwrap_or_else(|| py.None())), |failure| Err(failure.into_exception(py)))
+    }
+}
+
+/// Anything else.
+struct Call<T, R, F> {
+    run: Option<R>,
+    outcome: Option<Result<T, Failure>>,
+    finish: F,
+}
+
+impl<T, R, F> Work for Call<T, R, F>
+where
+    T: Send,
+    R: FnOnce() -> Result<T, Failure> + Send,
+    F: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send,
+{
+    fn run(&mut self) {
+        self.outcome = self.run.take().map(caught);
+    }
+
+    fn finish(self: Box<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        match self.outcome.expect("it was run") {
+            Ok(value) => (self.finish)(py, value),
+            Err(failure) => Err(failure.into_exception(py)),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Storages: where an image's bytes are.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imago_core::storage::file::File as EngineFile;
+use imago_core::storage::memory::Memory as EngineMemory;
+use imago_core::storage::null::Null as EngineNull;
+use imago_core::storage::throttled::Throttled as EngineThrottled;
+use imago_core::storage::{Lock, Storage as EngineStorage, StorageOpenOptions as EngineOptions};
+use pyo3::PyClass;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyInt};
+
+use crate::buffers::Buffer;
+use crate::errors::{Failure, exception};
+use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::transfer::Offset;
+
+/// How to open a `File`.
+///
+/// `write`: for writing too. `direct`: past the page cache. `lock`: "auto" takes the locks that keep QEMU and others
+/// out, "off" takes none.
+#[pyclass(frozen, module = "pyimago")]
+pub(crate) struct StorageOpenOptions(EngineOptions);
+
+#[pymethods]
+impl StorageOpenOptions {
+    #[new]
+    #[pyo3(signature = (*, filename, write = false, direct = false, lock = "auto"))]
+    fn new(filename: PathBuf, write: bool, direct: bool, lock: &str) -> PyResult<Self> {
+        let options = EngineOptions::new().filename(filename).write(write).direct(direct);
+        Ok(StorageOpenOptions(options.lock(lock_of(lock)?)))
+    }
+
+    /// The file to open.
+    #[getter]
+    fn filename(&self) -> Option<&OsStr> {
+        self.0.get_filename().map(|path| path.as_os_str())
+    }
+
+    /// Whether it is opened for writing too.
+    #[getter]
+    fn write(&self) -> bool {
+        self.0.get_write()
+    }
+
+    /// Whether the page cache is bypassed.
+    #[getter]
+    fn direct(&self) -> bool {
+        self.0.get_direct()
+    }
+
+    /// Whether image locks are taken: "auto" or "off".
+    #[getter]
+    fn lock(&self) -> &'static str {
+        match self.0.get_lock() {
+            Lock::Auto => "auto",
+            Lock::Off => "off",
+        }
+    }
+}
+
+fn lock_of(name: &str) -> PyResult<Lock> {
+    match name {
+        "auto" => Ok(Lock::Auto),
+        "off" => Ok(Lock::Off),
+        _ => Err(PyValueError::new_err(format!("lock is 'auto' or 'off', not {name:?}"))),
+    }
+}
+
+/// Bytes at offsets: what an image is opened on.
+#[pyclass(frozen, subclass, module = "pyimago")]
+pub(crate) struct Storage(Arc<dyn EngineStorage>);
+
+impl Storage {
+    pub(crate) fn shared(&self) -> Arc<dyn EngineStorage> {
+        Arc::clone(&self.0)
+    }
+
+    fn with<S>(self, subclass: S) -> PyClassInitializer<S>
+    where
+        S: PyClass<BaseType = Storage>,
+    {
+        PyClassInitializer::from(self).add_subclass(subclass)
+    }
+}
+
+#[pymethods]
+impl Storage {
+    /// Length in bytes.
+    #[getter]
+    fn size(&self, py: Python<'_>) -> PyResult<u64> {
+        self.0.len().map_err(|error| exception(py, &error))
+    }
+
+    /// The file behind it, where there is one.
+    #[getter]
+    fn filename(&self) -> Option<&OsStr> {
+        self.0.path().map(|path| path.as_os_str())
+    }
+}
+
+/// A file or block device.
+#[pyclass(frozen, extends = Storage, module = "pyimago")]
+pub(crate) struct File;
+
+fn open_file<F: Face>(py: Python<'_>, options: &StorageOpenOptions) -> PyResult<Py<PyAny>> {
+    let options = options.0.clone();
+    F::call(
+        py,
+        Venue::Thread,
+        move || EngineFile::open_sync(options).map_err(Failure::from),
+        |py, file| Ok(Py::new(py, Storage(Arc::new(file)).with(File))?.into_any()),
+    )
+}
+
+#[pymethods]
+impl File {
+    /// Open the file that `options` name. `OSError`, or `ImageLockedError` where somebody else uses it.
+    #[staticmethod]
+    fn open_sync(py: Python<'_>, options: &StorageOpenOptions) -> PyResult<Py<PyAny>> {
+        open_file::<Blocking>(py, options)
+    }
+
+    /// As `open_sync`, awaited.
+    #[staticmethod]
+    fn open(py: Python<'_>, options: &StorageOpenOptions) -> PyResult<Py<PyAny>> {
+        open_file::<Awaited>(py, options)
+    }
+}
+
+/// `size` bytes (default none) that read as zeroes; what is written is forgotten.
+#[pyclass(frozen, extends = Storage, module = "pyimago")]
+pub(crate) struct Null;
+
+#[pymethods]
+impl Null {
+    #[new]
+    #[pyo3(signature = (size = Offset(0)))]
+    fn new(size: Offset) -> PyClassInitializer<Self> {
+        Storage(Arc::new(EngineNull::new(size.0))).with(Null)
+    }
+}
+
+/// Bytes in memory: `content` to begin with, either a number of zeroes or a buffer to copy. It grows where it is written.
+#[pyclass(frozen, extends = Storage, module = "pyimago")]
+pub(crate) struct Memory(Arc<EngineMemory>);
+
+#[pymethods]
+impl Memory {
+    #[new]
+    #[pyo3(signature = (content = None))]
+    fn new(py: Python<'_>, content: Option<&Bound<'_, PyAny>>) -> PyResult<PyClassInitializer<Self>> {
+        let memory = match content {
+            None => EngineMemory::new(0),
+            Some(size) if size.is_instance_of::<PyInt>() => EngineMemory::new(size.extract::<Offset>()?.0),
+            Some(bytes) => {
+                let bytes = Buffer::readable(bytes)?;
+                let memory = EngineMemory::new(0);
+                py.detach(|| memory.writev_at(bytes.data(), 0)).map_err(|error| exception(py, &error))?;
+                memory
+            }
+        };
+        let memory = Arc::new(memory);
+        Ok(Storage(Arc::clone(&memory) as Arc<dyn EngineStorage>).with(Memory(memory)))
+    }
+
+    /// All its bytes.
+    fn getvalue<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = py.detach(|| self.0.to_vec()).map_err(|error| exception(py, &error))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+}
+
+/// Another storage, slowed down: each request takes at least `latency` seconds. For tests and for trying things out.
+#[pyclass(frozen, extends = Storage, module = "pyimago")]
+pub(crate) struct Throttled;
+
+#[pymethods]
+impl Throttled {
+    #[new]
+    #[pyo3(signature = (storage, *, latency))]
+    fn new(storage: &Storage, latency: f64) -> PyResult<PyClassInitializer<Self>> {
+        let latency = Duration::try_from_secs_f64(latency)
+            .map_err(|_| PyValueError::new_err(format!("{latency} is no number of seconds to wait")))?;
+        Ok(Storage(Arc::new(EngineThrottled::new(storage.shared(), latency))).with(Throttled))
+    }
+}
