@@ -131,10 +131,16 @@ impl File {
 
     /// Gives the file at `from` the name `to`, in place of what has that name.
     pub fn rename_sync(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+<<<<<<< HEAD
         let (from, to) = (from.as_ref(), to.as_ref());
         fs::rename(from, to).map_err(|error| {
             let name = to.display().to_string();
             Error::io(format!("rename to {}", name.escape_debug()), error).in_file(from)
+=======
+        let from = from.as_ref();
+        fs::rename(from, to.as_ref()).map_err(|error| {
+            Error::io(format!("rename to {:?}", to.as_ref().to_string_lossy()), error).in_file(from)
+>>>>>>> access
         })
     }
 
@@ -387,6 +393,14 @@ fn direct_limits(file: &fs::File, kind: Kind) -> Result<Limits> {
 /// Bytes of a request of `len` at `offset` that are below the largest offset a file can have.
 fn addressable(offset: u64, len: usize) -> usize {
     OFFSET_MAX.saturating_sub(offset).min(len as u64) as usize
+}
+
+impl Drop for File {
+    /// Lets the locks go now: a child that another thread is just starting may have a copy of the descriptor until it
+    /// runs its program, and locks end with the last copy.
+    fn drop(&mut self) {
+        lock::release(&self.handle);
+    }
 }
 
 impl Storage for File {
