@@ -131,16 +131,10 @@ impl File {
 
     /// Gives the file at `from` the name `to`, in place of what has that name.
     pub fn rename_sync(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
-<<<<<<< HEAD
         let (from, to) = (from.as_ref(), to.as_ref());
         fs::rename(from, to).map_err(|error| {
             let name = to.display().to_string();
             Error::io(format!("rename to {}", name.escape_debug()), error).in_file(from)
-=======
-        let from = from.as_ref();
-        fs::rename(from, to.as_ref()).map_err(|error| {
-            Error::io(format!("rename to {:?}", to.as_ref().to_string_lossy()), error).in_file(from)
->>>>>>> access
         })
     }
 
