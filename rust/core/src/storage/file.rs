@@ -335,12 +335,6 @@ impl File {
     }
 }
 
-impl Drop for File {
-    fn drop(&mut self) {
-        self.unlock();
-    }
-}
-
 fn kind_of(file_type: fs::FileType) -> Result<Kind> {
     if file_type.is_file() {
         return Ok(Kind::Regular);
@@ -393,7 +387,7 @@ impl Drop for File {
     /// Lets the locks go now: a child that another thread is just starting may have a copy of the descriptor until it
     /// runs its program, and locks end with the last copy.
     fn drop(&mut self) {
-        lock::release(&self.handle);
+        self.unlock();
     }
 }
 
