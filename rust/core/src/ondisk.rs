@@ -244,7 +244,7 @@ mod tests {
         assert!(Table { offset: 1000, ..table }.check(512, 1 << 20).unwrap_err().contains("multiple"));
         assert!(Table { offset: 0, ..table }.check(512, 1 << 20).unwrap_err().contains("header"));
         assert!(Table { entries: u64::MAX, ..table }.check(512, 1 << 20).is_err());
-        assert!(Table { offset: u64::MAX & !511, ..table }.check(512, u64::MAX).is_err());
+        assert!(Table { offset: !511, ..table }.check(512, u64::MAX).is_err());
         assert_eq!(Table { offset: 0, entries: 0, ..table }.check(512, 0), Ok(HostOffset(0)));
     }
 }

@@ -59,7 +59,9 @@ impl Access {
 
     /// What messages call the image.
     pub(crate) fn name(&self) -> String {
-        self.path.as_ref().map_or_else(|| "an image without a file".to_owned(), |path| path.display().to_string())
+        self.path
+            .as_ref()
+            .map_or_else(|| "an image without a file".to_owned(), |path| path.display().to_string())
     }
 
     pub(crate) fn path(&self) -> Option<&PathBuf> {

@@ -21,7 +21,10 @@ impl Buffer {
     pub(crate) fn writable(object: &Bound<'_, PyAny>) -> PyResult<Self> {
         Self::export(object, ffi::PyBUF_WRITABLE).map_err(|cause| {
             let reason = if Self::export(object, ffi::PyBUF_SIMPLE).is_ok() {
-                PyTypeError::new_err(format!("a writable buffer is needed; this {} is read-only", kind(object)))
+                PyTypeError::new_err(format!(
+                    "a writable buffer is needed; this {} is read-only",
+                    kind(object)
+                ))
             } else {
                 unusable(object)
             };
@@ -90,7 +93,10 @@ fn unusable(object: &Bound<'_, PyAny>) -> PyErr {
     if unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) } == 0 {
         PyTypeError::new_err(format!("a bytes-like object is needed, not {}", kind(object)))
     } else {
-        PyValueError::new_err(format!("the memory of this {} is not contiguous or was released", kind(object)))
+        PyValueError::new_err(format!(
+            "the memory of this {} is not contiguous or was released",
+            kind(object)
+        ))
     }
 }
 

@@ -100,7 +100,8 @@ impl Extent {
     }
 
     fn __repr__(&self) -> String {
-        let Facts { offset, length, data, zero, allocated, compressed, depth, host_file, host_offset } = &self.0;
+        let Facts { offset, length, data, zero, allocated, compressed, depth, host_file, host_offset } =
+            &self.0;
         let python = |fact: bool| if fact { "True" } else { "False" };
         format!(
             "Extent(offset={offset}, length={length}, data={}, zero={}, allocated={}, compressed={}, depth={depth}, \

@@ -160,7 +160,10 @@ pub(crate) fn into_image(object: &Bound<'_, PyAny>) -> PyResult<Arc<Image>> {
     } else if let Ok(raw) = object.cast::<Raw>() {
         take(&raw.get().0)?
     } else {
-        return Err(PyTypeError::new_err(format!("a Raw or Qcow2 is needed, not {}", object.get_type().name()?)));
+        return Err(PyTypeError::new_err(format!(
+            "a Raw or Qcow2 is needed, not {}",
+            object.get_type().name()?
+        )));
     };
     // A missing data file is said now and not by the first read.
     image.begin().map_err(|error| exception(object.py(), &error))?;

@@ -37,9 +37,9 @@ impl<'py> FromPyObject<'_, 'py> for PyGate {
             let gate = Gate::Ask(Arc::new(asker(object.to_owned().unbind(), Arc::clone(&raised))));
             return Ok(PyGate { gate, raised });
         }
-        let word = object.extract::<&str>().map_err(|_| {
-            PyTypeError::new_err("implicit is 'beside', 'deny', 'allow' or a function")
-        })?;
+        let word = object
+            .extract::<&str>()
+            .map_err(|_| PyTypeError::new_err("implicit is 'beside', 'deny', 'allow' or a function"))?;
         let gate = match word {
             "beside" => Gate::Beside,
             "deny" => Gate::Deny,

@@ -22,7 +22,11 @@ fn zero<F: Face>(
     intent: ZeroIntent,
 ) -> PyResult<Py<PyAny>> {
     access.check_writable()?;
-    access.check_range(if intent == ZeroIntent::Unmap { "write_zeroes" } else { "discard" }, offset, length)?;
+    access.check_range(
+        if intent == ZeroIntent::Unmap { "write_zeroes" } else { "discard" },
+        offset,
+        length,
+    )?;
     F::on_image(py, access, move |_, image| image.write_zeroes(offset, length, intent))
 }
 
@@ -229,9 +233,7 @@ fn while_dropping(f: impl FnOnce(Python<'_>) -> PyResult<()>) {
 impl Drop for SyncFormatAccess {
     fn drop(&mut self) {
         if self.access.is_ours_and_open() {
-            while_dropping(|py| {
-                py.detach(|| self.access.release()).map_err(|error| exception(py, &error))
-            });
+            while_dropping(|py| py.detach(|| self.access.release()).map_err(|error| exception(py, &error)));
         }
     }
 }
@@ -240,7 +242,8 @@ impl Drop for FormatAccess {
     fn drop(&mut self) {
         if self.access.is_ours_and_open() && self.access.is_unflushed() {
             while_dropping(|py| {
-                let text = format!("{} was open for writing and is dropped without a flush", self.access.name());
+                let text =
+                    format!("{} was open for writing and is dropped without a flush", self.access.name());
                 let text = std::ffi::CString::new(text)?;
                 PyErr::warn(py, &py.get_type::<PyResourceWarning>(), &text, 1)
             });

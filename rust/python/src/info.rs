@@ -115,7 +115,11 @@ impl Facts {
     }
 }
 
-fn set_some<'py, T: IntoPyObject<'py>>(dict: &Bound<'py, PyDict>, key: &str, value: Option<T>) -> PyResult<()> {
+fn set_some<'py, T: IntoPyObject<'py>>(
+    dict: &Bound<'py, PyDict>,
+    key: &str,
+    value: Option<T>,
+) -> PyResult<()> {
     value.map_or(Ok(()), |value| dict.set_item(key, value))
 }
 

@@ -180,7 +180,8 @@ impl Work for TransferWork {
 
     fn finish(self: Box<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let reply = self.transfer.reply();
-        self.failure.map_or_else(|| Ok(reply.unwrap_or_else(|| py.None())), |failure| Err(failure.into_exception(py)))
+        self.failure
+            .map_or_else(|| Ok(reply.unwrap_or_else(|| py.None())), |failure| Err(failure.into_exception(py)))
     }
 }
 

@@ -10,8 +10,8 @@ use imago_core::storage::memory::Memory as EngineMemory;
 use imago_core::storage::null::Null as EngineNull;
 use imago_core::storage::throttled::Throttled as EngineThrottled;
 use imago_core::storage::{Lock, Storage as EngineStorage, StorageOpenOptions as EngineOptions};
-use pyo3::exceptions::PyValueError;
 use pyo3::PyClass;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt};
 

@@ -260,7 +260,10 @@ impl<'py> FromPyObject<'_, 'py> for Offset {
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         object.extract::<u64>().map(Offset).map_err(|error| {
             if error.is_instance_of::<pyo3::exceptions::PyOverflowError>(object.py()) {
-                PyValueError::new_err(format!("{} is not an offset or length in bytes: 0 to 2**64 - 1", *object))
+                PyValueError::new_err(format!(
+                    "{} is not an offset or length in bytes: 0 to 2**64 - 1",
+                    *object
+                ))
             } else {
                 error
             }

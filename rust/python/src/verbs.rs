@@ -73,7 +73,9 @@ impl<'py> FromPyObject<'_, 'py> for DataFile {
             return Ok(DataFile::Open(storage.get().shared()));
         }
         object.extract().map(DataFile::Path).map_err(|_| {
-            PyTypeError::new_err("data_file is a storage, the path of a file, or None for what the image names")
+            PyTypeError::new_err(
+                "data_file is a storage, the path of a file, or None for what the image names",
+            )
         })
     }
 }
@@ -100,7 +102,12 @@ struct Opening {
 }
 
 impl Opening {
-    fn open<F: Face, A>(self, py: Python<'_>, path: PathBuf, access: fn(Arc<imago_core::Image>) -> A) -> PyResult<Py<PyAny>>
+    fn open<F: Face, A>(
+        self,
+        py: Python<'_>,
+        path: PathBuf,
+        access: fn(Arc<imago_core::Image>) -> A,
+    ) -> PyResult<Py<PyAny>>
     where
         A: Into<PyClassInitializer<A>> + PyClass + Send + 'static,
     {
@@ -109,8 +116,14 @@ impl Opening {
             let data_file = data_file.map(|file| file.open(write)).transpose()?;
             implicit.pass(|gate| {
                 let format = format.map(|format| format.0);
-                let options =
-                    OpenOptions { write, format, backing: backing.0, data_file, gate: gate.clone(), ..OpenOptions::default() };
+                let options = OpenOptions {
+                    write,
+                    format,
+                    backing: backing.0,
+                    data_file,
+                    gate: gate.clone(),
+                    ..OpenOptions::default()
+                };
                 options.open(path)
             })
         };
@@ -151,7 +164,11 @@ pub(crate) fn open(
     data_file: Option<DataFile>,
     implicit: PyGate,
 ) -> PyResult<Py<PyAny>> {
-    Opening { write, format, backing, data_file, implicit }.open::<Blocking, _>(py, path, SyncFormatAccess::of)
+    Opening { write, format, backing, data_file, implicit }.open::<Blocking, _>(
+        py,
+        path,
+        SyncFormatAccess::of,
+    )
 }
 
 /// As `open`, awaited, for awaited use.
@@ -183,9 +200,9 @@ impl<'py> FromPyObject<'_, 'py> for QcowVersion {
         match object.str()?.to_str()? {
             "2" | "0.10" => Ok(QcowVersion(qcow2::Version::V2)),
             "3" | "1.1" => Ok(QcowVersion(qcow2::Version::V3)),
-            other => Err(PyValueError::new_err(format!(
-                "version is 2 (\"0.10\") or 3 (\"1.1\"), not {other:?}"
-            ))),
+            other => {
+                Err(PyValueError::new_err(format!("version is 2 (\"0.10\") or 3 (\"1.1\"), not {other:?}")))
+            }
         }
     }
 }
@@ -230,7 +247,9 @@ fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, PyDict>) -> 
                 options.backing = Some(ImplicitReference { name: value.extract()?, format: None });
             }
             "backing_format" => backing_format = Some(value.extract::<String>()?),
-            "data_file" => options.data_file = Some(value.extract::<PathBuf>()?.to_string_lossy().into_owned()),
+            "data_file" => {
+                options.data_file = Some(value.extract::<PathBuf>()?.to_string_lossy().into_owned())
+            }
             "data_file_raw" => options.data_file_raw = value.extract()?,
             _ => return Err(PyTypeError::new_err(format!("an image has no {name}"))),
         }

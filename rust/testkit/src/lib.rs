@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod conformance;
+pub mod history;
 pub mod images;
 pub mod model;
 pub mod qcow2;

@@ -8,6 +8,9 @@ use crate::units::GuestOffset;
 use super::image::Image;
 use super::probe;
 
+/// Bytes that devices write whole.
+const SECTOR: u64 = 512;
+
 impl Image {
     /// Writes `bufs` to the disk from `offset` on (bytes).
     ///
@@ -80,7 +83,12 @@ impl Image {
         let (start, end) = (allocation.guest.0, allocation.guest.0 + allocation.len);
         let after = offset + part.len() as u64;
         let head = self.surroundings(start, offset, allocation.reads_zero)?;
-        let tail = self.surroundings(after, end, allocation.reads_zero)?;
+        let tail = match self.surroundings(after, end, allocation.reads_zero)? {
+            // The storage never ends within a sector of data: a later write of that sector would need it
+            // longer, and a loss of power could leave half of it.
+            Around::Skip => Around::Zero((after.next_multiple_of(SECTOR).min(end) - after) as usize),
+            tail => tail,
+        };
         let host = match head {
             Around::Skip => allocation.host.0 + (offset - start),
             Around::Zero(_) | Around::Bytes(_) => allocation.host.0,

@@ -96,8 +96,11 @@ impl CompletedFuture {
             None => super::Asyncio::get(py)?.copy_context(py)?,
         };
         let bridge = Arc::clone(&slf.get().bridge);
-        let callback =
-            Callback { context: context.unbind(), callback: callback.unbind(), future: slf.into_any().unbind() };
+        let callback = Callback {
+            context: context.unbind(),
+            callback: callback.unbind(),
+            future: slf.into_any().unbind(),
+        };
         bridge.call_back(py, callback)
     }
 
@@ -125,7 +128,9 @@ impl Callback {
     /// Calls it; what it raises goes to the loop's handler, as with callbacks of asyncio's own.
     pub(super) fn call(self, py: Python<'_>, event_loop: &Py<PyAny>) {
         let Callback { context, callback, future } = self;
-        let Err(error) = context.call_method1(py, pyo3::intern!(py, "run"), (&callback, &future)) else { return };
+        let Err(error) = context.call_method1(py, pyo3::intern!(py, "run"), (&callback, &future)) else {
+            return;
+        };
         let told = PyDict::new(py);
         let reported = told
             .set_item("message", "Exception in callback of a completed future")

@@ -106,9 +106,7 @@ impl Finished {
             {
                 let mut count = [0u8; 8];
                 // SAFETY: eight writable bytes for a descriptor that is ours; it does not block.
-                let _ = unsafe {
-                    libc::read(self.event.as_raw_fd(), count.as_mut_ptr().cast(), count.len())
-                };
+                let _ = unsafe { libc::read(self.event.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
             }
         }
         std::mem::take(&mut state.list)

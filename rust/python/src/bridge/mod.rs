@@ -131,7 +131,9 @@ impl Bridge {
         let anchor = if bridge.watch(py, bridge.finished.descriptor(), true)? {
             Anchor::Loop(Arc::downgrade(&bridge))
         } else {
-            bridge.finished.wake_by_call(event_loop.getattr("call_soon_threadsafe")?.unbind(), turn.clone_ref(py));
+            bridge
+                .finished
+                .wake_by_call(event_loop.getattr("call_soon_threadsafe")?.unbind(), turn.clone_ref(py));
             Anchor::Here(Arc::clone(&bridge))
         };
         bridge.turn.get_or_init(py, || turn);
@@ -155,7 +157,11 @@ impl Bridge {
 
     /// A future that has `result` already (None for Python's None).
     #[inline]
-    pub(crate) fn completed(self: Arc<Self>, py: Python<'_>, result: Option<Py<PyAny>>) -> PyResult<Py<PyAny>> {
+    pub(crate) fn completed(
+        self: Arc<Self>,
+        py: Python<'_>,
+        result: Option<Py<PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
         Ok(Py::new(py, CompletedFuture::new(self, result))?.into_any())
     }
 
@@ -324,7 +330,8 @@ fn forget(key: usize, bridge: &Arc<Bridge>) {
         Anchor::Loop(other) => std::ptr::eq(other.as_ptr(), Arc::as_ptr(bridge)),
         Anchor::Here(other) => Arc::ptr_eq(other, bridge),
     };
-    let removed = bridges.iter().position(|(k, anchor)| *k == key && ours(anchor)).map(|i| bridges.swap_remove(i));
+    let removed =
+        bridges.iter().position(|(k, anchor)| *k == key && ours(anchor)).map(|i| bridges.swap_remove(i));
     // Outside of the lock: it may be the last reference.
     drop(bridges);
     drop(removed);

@@ -72,8 +72,7 @@ impl State {
             let token = (place as u64) << PART_BITS | index as u64;
             // SAFETY: regions and memory live in `reads` until the last completion was handed out or the ring was
             // dropped, see `State`; the plan keeps the descriptor open.
-            let mut push =
-                || unsafe { ring.push_read(part.fd, &part.regions, part.offset, token) };
+            let mut push = || unsafe { ring.push_read(part.fd, &part.regions, part.offset, token) };
             if push() {
                 reading.outstanding += 1;
             } else {
@@ -135,7 +134,11 @@ fn plan(pending: &Pending) -> Option<(SmallVec<[Part; 1]>, SmallVec<[DirectReads
 
 impl Bridge {
     /// Has the ring do `pending`, from the next submission on; gives it back if it is nothing for a ring.
-    pub(super) fn push_to_ring(self: &Arc<Self>, py: Python<'_>, pending: Pending) -> PyResult<Option<Pending>> {
+    pub(super) fn push_to_ring(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        pending: Pending,
+    ) -> PyResult<Option<Pending>> {
         if pending.work.transfer().is_none() || !self.has_ring(py)? {
             return Ok(Some(pending));
         }

@@ -17,6 +17,7 @@ use super::header::{
     MAX_REFCOUNT_TABLE_LEN, MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, V2_REFCOUNT_ORDER, in_file,
     l1_entries_for,
 };
+use super::refcounts;
 use crate::error::{Error, Result};
 use crate::format::{Compression, ImplicitReference};
 use crate::ondisk::{HEADER_V2_LEN, RawHeader, clusters_for};
@@ -92,7 +93,8 @@ impl Default for CreateOptions {
 ///
 /// # Errors
 /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for options that are wrong or exclude each other, before either storage
-/// is touched. After any other error `storage` holds no valid image.
+/// is touched. After any other error `storage` holds no image, the old one, or (the last barrier failed) the new one,
+/// never a part of one that could be taken for an image.
 pub fn create(
     storage: &Arc<dyn Storage>,
     data_storage: Option<&Arc<dyn Storage>>,
@@ -185,7 +187,7 @@ impl Plan {
     }
 
     fn refcounts_per_block(&self) -> u64 {
-        self.cluster_size() * 8 >> self.refcount_order
+        (self.cluster_size() * 8) >> self.refcount_order
     }
 
     /// All clusters of the new image.
@@ -265,7 +267,7 @@ impl Plan {
         let mut left = self.clusters();
         for _ in 0..self.blocks {
             let used = left.min(self.refcounts_per_block());
-            out.put(&refcounts_of_one(used, self.refcount_order, self.cluster_size()))?;
+            out.put(&refcounts::block_of_ones(used, self.refcount_order, self.cluster_size()))?;
             left -= used;
         }
         for table in 0..self.l2_tables {
@@ -292,24 +294,27 @@ impl Plan {
         storage.sync()
     }
 
-    /// Makes the header's cluster and the L1 table read as zeroes, and an image that was there before invalid.
+    /// Makes an image that was there before invalid, durably, and the header's cluster and the L1 table zeroes.
     fn clear(&self, storage: &dyn Storage) -> Result<()> {
         let len = self.clusters() << self.cluster_bits;
         if storage.capabilities().resize {
             storage.set_len(0)?;
             storage.set_len(len)?;
-        } else {
-            if storage.len()? < len {
-                return Err(Error::invalid_input(format!(
-                    "the new image takes {len} bytes, but the storage has {} and cannot grow",
-                    storage.len()?
-                )));
-            }
-            storage.write_zeroes_at(0, self.cluster_size(), ZeroMode::Keep)?;
-            let l1_len = self.l1_clusters << self.cluster_bits;
+            return storage.sync();
+        }
+        let there = storage.len()?;
+        if there < len {
+            return Err(Error::invalid_input(format!(
+                "the new image takes {len} bytes, but the storage has {there} and cannot grow"
+            )));
+        }
+        storage.write_zeroes_at(0, self.cluster_size(), ZeroMode::Keep)?;
+        storage.sync()?;
+        let l1_len = self.l1_clusters << self.cluster_bits;
+        if l1_len > 0 {
             storage.write_zeroes_at(self.l1_start() << self.cluster_bits, l1_len, ZeroMode::Keep)?;
         }
-        storage.sync()
+        Ok(())
     }
 }
 
@@ -340,22 +345,6 @@ impl Stream<'_> {
         }
         Ok(())
     }
-}
-
-/// A refcount block whose first `used` refcounts are 1.
-fn refcounts_of_one(used: u64, refcount_order: u32, cluster_size: u64) -> Vec<u8> {
-    let mut block = vec![0; cluster_size as usize];
-    for index in 0..used as usize {
-        if refcount_order < 3 {
-            // Several in a byte, the first in the least significant bits.
-            let bit = index << refcount_order;
-            block[bit / 8] |= 1 << (bit % 8);
-        } else {
-            let width = 1 << (refcount_order - 3);
-            block[(index + 1) * width - 1] = 1;
-        }
-    }
-    block
 }
 
 fn check_combination(options: &CreateOptions) -> Result<()> {

@@ -78,7 +78,7 @@ impl Extensions {
             seen.push(kind);
             match kind {
                 BACKING_FORMAT => {
-                    extensions.backing_format = Some(backing_format(data).map_err(|e| e.at(at))?)
+                    extensions.backing_format = Some(backing_format(data).map_err(|e| e.at(at))?);
                 }
                 DATA_FILE => extensions.data_file = name(data),
                 FEATURE_NAMES => extensions.feature_names = feature_names(data),

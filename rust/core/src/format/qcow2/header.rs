@@ -128,21 +128,6 @@ impl Header {
         1 << self.cluster_bits
     }
 
-    /// Bytes of an L2 entry: 8, or 16 with subclusters.
-    pub(crate) fn l2_entry_size(&self) -> u64 {
-        if self.is_extended_l2() { 16 } else { 8 }
-    }
-
-    /// Entries of an L2 table, which is one cluster.
-    pub(crate) fn l2_entries(&self) -> u64 {
-        self.cluster_size() / self.l2_entry_size()
-    }
-
-    /// 32 with extended L2 entries; otherwise 1.
-    pub(crate) fn subclusters_per_cluster(&self) -> u32 {
-        if self.is_extended_l2() { 32 } else { 1 }
-    }
-
     /// Bits of one refcount: 1 to 64.
     pub(crate) fn refcount_bits(&self) -> u32 {
         1 << self.refcount_order
@@ -209,15 +194,6 @@ impl Header {
         fields[..8].copy_from_slice(U64::new(offset.0).as_bytes());
         fields[8..].copy_from_slice(U32::new(clusters).as_bytes());
         storage.writev_at((&fields).into(), offset_of!(RawHeader, refcount_table_offset) as u64)
-    }
-
-    /// Points the header to another active L1 table: 12 bytes of one sector, so that all or nothing of them changes.
-    pub(crate) fn rewrite_l1(&self, storage: &dyn Storage, offset: HostOffset, entries: u32) -> Result<()> {
-        debug_assert!(offset.is_aligned(self.cluster_size()));
-        let mut fields = [0; 12];
-        fields[..4].copy_from_slice(U32::new(entries).as_bytes());
-        fields[4..].copy_from_slice(U64::new(offset.0).as_bytes());
-        storage.writev_at((&fields).into(), offset_of!(RawHeader, l1_entries) as u64)
     }
 }
 

@@ -1,0 +1,203 @@
+//! Conversions, with QEMU as the judge.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use imago_core::access::convert::{ConvertOptions, convert};
+use imago_core::access::create::{CreateOptions, create};
+use imago_core::access::open::OpenOptions;
+use imago_core::format::FormatKind;
+use imago_core::{ErrorKind, Image, Result};
+use imago_testkit::qemu;
+
+const SIZE: u64 = 20 << 20;
+
+/// A qcow2 image with data, zeroes, holes and an odd end.
+fn source(directory: &Path) -> Arc<Image> {
+    let path = directory.join("source.qcow2");
+    create(&path, &CreateOptions::qcow2(SIZE - 512)).unwrap();
+    let image = OpenOptions { write: true, ..Default::default() }.open(&path).unwrap();
+    let noise: Vec<u8> = (0..3_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    image.write(&noise, 100_000).unwrap();
+    image.write(&vec![0; 1 << 20], 5 << 20).unwrap();
+    image.write(b"needle", 7 << 20).unwrap();
+    image.write(b"end", SIZE - 512 - 3).unwrap();
+    image.flush().unwrap();
+    image
+}
+
+fn run(source: &Arc<Image>, target: &Path, create: CreateOptions) -> Result<()> {
+    convert(source, target, ConvertOptions { target: create, progress: None, cancel: None })
+}
+
+fn all(image: &Image) -> Vec<u8> {
+    let mut bytes = vec![0; image.size() as usize];
+    image.read(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_content_arrives_in_either_format_and_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    let content = all(&source);
+    for kind in [CreateOptions::raw(0), CreateOptions::qcow2(0)] {
+        let target = directory.path().join(kind.kind().name());
+        run(&source, &target, kind.clone()).unwrap();
+        let image = OpenOptions { format: Some(kind.kind()), ..Default::default() }.open(&target).unwrap();
+        assert!(all(&image) == content);
+        let data: u64 = image
+            .extents(0, image.size())
+            .unwrap()
+            .map(Result::unwrap)
+            .filter(|e| e.data)
+            .map(|e| e.length)
+            .sum();
+        assert!(data < 4 << 20, "zeroes were left out: {data}");
+        let back = directory.path().join("back");
+        run(&image, &back, CreateOptions::raw(0)).unwrap();
+        assert!(fs::read(&back).unwrap() == content);
+    }
+    assert_eq!(names(directory.path()), ["back", "qcow2", "raw", "source.qcow2"]);
+}
+
+#[test]
+fn qemu_agrees() {
+    if !qemu::qemu_or_skip() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    source.close().unwrap();
+    let from = directory.path().join("source.qcow2");
+    for (name, options) in
+        [("packed", "compression_type=zlib"), ("small", "cluster_size=4k"), ("large", "cluster_size=2M")]
+    {
+        let image = directory.path().join(name);
+        let packed: &[&str] = if name == "packed" { &["-c"] } else { &[] };
+        let mut args = vec!["convert", "-O", "qcow2", "-o", options];
+        args.extend(packed);
+        args.extend([from.to_str().unwrap(), image.to_str().unwrap()]);
+        qemu::img(&args);
+        let opened = OpenOptions::default().open(&image).unwrap();
+        for target in [CreateOptions::raw(0), CreateOptions::qcow2(0)] {
+            let kind = target.kind().name();
+            let path = directory.path().join("target");
+            run(&opened, &path, target).unwrap();
+            qemu::img(&[
+                "compare",
+                "-f",
+                "qcow2",
+                "-F",
+                kind,
+                image.to_str().unwrap(),
+                path.to_str().unwrap(),
+            ]);
+            if kind == "qcow2" {
+                qemu::img(&["check", path.to_str().unwrap()]);
+            }
+        }
+    }
+}
+
+#[test]
+fn extents_are_what_qemu_maps() {
+    if !qemu::qemu_or_skip() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    source(directory.path()).close().unwrap();
+    let from = directory.path().join("source.qcow2");
+    let packed = directory.path().join("packed");
+    qemu::img(&["convert", "-c", "-O", "qcow2", from.to_str().unwrap(), packed.to_str().unwrap()]);
+    let top = directory.path().join("top");
+    qemu::img(&["create", "-q", "-f", "qcow2", "-b", "packed", "-F", "qcow2", top.to_str().unwrap(), "24M"]);
+    qemu::io(&top, "qcow2", &["write -P 1 1M 100k", "write -z 3M 1M", "discard 3M 64k", "write -P 2 23M 1M"]);
+    for path in [&from, &packed, &top] {
+        let told: Vec<String> = qemu::img(&["map", "--output=json", "-f", "qcow2", path.to_str().unwrap()])
+            .lines()
+            .map(|line| {
+                let line = line.trim_matches(['[', ']', ',']);
+                // Only newer versions tell the file.
+                line.split(", \"filename\"").next().unwrap().trim_end_matches('}').to_owned()
+            })
+            .collect();
+        let image = OpenOptions::default().open(path).unwrap();
+        let ours: Vec<String> = image
+            .extents(0, image.size())
+            .unwrap()
+            .map(|extent| {
+                let e = extent.unwrap();
+                let offset = e.host_offset.map_or(String::new(), |offset| format!(", \"offset\": {offset}"));
+                format!(
+                    "{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, \"zero\": {}, \"data\": {}, \"compressed\": {}{offset}",
+                    e.offset, e.length, e.depth, e.allocated, e.zero, e.data, e.compressed
+                )
+            })
+            .collect();
+        assert_eq!(ours, told, "{}", path.display());
+    }
+}
+
+#[test]
+fn an_existing_target_is_replaced_whole_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    let target = directory.path().join("target");
+    fs::write(&target, b"old").unwrap();
+    let cancel = AtomicBool::new(false);
+    let mut reports = Vec::new();
+    let mut progress = |progress: imago_core::access::convert::Progress| {
+        reports.push(progress);
+        cancel.store(true, Ordering::Relaxed);
+    };
+    let options = ConvertOptions {
+        target: CreateOptions::raw(0),
+        progress: Some(&mut progress),
+        cancel: Some(&cancel),
+    };
+    let error = convert(&source, &target, options).unwrap_err();
+    assert!(error.to_string().contains("cancelled"), "{error}");
+    assert_eq!(reports[0].total, SIZE - 512);
+    assert_eq!(fs::read(&target).unwrap(), b"old");
+    assert_eq!(names(directory.path()), ["source.qcow2", "target"]);
+    run(&source, &target, CreateOptions::raw(0)).unwrap();
+    assert_eq!(fs::metadata(&target).unwrap().len(), SIZE - 512);
+    assert_eq!(names(directory.path()), ["source.qcow2", "target"]);
+}
+
+#[test]
+fn a_target_in_use_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    let error = run(&source, &directory.path().join("source.qcow2"), CreateOptions::raw(0)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    let target = directory.path().join("target");
+    fs::write(&target, [1; 4096]).unwrap();
+    let user = OpenOptions { format: Some(FormatKind::Raw), ..Default::default() }.open(&target).unwrap();
+    assert_eq!(run(&source, &target, CreateOptions::raw(0)).unwrap_err().kind(), ErrorKind::Locked);
+    assert_eq!(all(&user), [1; 4096]);
+    assert_eq!(names(directory.path()), ["source.qcow2", "target"]);
+}
+
+#[test]
+fn progress_ends_at_the_total() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    let mut reports = Vec::new();
+    let mut progress = |progress: imago_core::access::convert::Progress| reports.push(progress.done);
+    let options =
+        ConvertOptions { target: CreateOptions::qcow2(0), progress: Some(&mut progress), cancel: None };
+    convert(&source, directory.path().join("target"), options).unwrap();
+    assert_eq!((reports[0], *reports.last().unwrap()), (0, SIZE - 512));
+    assert!(reports.is_sorted());
+}
