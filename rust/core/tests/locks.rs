@@ -1,11 +1,12 @@
 //! Image locks, between openers here and against QEMU's own tools.
 
 use std::io::Read;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use imago_core::storage::Lock;
 use imago_core::storage::file::{CreateMode, File};
+use imago_core::storage::{Lock, Storage};
 use imago_core::{ErrorKind, StorageOpenOptions};
 
 fn image() -> (tempfile::TempDir, PathBuf) {
@@ -38,6 +39,38 @@ fn readers_share_and_a_writer_is_alone() {
     let _writer = open(&path, true).expect("a writer, now that the readers have gone");
     assert_locked(&path, false, "open for writing elsewhere");
     assert_locked(&path, true, "elsewhere");
+}
+
+#[test]
+fn closing_ends_the_locks_though_a_child_has_the_descriptor() {
+    let (_directory, path) = image();
+    let writer = open(&path, true).expect("a writer");
+    let fd = writer.raw_fd().expect("a file has one");
+    // SAFETY: `writer` keeps it open meanwhile.
+    let inherited = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().expect("dup");
+    drop(writer);
+    open(&path, true).expect("free again");
+    drop(inherited);
+}
+
+#[test]
+fn a_forked_process_does_not_end_its_parents_locks() {
+    let (_directory, path) = image();
+    let writer = open(&path, true).expect("a writer");
+    // SAFETY: the child drops one value and ends, calling nothing that takes another thread's locks.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        drop(writer);
+        // SAFETY: it ends the process, past all destructors.
+        unsafe { libc::_exit(0) };
+    }
+    assert!(child > 0, "fork");
+    let mut status = 0;
+    // SAFETY: one int for the status.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0);
+    assert_locked(&path, true, "elsewhere");
+    drop(writer);
 }
 
 /// False, said by name, where QEMU's tools are missing.

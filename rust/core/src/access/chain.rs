@@ -124,9 +124,10 @@ impl<'a> Opener<'a> {
         while let Some(reference) = next {
             let from = links.last().map_or(image, Link::path);
             let link = self.open_link(from, &reference).map_err(|error| {
+                let name = reference.name.to_string_lossy();
                 error.within(&match from {
-                    Some(from) => format!("backing file {:?} of {:?}", reference.name, from),
-                    None => format!("backing file {:?}", reference.name),
+                    Some(from) => format!("backing file {name:?} of {:?}", from.to_string_lossy()),
+                    None => format!("backing file {name:?}"),
                 })
             })?;
             next = link.backing_reference();

@@ -266,7 +266,7 @@ impl Work<'_> {
             match (zero, self.zeroes) {
                 (false, _) => self.target.write(run, offset)?,
                 (true, Zeroes::Write) => {
-                    self.target.write_zeroes(offset, run.len() as u64, ZeroIntent::Unmap)?
+                    self.target.write_zeroes(offset, run.len() as u64, ZeroIntent::Unmap)?;
                 }
                 (true, Zeroes::Skip) => {}
             }

@@ -59,11 +59,12 @@ impl fmt::Debug for Gate {
 impl Gate {
     /// The file to open for `name`, as the image in `image` spells it, or [`ErrorKind::ImplicitOpenDenied`].
     pub fn pass(&self, image: Option<&Path>, name: &Path, kind: ReferenceKind) -> Result<PathBuf> {
+        let shown = name.to_string_lossy();
         let denied = |why: &str| {
             let error = Error::new(
                 ErrorKind::ImplicitOpenDenied,
                 format!(
-                    "the {kind} {name:?} is not opened: {why}; if you trust the image, allow it or open the {kind} yourself"
+                    "the {kind} {shown:?} is not opened: {why}; if you trust the image, allow it or open the {kind} yourself"
                 ),
             );
             match image {
@@ -80,7 +81,7 @@ impl Gate {
                 return Err(denied(&format!("it names the protocol {protocol:?}")));
             }
             return Err(Error::unsupported(format!(
-                "the {kind} {name:?} needs the protocol {protocol:?}, which is not there"
+                "the {kind} {shown:?} needs the protocol {protocol:?}, which is not there"
             )));
         }
         let directory = image.map(directory_of);

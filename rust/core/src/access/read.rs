@@ -93,7 +93,7 @@ impl Image {
             ErrorKind::InvalidInput,
             format!(
                 "the backing file {:?} was not opened: open the implicit dependencies or set a backing image",
-                reference.name
+                reference.name.to_string_lossy()
             ),
         ))
     }

@@ -45,6 +45,8 @@ pub struct File {
     direct: bool,
     limits: Limits,
     identity: (u64, u64),
+    /// The process that took image locks, if one did.
+    lock_owner: Option<u32>,
     /// `preadv2(RWF_NOWAIT)` is worth a try.
     nowait: AtomicBool,
     zero_range: Support,
@@ -129,9 +131,11 @@ impl File {
 
     /// Gives the file at `from` the name `to`, in place of what has that name.
     pub fn rename_sync(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
-        let from = from.as_ref();
-        fs::rename(from, to.as_ref())
-            .map_err(|error| Error::io(format!("rename to {:?}", to.as_ref()), error).in_file(from))
+        let (from, to) = (from.as_ref(), to.as_ref());
+        fs::rename(from, to).map_err(|error| {
+            let name = to.display().to_string();
+            Error::io(format!("rename to {}", name.escape_debug()), error).in_file(from)
+        })
     }
 
     /// Whether this is a block device, whose length is given.
@@ -156,9 +160,13 @@ impl File {
         let kind = kind_of(metadata.file_type())?;
         sys::make_blocking(&file).map_err(|error| Error::io("set file flags", error))?;
         let limits = if options.get_direct() { direct_limits(&file, kind)? } else { Limits::default() };
-        if options.get_lock() == Lock::Auto {
-            lock::acquire(&file, writable)?;
-        }
+        let lock_owner = match options.get_lock() {
+            Lock::Auto => {
+                lock::acquire(&file, writable)?;
+                Some(std::process::id())
+            }
+            Lock::Off => None,
+        };
         let identity = match kind {
             Kind::Regular => (metadata.dev(), metadata.ino()),
             // Several nodes may lead to one device. No inode has the number 0.
@@ -172,6 +180,7 @@ impl File {
             direct: options.get_direct(),
             limits,
             identity,
+            lock_owner,
             nowait: AtomicBool::new(cfg!(target_os = "linux") && !options.get_direct()),
             zero_range: Support::unknown(),
             punch_hole: Support::unknown(),
@@ -374,6 +383,14 @@ fn addressable(offset: u64, len: usize) -> usize {
     OFFSET_MAX.saturating_sub(offset).min(len as u64) as usize
 }
 
+impl Drop for File {
+    /// Lets the locks go now: a child that another thread is just starting may have a copy of the descriptor until it
+    /// runs its program, and locks end with the last copy.
+    fn drop(&mut self) {
+        self.unlock();
+    }
+}
+
 impl Storage for File {
     fn readv_at(&self, mut bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
         self.check_aligned(bufs.as_iovecs(), offset)?;
@@ -518,7 +535,10 @@ impl Storage for File {
     }
 
     fn unlock(&self) {
-        lock::release(&self.handle);
+        // A process forked off must not give up the locks that its parent goes on to need.
+        if self.lock_owner == Some(std::process::id()) {
+            lock::release(&self.handle);
+        }
     }
 
     fn raw_fd(&self) -> Option<RawFd> {

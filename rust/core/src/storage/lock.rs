@@ -3,13 +3,23 @@
 //! A user of an image has *permissions* (what it does) and *shared* permissions (what it lets others do).
 //! It holds a shared lock on byte 100 + n for each permission n it has and on byte 200 + n for each one it
 //! does not share, and then looks whether anybody else has what it does not share, or denies what it has.
-//! Locks belong to the open file description (`F_OFD_SETLK`) and end with it.
+//! Locks belong to the open file description (`F_OFD_SETLK`). A process forked off shares that description, if only
+//! until it runs another program, so closing does not end the locks: they are given up by [`release`].
 
 use std::fs;
 use std::io;
 
 use super::file::sys;
 use crate::error::{Error, ErrorKind, Result};
+
+/// The byte for the first permission that is held.
+const HELD: u64 = 100;
+
+/// The byte for the first permission that is denied to others.
+const DENIED: u64 = 200;
+
+/// Bytes set aside for either kind.
+const PERMISSIONS: u64 = 100;
 
 /// What a user of an image may do, numbered as QEMU numbers its permissions.
 #[derive(Clone, Copy)]
@@ -24,16 +34,16 @@ enum Permission {
 
 impl Permission {
     fn held(self) -> u64 {
-        100 + self as u64
+        HELD + self as u64
     }
 
     fn denied(self) -> u64 {
-        200 + self as u64
+        DENIED + self as u64
     }
 }
 
 /// What nobody else may do while an image is open here, as for QEMU's image formats.
-const DENIED: [Permission; 2] = [Permission::Write, Permission::Resize];
+const UNSHARED: [Permission; 2] = [Permission::Write, Permission::Resize];
 
 /// Takes the locks of a reader, or of a reader and writer.
 ///
@@ -44,7 +54,11 @@ pub(super) fn acquire(file: &fs::File, writable: bool) -> Result<()> {
     } else {
         &[Permission::Read]
     };
-    match lock_then_check(file, held) {
+    let result = lock_then_check(file, held);
+    if !matches!(result, Ok(None)) {
+        release(file);
+    }
+    match result {
         Ok(None) => Ok(()),
         Ok(Some(conflict)) => Err(Error::new(
             ErrorKind::Locked,
@@ -62,19 +76,14 @@ pub(super) fn acquire(file: &fs::File, writable: bool) -> Result<()> {
     }
 }
 
-/// Lets the locks go that [`acquire`] took.
+/// Gives all of them up. There is nothing to do about a failure; the locks then end with the last descriptor.
 pub(super) fn release(file: &fs::File) {
-    for permission in [Permission::Read, Permission::Write, Permission::Resize] {
-        for byte in [permission.held(), permission.denied()] {
-            // A lock that was never had is no failure, and one that stays ends with the file.
-            let _ = sys::unlock(file, byte);
-        }
-    }
+    let _ = sys::unlock(file, HELD, DENIED + PERMISSIONS - HELD);
 }
 
 /// First all locks, then all checks: of two that come at once at least one sees the other.
 fn lock_then_check(file: &fs::File, held: &[Permission]) -> io::Result<Option<&'static str>> {
-    let bytes = held.iter().map(|p| p.held()).chain(DENIED.iter().map(|p| p.denied()));
+    let bytes = held.iter().map(|p| p.held()).chain(UNSHARED.iter().map(|p| p.denied()));
     for byte in bytes {
         sys::lock_shared(file, byte)?;
     }
@@ -88,7 +97,7 @@ fn lock_then_check(file: &fs::File, held: &[Permission]) -> io::Result<Option<&'
             }));
         }
     }
-    for permission in DENIED {
+    for permission in UNSHARED {
         if sys::is_locked_by_others(file, permission.held())? {
             return Ok(Some("it is open for writing elsewhere"));
         }

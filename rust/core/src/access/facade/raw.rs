@@ -33,7 +33,6 @@ impl Raw {
     }
 
     /// A raw image names no other file.
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "the same call for every format")]
     pub fn open_implicit_dependencies_sync(&mut self) -> Result<()> {
         Ok(())
     }

@@ -206,28 +206,28 @@ pub(super) fn logical_block_size(_: &fs::File) -> io::Result<u32> {
 }
 
 #[cfg(target_os = "linux")]
-fn lock_byte(byte: u64, kind: libc::c_int) -> libc::flock {
+fn lock_on(start: u64, len: u64, kind: libc::c_int) -> libc::flock {
     // SAFETY: `struct flock` is plain data for which zeroes are a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
-    lock.l_start = byte.cast_signed() as libc::off_t;
-    lock.l_len = 1;
+    lock.l_start = start.cast_signed() as libc::off_t;
+    lock.l_len = len.cast_signed() as libc::off_t;
     lock
 }
 
 /// Takes a shared lock on one byte for this open file description; `EAGAIN` where another has an exclusive one.
 #[cfg(target_os = "linux")]
 pub(in crate::storage) fn lock_shared(file: &fs::File, byte: u64) -> io::Result<()> {
-    let lock = lock_byte(byte, libc::F_RDLCK);
+    let lock = lock_on(byte, 1, libc::F_RDLCK);
     // SAFETY: the kernel reads one `struct flock`.
     done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
 }
 
-/// Gives back what this open file description holds of one byte.
+/// Gives up all locks of this open file description on `len` bytes from `start` on.
 #[cfg(target_os = "linux")]
-pub(in crate::storage) fn unlock(file: &fs::File, byte: u64) -> io::Result<()> {
-    let lock = lock_byte(byte, libc::F_UNLCK);
+pub(in crate::storage) fn unlock(file: &fs::File, start: u64, len: u64) -> io::Result<()> {
+    let lock = lock_on(start, len, libc::F_UNLCK);
     // SAFETY: the kernel reads one `struct flock`.
     done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
 }
@@ -235,15 +235,10 @@ pub(in crate::storage) fn unlock(file: &fs::File, byte: u64) -> io::Result<()> {
 /// Whether another open file description holds any lock on that byte.
 #[cfg(target_os = "linux")]
 pub(in crate::storage) fn is_locked_by_others(file: &fs::File, byte: u64) -> io::Result<bool> {
-    let mut lock = lock_byte(byte, libc::F_WRLCK);
+    let mut lock = lock_on(byte, 1, libc::F_WRLCK);
     // SAFETY: the kernel reads and fills one `struct flock`.
     done(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
     Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(in crate::storage) fn unlock(_: &fs::File, _: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -253,5 +248,10 @@ pub(in crate::storage) fn lock_shared(_: &fs::File, _: u64) -> io::Result<()> {
 
 #[cfg(not(target_os = "linux"))]
 pub(in crate::storage) fn is_locked_by_others(_: &fs::File, _: u64) -> io::Result<bool> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(in crate::storage) fn unlock(_: &fs::File, _: u64, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
