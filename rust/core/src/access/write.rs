@@ -8,6 +8,9 @@ use crate::units::GuestOffset;
 use super::image::Image;
 use super::probe;
 
+/// What a medium writes whole or not at all, in bytes.
+const SECTOR: u64 = 512;
+
 impl Image {
     /// Writes `bufs` to the disk from `offset` on (bytes).
     ///
@@ -87,7 +90,15 @@ impl Image {
         };
         let mut bufs = head.vector();
         bufs.append(part);
-        bufs.append(tail.vector());
+        match tail {
+            // A file that ended inside a sector would tear that sector when it is overwritten later: of the new bytes
+            // and the new length either may become durable first.
+            Around::Skip => {
+                let len = after.next_multiple_of(SECTOR).min(end) - after;
+                bufs.append(IoVector::zeroes(len as usize));
+            }
+            Around::Zero(_) | Around::Bytes(_) => bufs.append(tail.vector()),
+        }
         let storage = self.format.data_storage();
         storage.writev_at(bufs, host).map_err(|e| self.name(e))
     }
