@@ -6,6 +6,9 @@ step. Offsets, lengths and sizes are in bytes throughout.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from pyimago import _native
 from pyimago._errors import (
     CorruptImageError,
     ImageClosedError,
@@ -31,9 +34,19 @@ from pyimago._native import (
     open,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pyimago._types import Format, ImageInfo, Implicit, Layout, NewImage, Progress, StrPath
+
 __all__ = [
     # Whole images
     "open",
+    "create",
+    "info",
+    "info_chain",
+    "convert",
+    "ImageInfo",
     # Access
     "SyncFormatAccess",
     "FormatAccess",
@@ -58,3 +71,86 @@ __all__ = [
     "ImageClosedError",
     "LatchedError",
 ]
+
+
+def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImage]) -> None:
+    """Create an image of `size` bytes in a new file at `path`.
+
+    Args:
+        path: The file to create; one that is there already is a `FileExistsError` and stays as it is.
+        size: Size of the guest's disk in bytes; qcow2 rounds it up to a multiple of 512.
+        format: "raw" or "qcow2".
+        **layout: For qcow2 only: `cluster_size`, `refcount_bits`, `version`, `extended_l2`, `compression_type`,
+            `lazy_refcounts`, `backing`, `backing_format`, `data_file`, `data_file_raw`; see `NewImage`.
+
+    Raises:
+        ValueError: An option is out of its range, or options exclude each other.
+        OSError: The file cannot be created or written.
+    """
+    _native.create(path, size, format, layout)
+
+
+def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
+    """What the image at `path` says of itself; its format is probed unless given. No other file is opened, and no lock taken.
+
+    Raises:
+        InvalidImageError: The file is no image of that format.
+        OSError: The file cannot be read.
+    """
+    from pyimago._types import ImageInfo
+
+    (document,) = _native.info(path, format, None)
+    return ImageInfo.from_document(document)
+
+
+def info_chain(path: StrPath, *, format: Format | None = None, implicit: Implicit = "beside") -> list[ImageInfo]:
+    """As `info`, of the image at `path` and of its backing files, topmost first.
+
+    `implicit` says which backing files may be looked at, as in `open`.
+
+    Raises:
+        ImplicitOpenDeniedError: `implicit` does not allow a backing file.
+        InvalidImageError: A file is no image of its format, or the chain comes back to itself.
+        OSError: A file cannot be read.
+    """
+    from pyimago._types import ImageInfo
+
+    return [ImageInfo.from_document(document) for document in _native.info(path, format, implicit)]
+
+
+def convert(
+    source: StrPath,
+    target: StrPath,
+    *,
+    source_format: Format | None = None,
+    format: Format = "raw",
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+    **layout: Unpack[Layout],
+) -> None:
+    """Write the content of the image at `source` as a new image at `target`, which appears once it is complete.
+
+    Args:
+        source: The image to read, with its backing chain. Nothing is written to it.
+        target: The file to write. What is there is replaced at the end; it stays as it is after a failure.
+        source_format: The source's format; probed unless given.
+        format: The target's format.
+        implicit: Which files that the source names may be opened, as in `open`.
+        progress: Called now and then with the bytes done and all bytes; what it raises ends the conversion.
+        **layout: Of a qcow2 target: `cluster_size`, `refcount_bits`, `version`, `extended_l2`, `compression_type`,
+            `lazy_refcounts`; see `Layout`.
+
+    Raises:
+        ImagoError: The source cannot be read as an image, or the target is in use.
+        OSError: A file cannot be read or written.
+    """
+    _native.convert(source, target, source_format, format, implicit, progress, layout)
+
+
+def __getattr__(name: str) -> object:
+    # Dataclasses take longer to import than all the rest together.
+    if name == "ImageInfo":
+        from pyimago._types import ImageInfo
+
+        return ImageInfo
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,9 +10,21 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from types import TracebackType
 
-    from pyimago._types import Backing, DataFile, Format, Implicit, StrPath
+    from typing_extensions import Unpack
 
-__all__ = ["open"]
+    from pyimago._types import (
+        Backing,
+        DataFile,
+        Format,
+        ImageInfo,
+        Implicit,
+        Layout,
+        NewImage,
+        Progress,
+        StrPath,
+    )
+
+__all__ = ["open", "create", "info", "info_chain", "convert"]
 
 
 class _Opening:
@@ -62,3 +74,44 @@ def open(
     another thread.
     """
     return _Opening(path, write, format, backing, data_file, implicit)
+
+
+async def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImage]) -> None:
+    """As `pyimago.create`, awaited."""
+    await _native.create_awaited(path, size, format, layout)
+
+
+async def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
+    """As `pyimago.info`, awaited."""
+    from pyimago._types import ImageInfo
+
+    (document,) = await _native.info_awaited(path, format, None)
+    return ImageInfo.from_document(document)
+
+
+async def info_chain(
+    path: StrPath, *, format: Format | None = None, implicit: Implicit = "beside"
+) -> list[ImageInfo]:
+    """As `pyimago.info_chain`, awaited. A function given as `implicit` is called on another thread."""
+    from pyimago._types import ImageInfo
+
+    return [
+        ImageInfo.from_document(document) for document in await _native.info_awaited(path, format, implicit)
+    ]
+
+
+async def convert(
+    source: StrPath,
+    target: StrPath,
+    *,
+    source_format: Format | None = None,
+    format: Format = "raw",
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+    **layout: Unpack[Layout],
+) -> None:
+    """As `pyimago.convert`, awaited; `progress` and a function given as `implicit` are called on another thread.
+
+    Cancelling the awaiting task does not end the conversion; raise from `progress` to do that.
+    """
+    await _native.convert_awaited(source, target, source_format, format, implicit, progress, layout)

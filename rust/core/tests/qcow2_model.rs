@@ -41,7 +41,7 @@ fn any_script() -> impl Strategy<Value = (Config, Vec<Op>)> {
 }
 
 proptest! {
-    #![proptest_config(proptest_config(300))]
+    #![proptest_config(proptest_config(500))]
 
     #[test]
     fn scripts_leave_a_clean_image_that_reads_as_the_model((config, script) in any_script()) {
@@ -50,7 +50,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(proptest_config(60))]
+    #![proptest_config(proptest_config(100))]
 
     #[test]
     fn qemu_agrees_with_what_scripts_leave((config, script) in any_script()) {

@@ -8,7 +8,7 @@ use crate::units::GuestOffset;
 use super::image::Image;
 use super::probe;
 
-/// What a medium writes whole or not at all, in bytes.
+/// Bytes that devices write whole.
 const SECTOR: u64 = 512;
 
 impl Image {
@@ -83,22 +83,19 @@ impl Image {
         let (start, end) = (allocation.guest.0, allocation.guest.0 + allocation.len);
         let after = offset + part.len() as u64;
         let head = self.surroundings(start, offset, allocation.reads_zero)?;
-        let tail = self.surroundings(after, end, allocation.reads_zero)?;
+        let tail = match self.surroundings(after, end, allocation.reads_zero)? {
+            // The storage never ends within a sector of data: a later write of that sector would need it
+            // longer, and a loss of power could leave half of it.
+            Around::Skip => Around::Zero((after.next_multiple_of(SECTOR).min(end) - after) as usize),
+            tail => tail,
+        };
         let host = match head {
             Around::Skip => allocation.host.0 + (offset - start),
             Around::Zero(_) | Around::Bytes(_) => allocation.host.0,
         };
         let mut bufs = head.vector();
         bufs.append(part);
-        match tail {
-            // A file that ended inside a sector would tear that sector when it is overwritten later: of the new bytes
-            // and the new length either may become durable first.
-            Around::Skip => {
-                let len = after.next_multiple_of(SECTOR).min(end) - after;
-                bufs.append(IoVector::zeroes(len as usize));
-            }
-            Around::Zero(_) | Around::Bytes(_) => bufs.append(tail.vector()),
-        }
+        bufs.append(tail.vector());
         let storage = self.format.data_storage();
         storage.writev_at(bufs, host).map_err(|e| self.name(e))
     }

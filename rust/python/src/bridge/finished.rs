@@ -68,26 +68,32 @@ impl Finished {
             return;
         }
         state.list.push(pending);
-        if !std::mem::replace(&mut state.woken, true) {
+        if std::mem::replace(&mut state.woken, true) {
+            return;
+        }
+        if let Some(wake) = self.wake.get() {
             drop(state);
-            self.wake();
+            self.call(wake);
+        } else {
+            // Under the lock, as `take` clears it there: a late signal would stay and keep the loop busy.
+            self.signal();
         }
     }
 
-    fn wake(&self) {
-        if let Some(Wake { call, turn }) = self.wake.get() {
-            let woken = Python::try_attach(|py| call.call1(py, (turn,)).is_ok());
-            if woken == Some(false) {
-                // Closed.
-                let list = self.orphan();
-                Python::try_attach(|_| drop(list));
-            }
-            return;
+    fn call(&self, Wake { call, turn }: &Wake) {
+        let called = Python::try_attach(|py| call.call1(py, (turn,)).is_ok());
+        if called != Some(true) {
+            // Closed.
+            let list = self.orphan();
+            Python::try_attach(|_| drop(list));
         }
+    }
+
+    fn signal(&self) {
         #[cfg(target_os = "linux")]
         {
             let one = 1u64.to_ne_bytes();
-            // SAFETY: eight readable bytes for a descriptor that is ours. The counter cannot overflow: one write per wake-up.
+            // SAFETY: eight readable bytes for a descriptor that is ours. The counter cannot overflow: `take` clears each signal.
             let _ = unsafe { libc::write(self.event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
         }
     }

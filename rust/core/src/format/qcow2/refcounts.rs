@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::header::Header;
 use super::l2::OFFSET_MASK;
@@ -178,13 +178,21 @@ impl Refcounts {
 
     /// Takes up to `wanted` free clusters in a row, at least one; their refcounts become 1.
     ///
-    /// A run ends where a new refcount block has to stand.
-    pub(super) fn take(&mut self, storage: &dyn Storage, header: &Header, wanted: u64) -> Result<Taken> {
+    /// A run ends where a new refcount block has to stand. That a cluster of metadata (`reserved`) counts as free is
+    /// corruption, found before anything is put there (I6).
+    pub(super) fn take(
+        &mut self,
+        storage: &dyn Storage,
+        header: &Header,
+        reserved: &FxHashSet<u64>,
+        wanted: u64,
+    ) -> Result<Taken> {
         loop {
             let first = self.first_free(storage)?;
             let index = first / self.per_block();
             if self.block_offset(index)?.is_none() {
-                self.add_block(storage, header, index, first)?;
+                self.refuse_reserved(reserved, first..first + 1)?;
+                self.add_block(storage, header, reserved, index, first)?;
                 continue;
             }
             let block_end = (index + 1) * self.per_block();
@@ -192,6 +200,7 @@ impl Refcounts {
             while end < block_end && end - first < wanted && self.get(storage, end)? == 0 {
                 end += 1;
             }
+            self.refuse_reserved(reserved, first..end)?;
             for cluster in first..end {
                 self.set(storage, cluster, 1)?;
             }
@@ -199,6 +208,16 @@ impl Refcounts {
             let reads_zero = first << self.cluster_bits >= self.untouched;
             self.untouched = self.untouched.max(end << self.cluster_bits);
             return Ok(Taken { first, count: end - first, reads_zero });
+        }
+    }
+
+    fn refuse_reserved(&self, reserved: &FxHashSet<u64>, mut clusters: Range<u64>) -> Result<()> {
+        match clusters.find(|cluster| reserved.contains(cluster)) {
+            None => Ok(()),
+            Some(cluster) => Err(Error::corrupt(
+                "metadata stands in a cluster that its refcount calls free; repair the image (qemu-img check -r all)",
+            )
+            .at(cluster << self.cluster_bits)),
         }
     }
 
@@ -221,9 +240,16 @@ impl Refcounts {
     }
 
     /// Makes the free cluster `cluster`, which block number `index` counts, that block.
-    fn add_block(&mut self, storage: &dyn Storage, header: &Header, index: u64, cluster: u64) -> Result<()> {
+    fn add_block(
+        &mut self,
+        storage: &dyn Storage,
+        header: &Header,
+        reserved: &FxHashSet<u64>,
+        index: u64,
+        cluster: u64,
+    ) -> Result<()> {
         if index >= self.table.len() as u64 {
-            return self.grow_table(storage, header);
+            return self.grow_table(storage, header, reserved);
         }
         self.make_room();
         let bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
@@ -241,7 +267,12 @@ impl Refcounts {
     /// Moves the table to a larger one behind everything that the old one could count.
     ///
     /// Recipe (docs/qcow2.md, "Growing the refcount table"): blocks, barrier, table, barrier, header, barrier.
-    fn grow_table(&mut self, storage: &dyn Storage, header: &Header) -> Result<()> {
+    fn grow_table(
+        &mut self,
+        storage: &dyn Storage,
+        header: &Header,
+        reserved: &FxHashSet<u64>,
+    ) -> Result<()> {
         let (size, per_block) = (self.cluster_size(), self.per_block());
         let old_entries = self.table.len() as u64;
         let old_clusters = self.table_clusters();
@@ -262,6 +293,7 @@ impl Refcounts {
         }
         let first = old_entries * per_block;
         let table_cluster = first + blocks;
+        self.refuse_reserved(reserved, first..table_cluster + clusters)?;
         let mut table = self.table.clone();
         table.resize((clusters * size / 8) as usize, 0);
 
