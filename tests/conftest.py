@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -10,22 +11,20 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-
-import pyimago
 from tests.face import Face
 
-try:
-    from uvloop import new_event_loop as new_uvloop
-except ImportError:  # uvloop is not made for every platform
-    new_uvloop = None
+import pyimago
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+with contextlib.suppress(ImportError):  # uvloop is not made for every platform
+    import uvloop
+
+    LOOPS["uvloop"] = uvloop.new_event_loop
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Every awaited test runs on each of these."""
-    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if new_uvloop is not None:
-        loops["uvloop"] = new_uvloop
-    return loops
+    return LOOPS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

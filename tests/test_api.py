@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.conftest import MakeImage, pattern
 
 import pyimago
-from tests.conftest import MakeImage, pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,10 +219,10 @@ async def test_an_explicit_backing_image_shows_where_nothing_is_allocated(
     face: Face, path: Path, tmp_path: Path
 ) -> None:
     top = tmp_path / "top.qcow2"
-    pyimago.create(top, SIZE + 1000, format="qcow2")
+    pyimago.create(top, SIZE + 1024, format="qcow2")
     with pyimago.open(path) as backing:
         async with face.open(top, write=True, backing=backing) as image:
-            assert await image.content() == CONTENT + bytes(1000)
+            assert await image.content() == CONTENT + bytes(1024)
             await image.write(b"over", 10)
             assert await image.pread(100, 0) == CONTENT[:10] + b"over" + CONTENT[14:100]
         assert backing.pread(100, 0) == CONTENT[:100]

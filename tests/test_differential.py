@@ -7,14 +7,14 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.conftest import Qemu, pattern
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pyimago
     from tests.face import Face
+
+    import pyimago
 
 OPTIONS = [
     "cluster_size=64k",
@@ -35,6 +35,8 @@ def path(request: pytest.FixtureRequest, tmp_path: Path, qemu: Qemu) -> Path:
     options = f"{request.param},backing_file=base.raw,backing_fmt=raw"
     qemu.img("create", "-q", "-f", "qcow2", "-o", options, image, "6M")
     qemu.io(image, "write -P 1 300k 500k", "write -c -P 2 2M 2M", "write -z 1M 128k", "write -P 3 5000k 5k")
+    # Without the holes that clusters written in part have: QEMU's map looks below the format, too.
+    image.write_bytes(image.read_bytes())
     return image
 
 
@@ -49,7 +51,12 @@ async def test_content_is_what_qemu_reads(face: Face, path: Path, qemu: Qemu) ->
 
 async def test_qemu_reads_what_is_written(face: Face, path: Path, qemu: Qemu) -> None:
     wanted = bytearray(qemu.content(path))
-    writes = [(pattern(7, 5000), 100), (pattern(8, 200_000), 310_000), (b"z" * 513, 2_100_000), (b"end", len(wanted) - 3)]
+    writes = [
+        (pattern(7, 5000), 100),
+        (pattern(8, 200_000), 310_000),
+        (b"z" * 513, 2_100_000),
+        (b"end", len(wanted) - 3),
+    ]
     for data, offset in writes:
         wanted[offset : offset + len(data)] = data
     wanted[700_000:800_000] = bytes(100_000)
@@ -103,6 +110,10 @@ def as_map(extent: pyimago.Extent) -> dict[str, object]:
 
 async def test_extents_are_what_qemu_img_map_says(face: Face, path: Path, qemu: Qemu) -> None:
     wanted = json.loads(qemu.img("map", "--output=json", path))
+    for row in wanted:
+        if not row["present"]:
+            # Of subclusters that nobody has QEMU says where they would be.
+            row.pop("offset", None)
     async with face.open(path) as image:
         found = [as_map(extent) for extent in await image.extents()]
     assert flatten(found) == flatten(wanted)

@@ -1,7 +1,7 @@
 """VM disk images (qcow2, raw) in process: synchronous and awaitable.
 
-`open` and `aio.open` open an image with all it names; `File`, `Qcow2`, `FormatAccess` and their like do the same step by
-step. Offsets, lengths and sizes are in bytes throughout.
+`open` and `aio.open` open an image with all it names; `File`, `Qcow2`, `FormatAccess` and their like do the
+same step by step. Offsets, lengths and sizes are in bytes throughout.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImag
         path: The file to create; one that is there already is a `FileExistsError` and stays as it is.
         size: Size of the guest's disk in bytes; qcow2 rounds it up to a multiple of 512.
         format: "raw" or "qcow2".
-        **layout: For qcow2 only: `cluster_size`, `refcount_bits`, `version`, `extended_l2`, `compression_type`,
-            `lazy_refcounts`, `backing`, `backing_format`, `data_file`, `data_file_raw`; see `NewImage`.
+        **layout: For qcow2 only: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
+            `compression_type`, `lazy_refcounts`, `backing`, `backing_format`, `data_file`, `data_file_raw`;
+            see `NewImage`.
 
     Raises:
         ValueError: An option is out of its range, or options exclude each other.
@@ -91,7 +92,9 @@ def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImag
 
 
 def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
-    """What the image at `path` says of itself; its format is probed unless given. No other file is opened, and no lock taken.
+    """What the image at `path` says of itself. No other file is opened, and no lock taken.
+
+    Its format is probed unless given.
 
     Raises:
         InvalidImageError: The file is no image of that format.
@@ -103,7 +106,9 @@ def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
     return ImageInfo.from_document(document)
 
 
-def info_chain(path: StrPath, *, format: Format | None = None, implicit: Implicit = "beside") -> list[ImageInfo]:
+def info_chain(
+    path: StrPath, *, format: Format | None = None, implicit: Implicit = "beside"
+) -> list[ImageInfo]:
     """As `info`, of the image at `path` and of its backing files, topmost first.
 
     `implicit` says which backing files may be looked at, as in `open`.
@@ -128,7 +133,7 @@ def convert(
     progress: Progress | None = None,
     **layout: Unpack[Layout],
 ) -> None:
-    """Write the content of the image at `source` as a new image at `target`, which appears once it is complete.
+    """Write the content of the image at `source` as a new image, which appears at `target` once it is whole.
 
     Args:
         source: The image to read, with its backing chain. Nothing is written to it.
@@ -137,8 +142,8 @@ def convert(
         format: The target's format.
         implicit: Which files that the source names may be opened, as in `open`.
         progress: Called now and then with the bytes done and all bytes; what it raises ends the conversion.
-        **layout: Of a qcow2 target: `cluster_size`, `refcount_bits`, `version`, `extended_l2`, `compression_type`,
-            `lazy_refcounts`; see `Layout`.
+        **layout: Of a qcow2 target: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
+            `compression_type`, `lazy_refcounts`; see `Layout`.
 
     Raises:
         ImagoError: The source cannot be read as an image, or the target is in use.

@@ -1,7 +1,8 @@
 """The exceptions of this package.
 
-Beside them: failures of the operating system are the `OSError` subclass of their `errno`, with the file's name; wrong
-arguments are `ValueError` or `TypeError`; writing to what was opened for reading is `io.UnsupportedOperation`.
+Beside them: failures of the operating system are the `OSError` subclass of their `errno`, with the file's
+name; wrong arguments are `ValueError` or `TypeError`; writing to what was opened for reading is
+`io.UnsupportedOperation`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ImageFile(io.RawIOBase):
-    """The disk of an open image as a raw file: unbuffered, seekable, of fixed size, with a position of its own.
+    """The disk of an open image as a raw file: unbuffered, of fixed size, with a position of its own.
 
     Closing it leaves the image open. Wrap it in `io.BufferedReader` for many small reads.
     """
@@ -49,7 +49,7 @@ class ImageFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Set the position relative to the start, the position or the end, and return it; past the end is allowed."""
+        """Set the position, from the start, the position or the end, and return it; it may be past the end."""
         self._check_open()
         match whence:
             case os.SEEK_SET:
@@ -66,7 +66,7 @@ class ImageFile(io.RawIOBase):
         return position
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Fill `buffer` from the position on, as far as the disk goes, and return how many bytes that were."""
+        """Fill `buffer` from the position on, as far as the disk goes, and return how many bytes it got."""
         self._check_open()
         with memoryview(buffer) as view, view.cast("B") as octets, octets[: self._left()] as part:
             self._image.read(part, self._position)
@@ -89,7 +89,9 @@ class ImageFile(io.RawIOBase):
         self._check_open()
         with memoryview(data) as view, view.cast("B") as octets, octets[: self._left()] as part:
             if octets and not part:
-                raise ValueError(f"position {self._position} is not inside the disk of {self._image.size} bytes")
+                raise ValueError(
+                    f"position {self._position} is not inside the disk of {self._image.size} bytes"
+                )
             self._image.write(part, self._position)
             self._position += len(part)
             return len(part)

@@ -4,10 +4,9 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from pyimago._file import ImageFile
-
 from pyimago._types import (
     Backing,
     DataFile,
@@ -16,6 +15,31 @@ from pyimago._types import (
     Progress,
     StrPath,
 )
+
+__all__ = [
+    "AsyncExtentIterator",
+    "CompletedFuture",
+    "Extent",
+    "ExtentIterator",
+    "File",
+    "FormatAccess",
+    "Memory",
+    "Null",
+    "Qcow2",
+    "Raw",
+    "Storage",
+    "StorageOpenOptions",
+    "SyncFormatAccess",
+    "Throttled",
+    "convert",
+    "convert_awaited",
+    "create",
+    "create_awaited",
+    "info",
+    "info_awaited",
+    "open",
+    "open_awaited",
+]
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -38,7 +62,17 @@ class CompletedFuture(Generic[_T_co]):
 
 @final
 class Extent:
-    __match_args__: ClassVar[list[str]]
+    __match_args__ = (
+        "offset",
+        "length",
+        "data",
+        "zero",
+        "allocated",
+        "compressed",
+        "depth",
+        "host_file",
+        "host_offset",
+    )
     @property
     def offset(self) -> int: ...
     @property
@@ -89,6 +123,7 @@ class StorageOpenOptions:
     @property
     def lock(self) -> Literal["auto", "off"]: ...
 
+@disjoint_base
 class Storage:
     @property
     def size(self) -> int: ...
@@ -138,8 +173,8 @@ class Qcow2:
     def open_image(storage: Storage, *, write: bool = False) -> Awaitable[Qcow2]: ...
     def set_backing(self, backing: Backing | None) -> None: ...
     def set_data_file(self, data_file: Storage) -> None: ...
-    def open_implicit_dependencies_sync(self, *, implicit: Implicit = ...) -> None: ...
-    def open_implicit_dependencies(self, *, implicit: Implicit = ...) -> Awaitable[None]: ...
+    def open_implicit_dependencies_sync(self, *, implicit: Implicit = "beside") -> None: ...
+    def open_implicit_dependencies(self, *, implicit: Implicit = "beside") -> Awaitable[None]: ...
 
 @final
 class SyncFormatAccess:
@@ -153,7 +188,7 @@ class SyncFormatAccess:
     def write_many(self, requests: Iterable[tuple[Buffer, int]]) -> None: ...
     def write_zeroes(self, offset: int, length: int) -> None: ...
     def discard(self, offset: int, length: int) -> None: ...
-    def extents(self, offset: int = ..., length: int | None = None) -> ExtentIterator: ...
+    def extents(self, offset: int = 0, length: int | None = None) -> ExtentIterator: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
     def file(self) -> ImageFile: ...
@@ -188,7 +223,7 @@ class FormatAccess:
     def write_many(self, requests: Iterable[tuple[Buffer, int]]) -> Awaitable[None]: ...
     def write_zeroes(self, offset: int, length: int) -> Awaitable[None]: ...
     def discard(self, offset: int, length: int) -> Awaitable[None]: ...
-    def extents(self, offset: int = ..., length: int | None = None) -> AsyncExtentIterator: ...
+    def extents(self, offset: int = 0, length: int | None = None) -> AsyncExtentIterator: ...
     def flush(self) -> Awaitable[None]: ...
     def close(self) -> Awaitable[None]: ...
     @property

@@ -45,7 +45,8 @@ class NewImage(Layout, total=False):
         backing: The backing file, as the image is to spell it; it is not looked at.
         backing_format: Its format, as the image is to spell it.
         data_file: The external data file, as the image is to spell it; it is created too.
-        data_file_raw: The data file is to be a raw image of the disk at all times; one that is there is adopted.
+        data_file_raw: The data file is to be a raw image of the disk at all times; one that is there is
+            adopted.
     """
 
     backing: StrPath | None
@@ -56,7 +57,7 @@ class NewImage(Layout, total=False):
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What an image says of itself; nothing else was opened to find it out. Names and values are those of `qemu-img info`.
+    """What an image says of itself, under the names of `qemu-img info`; no other file was opened for it.
 
     Attributes:
         filename: The image's file.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pyimago import _native
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-    from types import TracebackType
+    from collections.abc import Awaitable, Callable, Generator
+    from typing import Any
 
     from typing_extensions import Unpack
 
+    from pyimago._native import FormatAccess
     from pyimago._types import (
         Backing,
         DataFile,
@@ -28,33 +30,20 @@ __all__ = ["open", "create", "info", "info_chain", "convert"]
 
 
 class _Opening:
-    """An image that is being opened: `await` it, or use it in `async with`, which closes the image at the end."""
+    """An image that is being opened: `await` it, or use it in `async with`, which closes it at the end."""
 
-    def __init__(
-        self,
-        path: StrPath,
-        write: bool,
-        format: Format | None,
-        backing: Backing | Literal["implicit"] | None,
-        data_file: DataFile | None,
-        implicit: Implicit,
-    ) -> None:
-        self._arguments = (path, write, format, backing, data_file, implicit)
-        self._image: _native.FormatAccess | None = None
+    def __init__(self, start: Callable[[], Awaitable[FormatAccess]]) -> None:
+        self._start = start
+        self._image: FormatAccess | None = None
 
-    def __await__(self) -> Generator[object, None, _native.FormatAccess]:
-        path, write, format_, backing, data_file, implicit = self._arguments
-        return _native.open_awaited(
-            path, write=write, format=format_, backing=backing, data_file=data_file, implicit=implicit
-        ).__await__()
+    def __await__(self) -> Generator[Any, Any, FormatAccess]:
+        return self._start().__await__()
 
-    async def __aenter__(self) -> _native.FormatAccess:
+    async def __aenter__(self) -> FormatAccess:
         self._image = await self
         return self._image
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._image is not None:
             await self._image.close()
 
@@ -70,10 +59,20 @@ def open(
 ) -> _Opening:
     """Open the image at `path` as `pyimago.open` does; the image's operations are awaited.
 
-    `await` the result for a `FormatAccess`, or use it in `async with`. A function given as `implicit` is called on
-    another thread.
+    `await` the result for a `FormatAccess`, or use it in `async with`. A function given as `implicit` is
+    called on another thread.
     """
-    return _Opening(path, write, format, backing, data_file, implicit)
+    return _Opening(
+        partial(
+            _native.open_awaited,
+            path,
+            write=write,
+            format=format,
+            backing=backing,
+            data_file=data_file,
+            implicit=implicit,
+        )
+    )
 
 
 async def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImage]) -> None:
@@ -110,8 +109,8 @@ async def convert(
     progress: Progress | None = None,
     **layout: Unpack[Layout],
 ) -> None:
-    """As `pyimago.convert`, awaited; `progress` and a function given as `implicit` are called on another thread.
+    """As `pyimago.convert`, awaited.
 
-    Cancelling the awaiting task does not end the conversion; raise from `progress` to do that.
+    `progress` and a function given as `implicit` are called on another thread. Cancelling the awaiting task does not end the conversion; raise from `progress` to do that.
     """
     await _native.convert_awaited(source, target, source_format, format, implicit, progress, layout)

@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import pyimago
 from pyimago.cli._text import UsageError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
 SUFFIXES = {"": 0, "k": 10, "m": 20, "g": 30}
-VERSIONS = {"0.10": 2, "1.1": 3, "v2": 2, "v3": 3}
+VERSIONS: dict[str, Literal[2, 3]] = {"0.10": 2, "1.1": 3, "v2": 2, "v3": 3}
 
 
 class Layout(TypedDict, total=False):
@@ -25,7 +25,7 @@ class Layout(TypedDict, total=False):
 
     cluster_size: int
     refcount_bits: int
-    version: int
+    version: Literal[2, 3]
 
 
 def run(arguments: argparse.Namespace) -> None:

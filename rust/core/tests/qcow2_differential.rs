@@ -125,7 +125,7 @@ fn make(case: &Case) -> Made {
         let backing = dir.path().join("backing");
         make_backing(&backing, format, len);
         let comma = if options.is_empty() { "" } else { "," };
-        options += &format!("{comma}backing_file={},backing_fmt={format}", backing.display());
+        options = format!("{options}{comma}backing_file={},backing_fmt={format}", backing.display());
     }
     let size = case.size();
     qemu::create(&path, size, &options);
@@ -205,8 +205,8 @@ fn this_reads_what_qemu_reads() {
         assert_eq!(image.size(), wanted.len() as u64, "{}", case.options);
         assert!(read(&image, 0, image.size()) == wanted, "{}: the whole differs", case.options);
         let mut offset = 0;
-        for len in [1, 511, 3, 4096, 70_000, 513, 1_000_000, 12_345].into_iter().cycle() {
-            let len = (len as u64).min(image.size() - offset);
+        for len in [1u64, 511, 3, 4096, 70_000, 513, 1_000_000, 12_345].into_iter().cycle() {
+            let len = len.min(image.size() - offset);
             if len == 0 {
                 break;
             }

@@ -205,8 +205,8 @@ impl Start {
 }
 
 fn over_raw(config: Config) -> Config {
-    let backing = images::Backing { qcow2: false, len: config.size - 700 };
-    Config { backing: Some(backing), ..config }
+    let len = config.size - 700;
+    Config { backing: Some(images::Backing { qcow2: false, len }), ..config }
 }
 
 fn lose_power_in_scripts(start: &Start, scripts: u64) {

@@ -275,8 +275,8 @@ fn mutations() -> impl Strategy<Value = Vec<(prop::sample::Index, usize, Vec<u8>
         2 => any::<u64>(),
         2 => (0..64u32).prop_map(|bit| 1 << bit),
         2 => (0..64u64).prop_map(|cluster| cluster * 512),
-        1 => (0..64u64).prop_map(|cluster| 1 << 63 | cluster * 4096),
-        1 => (0..64u64).prop_map(|cluster| 1 << 62 | cluster * 4096),
+        1 => (0..64u64).prop_map(|cluster| (1 << 63) | (cluster * 4096)),
+        1 => (0..64u64).prop_map(|cluster| (1 << 62) | (cluster * 4096)),
         1 => Just(u64::MAX),
         1 => Just(0),
     ];

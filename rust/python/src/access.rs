@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use imago_core::access::image::Image;
 use imago_core::format::FormatKind;
 use imago_core::{Error, ErrorKind};
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -16,17 +16,26 @@ use crate::fork;
 
 /// An open image, and what stays known of it once it is closed.
 ///
-/// The engine counts the operations in flight and its `close` waits for them. Afterwards the engine's image is let go,
-/// so that its files are closed even while Python still holds the object.
+/// An operation that outlives the call holds a [`Lease`], and closing waits for those first: what was begun before is done, even if
+/// no thread has come to it yet. Afterwards the engine's image is let go, so that its files are closed even while Python
+/// still holds the object.
 pub(crate) struct Access {
     image: RwLock<Option<Arc<Image>>>,
     closing: AtomicBool,
+    leases: Mutex<usize>,
+    idle: Condvar,
     unflushed: AtomicBool,
     birth: fork::Generation,
     path: Option<PathBuf>,
     size: u64,
     kind: FormatKind,
     writable: bool,
+}
+
+/// An operation that is not over; its image stays open until this is dropped.
+pub(crate) struct Lease {
+    access: Arc<Access>,
+    image: Arc<Image>,
 }
 
 /// An image that is open for as long as this lives.
@@ -40,6 +49,8 @@ impl Access {
             kind: image.kind(),
             writable: image.writable(),
             closing: AtomicBool::new(false),
+            leases: Mutex::default(),
+            idle: Condvar::new(),
             unflushed: AtomicBool::new(image.writable()),
             birth: fork::Generation::now(),
             image: RwLock::new(Some(image)),
@@ -120,6 +131,27 @@ impl Access {
         Err(exception(py, &closed))
     }
 
+    /// The image, for an operation that outlives the call.
+    pub(crate) fn lease(self: &Arc<Self>, py: Python<'_>) -> PyResult<Lease> {
+        // Counted first, so that a closing either sees the lease or is seen.
+        *self.leases.lock() += 1;
+        match self.image(py) {
+            Ok(open) => Ok(Lease { image: Arc::clone(open.get()), access: Arc::clone(self) }),
+            Err(error) => {
+                self.end_lease();
+                Err(error)
+            }
+        }
+    }
+
+    fn end_lease(&self) {
+        let mut leases = self.leases.lock();
+        *leases -= 1;
+        if *leases == 0 {
+            self.idle.notify_all();
+        }
+    }
+
     /// Makes all that was written durable.
     pub(crate) fn flush(&self, image: &Image) -> imago_core::Result<()> {
         // First: what is written while this runs must be remembered.
@@ -131,7 +163,8 @@ impl Access {
 
     /// Waits for the operations in flight, flushes, leaves the image clean and lets it go. Closing again does nothing.
     pub(crate) fn close(&self) -> imago_core::Result<()> {
-        self.closing.store(true, Ordering::Relaxed);
+        self.closing.store(true, Ordering::SeqCst);
+        self.idle.wait_while(&mut self.leases.lock(), |leases| *leases > 0);
         let Some(image) = self.image.read().clone() else { return Ok(()) };
         let result = image.close();
         self.unflushed.store(false, Ordering::Relaxed);
@@ -164,6 +197,22 @@ impl OpenImage<'_> {
     #[inline]
     pub(crate) fn get(&self) -> &Arc<Image> {
         self.0.as_ref().expect("only an open image is handed out")
+    }
+}
+
+impl Lease {
+    pub(crate) fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.access.end_lease();
     }
 }
 

@@ -11,6 +11,7 @@ use imago_core::access::map::Extents;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyStopAsyncIteration;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use crate::access::Access;
 use crate::bridge::Bridge;
@@ -28,8 +29,10 @@ pub(crate) struct Extent(Facts);
 #[pymethods]
 impl Extent {
     #[classattr]
-    fn __match_args__() -> [&'static str; 9] {
-        ["offset", "length", "data", "zero", "allocated", "compressed", "depth", "host_file", "host_offset"]
+    fn __match_args__(py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
+        let names =
+            ["offset", "length", "data", "zero", "allocated", "compressed", "depth", "host_file", "host_offset"];
+        PyTuple::new(py, names)
     }
 
     /// Start in the disk, in bytes.

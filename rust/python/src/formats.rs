@@ -124,13 +124,13 @@ format_class!(
         ///
         /// `implicit` says which files may be opened: "beside" those beside or below the image, "deny" none, "allow" all,
         /// a function those for which it returns true; it is called with the file's name and "backing" or "data_file".
-        #[pyo3(signature = (*, implicit = PyGate::default()))]
+        #[pyo3(signature = (*, implicit = PyGate::default()), text_signature = "($self, *, implicit='beside')")]
         fn open_implicit_dependencies_sync(&self, py: Python<'_>, implicit: PyGate) -> PyResult<Py<PyAny>> {
             self.open_dependencies::<Blocking>(py, implicit)
         }
 
         /// As `open_implicit_dependencies_sync`, awaited. A function given as `implicit` is called on another thread.
-        #[pyo3(signature = (*, implicit = PyGate::default()))]
+        #[pyo3(signature = (*, implicit = PyGate::default()), text_signature = "($self, *, implicit='beside')")]
         fn open_implicit_dependencies(&self, py: Python<'_>, implicit: PyGate) -> PyResult<Py<PyAny>> {
             self.open_dependencies::<Awaited>(py, implicit)
         }

@@ -105,7 +105,7 @@ macro_rules! image_class {
             }
 
             /// What the `length` bytes (None: all) from `offset` (bytes) on are: an iterator of `Extent`.
-            #[pyo3(signature = (offset = Offset(0), length = None))]
+            #[pyo3(signature = (offset = Offset(0), length = None), text_signature = "($self, offset=0, length=None)")]
             fn extents(&self, py: Python<'_>, offset: Offset, length: Option<Offset>) -> PyResult<$extents> {
                 $extents::new(py, &self.access, offset, length)
             }

@@ -140,12 +140,20 @@ fn qcow2_document<'py>(py: Python<'py>, qcow2: &Qcow2Info) -> PyResult<Bound<'py
     let data = PyDict::new(py);
     data.set_item("compat", if qcow2.version == 2 { "0.10" } else { "1.1" })?;
     data.set_item("compression-type", qcow2.compression_type)?;
-    data.set_item("refcount-bits", qcow2.refcount_bits)?;
-    if qcow2.version > 2 {
-        data.set_item("lazy-refcounts", qcow2.lazy_refcounts)?;
-        data.set_item("corrupt", qcow2.corrupt)?;
-        data.set_item("extended-l2", qcow2.extended_l2)?;
+    let newer = (qcow2.version > 2).then_some(qcow2);
+    set_some(&data, "lazy-refcounts", newer.map(|qcow2| qcow2.lazy_refcounts))?;
+    if !qcow2.bitmaps.is_empty() {
+        let bitmaps = PyList::empty(py);
+        for bitmap in &qcow2.bitmaps {
+            let document = PyDict::new(py);
+            document.set_item("flags", &bitmap.flags)?;
+            document.set_item("name", &bitmap.name)?;
+            document.set_item("granularity", bitmap.granularity)?;
+            bitmaps.append(document)?;
+        }
+        data.set_item("bitmaps", bitmaps)?;
     }
+    data.set_item("refcount-bits", qcow2.refcount_bits)?;
     set_some(&data, "data-file", qcow2.data_file.as_deref())?;
     set_some(&data, "data-file-raw", qcow2.data_file_raw)?;
     if let Some(method) = qcow2.encrypted {
@@ -153,17 +161,8 @@ fn qcow2_document<'py>(py: Python<'py>, qcow2: &Qcow2Info) -> PyResult<Bound<'py
         encrypt.set_item("format", method)?;
         data.set_item("encrypt", encrypt)?;
     }
-    if !qcow2.bitmaps.is_empty() {
-        let bitmaps = PyList::empty(py);
-        for bitmap in &qcow2.bitmaps {
-            let document = PyDict::new(py);
-            document.set_item("name", &bitmap.name)?;
-            document.set_item("granularity", bitmap.granularity)?;
-            document.set_item("flags", &bitmap.flags)?;
-            bitmaps.append(document)?;
-        }
-        data.set_item("bitmaps", bitmaps)?;
-    }
+    set_some(&data, "corrupt", newer.map(|qcow2| qcow2.corrupt))?;
+    set_some(&data, "extended-l2", newer.map(|qcow2| qcow2.extended_l2))?;
     Ok(data)
 }
 

@@ -4,10 +4,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use imago_core::access::image::{Image, Operation as InFlight};
+use imago_core::access::image::Image;
 use pyo3::prelude::*;
 
-use crate::access::Access;
+use crate::access::{Access, Lease};
 use crate::bridge::Bridge;
 use crate::errors::{Failure, exception};
 use crate::transfer::{Progress, Transfer, Unlimited};
@@ -50,7 +50,7 @@ pub(crate) trait Work: Send {
 /// How a class lets its operations be done: at once, or as an awaitable.
 pub(crate) trait Face {
     /// Carries a read or write out.
-    fn transfer(py: Python<'_>, access: &Access, transfer: Transfer) -> PyResult<Py<PyAny>>;
+    fn transfer(py: Python<'_>, access: &Arc<Access>, transfer: Transfer) -> PyResult<Py<PyAny>>;
 
     /// Carries `run` out without the interpreter, then `finish` with it.
     fn call<T, R, F>(py: Python<'_>, venue: Venue, run: R, finish: F) -> PyResult<Py<PyAny>>
@@ -64,13 +64,8 @@ pub(crate) trait Face {
     where
         R: FnOnce(&Access, &Image) -> imago_core::Result<()> + Send + 'static,
     {
-        let image = Arc::clone(access.image(py)?.get());
-        let in_flight = image.begin().map_err(|error| exception(py, &error))?;
-        let access = Arc::clone(access);
-        let run = move || {
-            let _in_flight = in_flight;
-            run(&access, &image).map_err(Failure::from)
-        };
+        let lease = access.lease(py)?;
+        let run = move || run(lease.access(), lease.image()).map_err(Failure::from);
         Self::call(py, Venue::Pool, run, |py, ()| Ok(py.None()))
     }
 }
@@ -83,7 +78,7 @@ pub(crate) struct Awaited;
 
 impl Face for Blocking {
     #[inline]
-    fn transfer(py: Python<'_>, access: &Access, mut transfer: Transfer) -> PyResult<Py<PyAny>> {
+    fn transfer(py: Python<'_>, access: &Arc<Access>, mut transfer: Transfer) -> PyResult<Py<PyAny>> {
         transfer.check(access)?;
         let open = access.image(py)?;
         let image: &Image = open.get();
@@ -116,7 +111,7 @@ impl Face for Blocking {
 }
 
 impl Face for Awaited {
-    fn transfer(py: Python<'_>, access: &Access, mut transfer: Transfer) -> PyResult<Py<PyAny>> {
+    fn transfer(py: Python<'_>, access: &Arc<Access>, mut transfer: Transfer) -> PyResult<Py<PyAny>> {
         transfer.check(access)?;
         let bridge = Bridge::current(py)?;
         let open = access.image(py)?;
@@ -127,13 +122,7 @@ impl Face for Awaited {
                 bridge.completed(py, transfer.reply())
             }
             progress => {
-                let in_flight = image.begin().map_err(|error| exception(py, &error))?;
-                let work = TransferWork {
-                    transfer,
-                    image: Arc::clone(image),
-                    in_flight: Some(in_flight),
-                    failure: None,
-                };
+                let work = TransferWork { transfer, lease: Some(access.lease(py)?), failure: None };
                 bridge.submit(py, Box::new(work), progress, Venue::Pool)
             }
         }
@@ -158,36 +147,35 @@ fn caught<T>(f: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
 /// A read or write that was not done at once.
 struct TransferWork {
     transfer: Transfer,
-    image: Arc<Image>,
-    /// Keeps the image from being closed until the operation has really ended.
-    in_flight: Option<InFlight>,
+    /// Until the operation has really ended.
+    lease: Option<Lease>,
     failure: Option<Failure>,
 }
 
 impl Work for TransferWork {
     fn advance(&mut self, bridge: &Bridge) -> Progress {
-        match self.transfer.advance(&self.image, bridge) {
-            Ok(Progress::Done) => self.complete(),
+        let Some(lease) = &self.lease else { return Progress::Done };
+        match self.transfer.advance(lease.image(), bridge) {
+            Ok(Progress::Done) => {}
             Ok(progress) => return progress,
-            Err(error) => {
-                self.failure = Some(error.into());
-                self.complete();
-            }
+            Err(error) => self.failure = Some(error.into()),
         }
+        self.complete();
         Progress::Done
     }
 
     fn transfer(&self) -> Option<(&Arc<Image>, &Transfer)> {
-        Some((&self.image, &self.transfer))
+        self.lease.as_ref().map(|lease| (lease.image(), &self.transfer))
     }
 
     fn complete(&mut self) {
-        self.in_flight = None;
+        self.lease = None;
     }
 
     fn run(&mut self) {
-        self.failure = caught(|| self.transfer.run(&self.image).map_err(Failure::from)).err();
-        self.complete();
+        if let Some(lease) = self.lease.take() {
+            self.failure = caught(|| self.transfer.run(lease.image()).map_err(Failure::from)).err();
+        }
     }
 
     fn finish(self: Box<Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {

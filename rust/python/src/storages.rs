@@ -140,7 +140,7 @@ pub(crate) struct Null;
 #[pymethods]
 impl Null {
     #[new]
-    #[pyo3(signature = (size = Offset(0)))]
+    #[pyo3(signature = (size = Offset(0)), text_signature = "(size=0)")]
     fn new(size: Offset) -> PyClassInitializer<Self> {
         Storage(Arc::new(EngineNull::new(size.0))).with(Null)
     }

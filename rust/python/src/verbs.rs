@@ -130,9 +130,31 @@ impl Opening {
         F::call(py, Venue::Thread, run, move |py, image| Ok(Py::new(py, access(image))?.into_any()))
     }
 }
-/// Open the image at `path` with what it names, for synchronous use.
+/// Open the image at `path` with what it names: a `SyncFormatAccess`, to be used in `with` or closed.
+///
+/// Args:
+///     path: The image's file.
+///     write: Open it for writing too; what is below it is only ever read.
+///     format: "raw" or "qcow2"; None looks at the file's first bytes. A guest can write any bytes to a raw disk, so give the
+///         format where it is known: a raw image whose format was guessed refuses writes that make it look like another.
+///     backing: "implicit" opens the backing file that the image names, an open image is used instead of it, None leaves
+///         it out: what the image does not hold reads as zeroes.
+///     data_file: A storage or path to use as the external data file instead of the one that the image names.
+///     implicit: Which files that the image names may be opened: "beside" those beside or below it and not through
+///         symbolic links out of there, "deny" none, "allow" all, a function those for which it returns true; it is called with
+///         the file's name and "backing" or "data_file".
+///
+/// Raises:
+///     OSError: A file cannot be opened or read.
+///     InvalidImageError, CorruptImageError, UnsupportedFeatureError: It is no image that can be opened; the message says why.
+///     ImplicitOpenDeniedError: `implicit` does not allow a file that the image needs.
+///     ImageLockedError: Somebody else uses the image in a way that excludes this.
 #[pyfunction]
-#[pyo3(signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None, implicit = PyGate::default()))]
+#[pyo3(
+    signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
+                 implicit = PyGate::default()),
+    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside')"
+)]
 pub(crate) fn open(
     py: Python<'_>,
     path: PathBuf,
@@ -151,7 +173,11 @@ pub(crate) fn open(
 
 /// As `open`, awaited, for awaited use.
 #[pyfunction]
-#[pyo3(signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None, implicit = PyGate::default()))]
+#[pyo3(
+    signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
+                 implicit = PyGate::default()),
+    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside')"
+)]
 pub(crate) fn open_awaited(
     py: Python<'_>,
     path: PathBuf,

@@ -105,7 +105,7 @@ impl Model {
                     .copy_from_slice(&pattern(seed, offset, len));
             }
             Op::WriteZeroes { offset, len, .. } => {
-                self.bytes[offset as usize..(offset + len) as usize].fill(0)
+                self.bytes[offset as usize..(offset + len) as usize].fill(0);
             }
             Op::Discard { offset, len } => {
                 let range = self.discarded(offset, len);

@@ -30,7 +30,8 @@ impl CompletedFuture {
 impl CompletedFuture {
     /// The mark by which asyncio knows futures.
     #[classattr]
-    const _asyncio_future_blocking: bool = false;
+    #[pyo3(name = "_asyncio_future_blocking")]
+    const ASYNCIO_FUTURE_BLOCKING: bool = false;
 
     fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         slf

@@ -13,7 +13,7 @@ mod ring;
 mod shutdown;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 
@@ -144,9 +144,12 @@ impl Bridge {
     /// Has the loop call us while `descriptor` is readable; false if it cannot.
     fn watch(self: &Arc<Self>, py: Python<'_>, descriptor: Option<i32>, traverses: bool) -> PyResult<bool> {
         let Some(descriptor) = descriptor else { return Ok(false) };
-        let reader = Py::new(py, Reader { bridge: Arc::clone(self), traverses })?;
-        match self.event_loop.call_method1(py, "add_reader", (descriptor, reader)) {
-            Ok(_) => Ok(true),
+        let reader = Py::new(py, Reader { bridge: Arc::clone(self), traverses, watching: AtomicBool::new(false) })?;
+        match self.event_loop.call_method1(py, "add_reader", (descriptor, &reader)) {
+            Ok(_) => {
+                reader.get().watching.store(true, Ordering::Relaxed);
+                Ok(true)
+            }
             Err(error) if error.is_instance_of::<pyo3::exceptions::PyNotImplementedError>(py) => Ok(false),
             Err(error) => Err(error),
         }
@@ -340,6 +343,8 @@ struct Reader {
     bridge: Arc<Bridge>,
     /// Of the readers that share a bridge one answers for its references to the collector.
     traverses: bool,
+    /// The loop has it.
+    watching: AtomicBool,
 }
 
 #[pymethods]
@@ -360,6 +365,9 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
+        if !*self.watching.get_mut() {
+            return;
+        }
         forget(self.bridge.event_loop.as_ptr().addr(), &self.bridge);
         self.bridge.orphan();
     }
