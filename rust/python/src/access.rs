@@ -12,7 +12,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::errors::{UnsupportedOperation, exception};
-use crate::fork;
+use crate::bridge::fork;
 
 /// An open image, and what stays known of it once it is closed.
 ///

@@ -18,11 +18,13 @@ use crate::gate::PyGate;
 use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::verbs::Format;
 
+const SECTOR: u64 = 512;
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// An image's facts and the length of its file.
 struct Facts {
     image: ImageInfo,
+    /// In bytes, up to a whole sector, as QEMU sees it.
     file_length: u64,
 }
 
@@ -30,7 +32,7 @@ impl Facts {
     fn read(path: &Path, kind: Option<FormatKind>) -> Result<Self> {
         let image = image_info(path, kind)?;
         let file = File::open_sync(StorageOpenOptions::new().filename(path).lock(Lock::Off))?;
-        Ok(Facts { image, file_length: file.len()? })
+        Ok(Facts { image, file_length: file.len()?.next_multiple_of(SECTOR) })
     }
 
     /// Of the image at `path` and of those below it that `gate` lets pass, topmost first.

@@ -5,7 +5,6 @@ mod bridge;
 mod buffers;
 mod errors;
 mod extents;
-mod fork;
 mod formats;
 mod gate;
 mod image;
@@ -44,7 +43,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        crate::fork::watch();
+        crate::bridge::fork::watch();
         let wait = wrap_pyfunction!(crate::wait_for_operations, module)?;
         module.py().import("atexit")?.call_method1("register", (wait,))?;
         Ok(())

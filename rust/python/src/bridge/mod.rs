@@ -8,6 +8,7 @@
 mod asyncio;
 mod completed;
 mod finished;
+pub(crate) mod fork;
 #[cfg(target_os = "linux")]
 mod ring;
 mod shutdown;
@@ -24,14 +25,13 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 use pyo3::{PyTraverseError, PyVisit};
 
-use crate::fork;
 use crate::operation::{Venue, Work};
 use crate::transfer::{Budget, Progress};
 use asyncio::Asyncio;
 use completed::Callback;
 pub(crate) use completed::CompletedFuture;
 use finished::Finished;
-pub(crate) use shutdown::{forget_operations, wait_for_operations};
+pub(crate) use shutdown::wait_for_operations;
 
 /// Estimated inline work of one turn of the loop, in nanoseconds; then others get their turn.
 const TURN_BUDGET: i64 = 300_000;
