@@ -1,4 +1,10 @@
 //! Python types over `imago-core`; no format logic here.
+#![expect(clippy::doc_markdown, reason = "docstrings are Python's")]
+#![expect(
+    clippy::needless_pass_by_value,
+    clippy::too_many_arguments,
+    reason = "the arguments of Python's calls"
+)]
 
 mod access;
 mod bridge;

@@ -94,7 +94,7 @@ impl Budget for Bridge {
     fn spend(&self, len: usize) -> bool {
         // Only the loop's thread gets here: a load and a store will do.
         let left = self.budget.load(Ordering::Relaxed);
-        self.budget.store(left - 300 - (len / 16) as i64, Ordering::Relaxed);
+        self.budget.store(left - 300 - (len / 16).cast_signed() as i64, Ordering::Relaxed);
         left > 0
     }
 }
@@ -144,7 +144,8 @@ impl Bridge {
     /// Has the loop call us while `descriptor` is readable; false if it cannot.
     fn watch(self: &Arc<Self>, py: Python<'_>, descriptor: Option<i32>, traverses: bool) -> PyResult<bool> {
         let Some(descriptor) = descriptor else { return Ok(false) };
-        let reader = Py::new(py, Reader { bridge: Arc::clone(self), traverses, watching: AtomicBool::new(false) })?;
+        let reader =
+            Py::new(py, Reader { bridge: Arc::clone(self), traverses, watching: AtomicBool::new(false) })?;
         match self.event_loop.call_method1(py, "add_reader", (descriptor, &reader)) {
             Ok(_) => {
                 reader.get().watching.store(true, Ordering::Relaxed);
