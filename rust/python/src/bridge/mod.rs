@@ -195,10 +195,7 @@ impl Bridge {
     /// Gives an operation that has to wait to who waits for it.
     fn dispatch(self: &Arc<Self>, py: Python<'_>, pending: Pending, venue: Venue) -> PyResult<()> {
         #[cfg(target_os = "linux")]
-        let pending = match self.push_to_ring(py, pending)? {
-            None => return self.schedule(py),
-            Some(pending) => pending,
-        };
+        let Some(pending) = self.push_to_ring(py, pending)? else { return self.schedule(py) };
         let _ = py;
         self.run_elsewhere(pending, venue);
         Ok(())
