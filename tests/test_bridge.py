@@ -237,7 +237,7 @@ def test_threads_share_a_synchronous_image() -> None:
 class _NoReaders(asyncio.SelectorEventLoop):
     """A loop that cannot watch descriptors, as Windows' default one."""
 
-    def add_reader(self, *_: object) -> None:
+    def add_reader(self, fd: object, callback: object, *args: object) -> None:
         raise NotImplementedError
 
 

@@ -49,7 +49,7 @@ class ImageFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Set the position, from the start, the position or the end, and return it; it may be past the end."""
+        """Set the position, from the start, itself or the end, and return it; it may be past the end."""
         self._check_open()
         match whence:
             case os.SEEK_SET:

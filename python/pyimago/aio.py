@@ -111,6 +111,7 @@ async def convert(
 ) -> None:
     """As `pyimago.convert`, awaited.
 
-    `progress` and a function given as `implicit` are called on another thread. Cancelling the awaiting task does not end the conversion; raise from `progress` to do that.
+    `progress` and a function given as `implicit` are called on another thread. Cancelling the task that
+    awaits does not end the conversion; raise from `progress` to do that.
     """
     await _native.convert_awaited(source, target, source_format, format, implicit, progress, layout)

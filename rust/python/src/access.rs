@@ -11,8 +11,8 @@ use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
+use crate::bridge::fork;
 use crate::errors::{UnsupportedOperation, exception};
-use crate::fork;
 
 /// An open image, and what stays known of it once it is closed.
 ///

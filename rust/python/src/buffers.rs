@@ -4,11 +4,16 @@ use imago_core::{IoVector, IoVectorMut};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 /// One exported buffer: contiguous bytes that neither move nor go away before this is dropped.
 ///
 /// Only pointer and length are given out, never a slice: Python code may touch the bytes at any time.
-pub(crate) struct Buffer(Box<ffi::Py_buffer>);
+pub(crate) struct Buffer {
+    view: Box<ffi::Py_buffer>,
+    /// The object lets itself be written: it was exported so, or nobody else has it yet.
+    writable: bool,
+}
 
 // SAFETY: the pointer and length are plain values; the export itself is ended in `drop` with the
 // interpreter attached, from whatever thread that is.
@@ -42,23 +47,39 @@ impl Buffer {
         let mut view = Box::new(ffi::Py_buffer::new());
         // SAFETY: `view` is a fresh `Py_buffer` at an address that stays its own until the release.
         let status = unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut *view, flags) };
-        if status == 0 { Ok(Buffer(view)) } else { Err(PyErr::fetch(object.py())) }
+        let writable = flags == ffi::PyBUF_WRITABLE;
+        if status == 0 { Ok(Buffer { view, writable }) } else { Err(PyErr::fetch(object.py())) }
+    }
+
+    /// A new `bytes` object of `len` bytes, to be filled before anybody else sees it.
+    pub(crate) fn of_new_bytes(py: Python<'_>, len: u64) -> PyResult<(Py<PyBytes>, Self)> {
+        let len = ffi::Py_ssize_t::try_from(len)
+            .map_err(|_| PyValueError::new_err("length is more than this machine can address"))?;
+        // SAFETY: with no source the new object's bytes are left as they are; the result is a new `bytes` or null with an error set.
+        let bytes = unsafe {
+            Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(std::ptr::null(), len))?
+                .cast_into_unchecked::<PyBytes>()
+        };
+        let mut buffer = Self::readable(&bytes)?;
+        buffer.writable = true;
+        Ok((bytes.unbind(), buffer))
     }
 
     /// Adds the bytes to `memory`, to be filled.
     ///
-    /// # Safety
-    /// The object lets itself be written: it was exported so, or nobody else has it yet.
-    pub(crate) unsafe fn push_to<'a>(&'a self, memory: &mut IoVectorMut<'a>) {
-        // SAFETY: the export keeps the bytes in place for as long as `self` is borrowed; no reference to them is
+    /// # Panics
+    /// When the object does not let itself be written.
+    pub(crate) fn push_to<'a>(&'a self, memory: &mut IoVectorMut<'a>) {
+        assert!(self.writable, "reads are given writable memory");
+        // SAFETY: it lets itself be written. The export keeps the bytes in place for as long as `self` is borrowed; no reference to them is
         // ever made here, and what Python code does to them meanwhile is its own affair.
-        unsafe { memory.push_raw(self.0.buf.cast(), self.len()) };
+        unsafe { memory.push_raw(self.view.buf.cast(), self.len()) };
     }
 
     /// Adds the bytes to `data`, to be taken.
     pub(crate) fn append_to<'a>(&'a self, data: &mut IoVector<'a>) {
         // SAFETY: as in `push_to`; the bytes are only read.
-        unsafe { data.push_raw(self.0.buf.cast(), self.len()) };
+        unsafe { data.push_raw(self.view.buf.cast(), self.len()) };
     }
 
     /// The bytes, to be taken.
@@ -70,7 +91,7 @@ impl Buffer {
 
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        self.0.len.cast_unsigned()
+        self.view.len.cast_unsigned()
     }
 }
 
@@ -79,7 +100,7 @@ impl Drop for Buffer {
         // Without an interpreter (it is finalising) there is nobody left to tell.
         Python::try_attach(|_| {
             // SAFETY: the view was filled by `PyObject_GetBuffer` and is released once; the interpreter is attached.
-            unsafe { ffi::PyBuffer_Release(&raw mut *self.0) };
+            unsafe { ffi::PyBuffer_Release(&raw mut *self.view) };
         });
     }
 }

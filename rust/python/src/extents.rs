@@ -30,8 +30,17 @@ pub(crate) struct Extent(Facts);
 impl Extent {
     #[classattr]
     fn __match_args__(py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
-        let names =
-            ["offset", "length", "data", "zero", "allocated", "compressed", "depth", "host_file", "host_offset"];
+        let names = [
+            "offset",
+            "length",
+            "data",
+            "zero",
+            "allocated",
+            "compressed",
+            "depth",
+            "host_file",
+            "host_offset",
+        ];
         PyTuple::new(py, names)
     }
 
@@ -110,7 +119,9 @@ impl Extent {
             python(*zero),
             python(*allocated),
             python(*compressed),
-            host_file.as_ref().map_or_else(|| "None".to_owned(), |path| format!("{path:?}")),
+            host_file
+                .as_ref()
+                .map_or_else(|| "None".to_owned(), |path| format!("{:?}", path.display().to_string())),
             host_offset.map_or_else(|| "None".to_owned(), |offset| offset.to_string()),
         )
     }
@@ -166,6 +177,7 @@ impl Cursor {
     }
 
     /// The next one that is at hand: `Some(None)` at the end.
+    #[expect(clippy::option_option, reason = "nothing yet, and nothing more")]
     fn at_hand(&self) -> Option<Option<Facts>> {
         let mut ahead = self.ahead.lock();
         match ahead.ready.pop_front() {

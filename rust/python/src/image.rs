@@ -171,7 +171,7 @@ image_class!(
     /// Any number of threads may use it. Used in a `with` statement it is closed at the end; dropped without that it is flushed.
     SyncFormatAccess, Blocking, ExtentIterator, {
         /// The disk as a standard file object, an `io.RawIOBase` with a position of its own.
-        fn file<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        fn file(slf: Bound<'_, Self>) -> PyResult<Bound<'_, PyAny>> {
             slf.py().import("pyimago._file")?.getattr("ImageFile")?.call1((slf,))
         }
 

@@ -18,11 +18,13 @@ use crate::gate::PyGate;
 use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::verbs::Format;
 
+const SECTOR: u64 = 512;
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// An image's facts and the length of its file.
 struct Facts {
     image: ImageInfo,
+    /// In bytes, up to a whole sector, as QEMU sees it.
     file_length: u64,
 }
 
@@ -30,28 +32,34 @@ impl Facts {
     fn read(path: &Path, kind: Option<FormatKind>) -> Result<Self> {
         let image = image_info(path, kind)?;
         let file = File::open_sync(StorageOpenOptions::new().filename(path).lock(Lock::Off))?;
-        Ok(Facts { image, file_length: file.len()? })
+        Ok(Facts { image, file_length: file.len()?.next_multiple_of(SECTOR) })
     }
 
     /// Of the image at `path` and of those below it that `gate` lets pass, topmost first.
     fn read_chain(path: PathBuf, kind: Option<FormatKind>, gate: &PyGate) -> Result<Vec<Self>, Failure> {
         let mut chain: Vec<Self> = Vec::new();
+        // Files that were read, and how the chain spells the next one.
+        let mut read = vec![path.clone()];
         let mut next = Some((path, kind));
-        while let Some((path, kind)) = next {
+        while let Some((spelt, kind)) = next {
+            let path = &read[chain.len()];
             if chain.len() == CHAIN_MAX as usize {
                 let error = Error::invalid_input(format!("the chain has more than {CHAIN_MAX} images"));
                 return Err(error.in_file(path).into());
             }
-            let facts = Self::read(&path, kind)?;
+            let mut facts = Self::read(path, kind)?;
+            facts.image.path.clone_from(&spelt);
             next = match &facts.image.backing {
                 Some(backing) => {
                     let below =
-                        gate.pass(|gate| gate.pass(Some(&path), &backing.name, ReferenceKind::Backing))?;
-                    if chain.iter().any(|above| above.image.path == below) || below == path {
+                        gate.pass(|gate| gate.pass(Some(path), &backing.name, ReferenceKind::Backing))?;
+                    if read.contains(&below) {
                         let text = format!("the chain comes back to {}", below.display());
                         return Err(Error::invalid_image(text).in_file(path).into());
                     }
-                    Some((below, backing.format.as_deref().and_then(FormatKind::from_name)))
+                    read.push(below);
+                    let spelt = spelt.parent().unwrap_or(Path::new("")).join(&backing.name);
+                    Some((spelt, backing.format.as_deref().and_then(FormatKind::from_name)))
                 }
                 None => None,
             };

@@ -1,11 +1,16 @@
 //! Python types over `imago-core`; no format logic here.
+#![expect(clippy::doc_markdown, reason = "docstrings are Python's")]
+#![expect(
+    clippy::needless_pass_by_value,
+    clippy::too_many_arguments,
+    reason = "the arguments of Python's calls"
+)]
 
 mod access;
 mod bridge;
 mod buffers;
 mod errors;
 mod extents;
-mod fork;
 mod formats;
 mod gate;
 mod image;
@@ -44,7 +49,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        crate::fork::watch();
+        crate::bridge::fork::watch();
         let wait = wrap_pyfunction!(crate::wait_for_operations, module)?;
         module.py().import("atexit")?.call_method1("register", (wait,))?;
         Ok(())

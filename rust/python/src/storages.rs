@@ -1,7 +1,7 @@
 //! Storages: where an image's bytes are.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ impl StorageOpenOptions {
     /// The file to open.
     #[getter]
     fn filename(&self) -> Option<&OsStr> {
-        self.0.get_filename().map(|path| path.as_os_str())
+        self.0.get_filename().map(Path::as_os_str)
     }
 
     /// Whether it is opened for writing too.
@@ -100,7 +100,7 @@ impl Storage {
     /// The file behind it, where there is one.
     #[getter]
     fn filename(&self) -> Option<&OsStr> {
-        self.0.path().map(|path| path.as_os_str())
+        self.0.path().map(Path::as_os_str)
     }
 }
 

@@ -3,7 +3,6 @@
 use imago_core::access::image::Image;
 use imago_core::{IoVector, IoVectorMut, Result};
 use pyo3::exceptions::PyValueError;
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use smallvec::{SmallVec, smallvec};
@@ -75,8 +74,7 @@ impl Segment {
     fn memory(&self, from: usize) -> IoVectorMut<'_> {
         let mut memory = IoVectorMut::new();
         for buffer in &self.buffers {
-            // SAFETY: the segments of reads are exported as writable, but for the new `bytes` of `pread`, which nobody else has.
-            unsafe { buffer.push_to(&mut memory) };
+            buffer.push_to(&mut memory);
         }
         if from > 0 {
             let _ = memory.take_front(from);
@@ -144,16 +142,10 @@ impl Transfer {
     ) -> PyResult<Self> {
         // Before the memory is asked for: a hostile length must not become an allocation.
         access.check_range("read", offset, length.0)?;
-        let length = ffi::Py_ssize_t::try_from(length.0)
-            .map_err(|_| PyValueError::new_err("length is more than this machine can address"))?;
-        // SAFETY: with no source the new object's bytes are left as they are; nobody else sees the object before they are filled.
-        let bytes = unsafe {
-            Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(std::ptr::null(), length))?
-                .cast_into_unchecked::<PyBytes>()
-        };
-        let segment = Segment::new(smallvec![Buffer::readable(&bytes)?], offset);
+        let (bytes, buffer) = Buffer::of_new_bytes(py, length.0)?;
+        let segment = Segment::new(smallvec![buffer], offset);
         let mut transfer = Self::new(Direction::Read, smallvec![segment]);
-        transfer.reply = Some(bytes.unbind());
+        transfer.reply = Some(bytes);
         Ok(transfer)
     }
 
@@ -261,7 +253,7 @@ impl<'py> FromPyObject<'_, 'py> for Offset {
         object.extract::<u64>().map(Offset).map_err(|error| {
             if error.is_instance_of::<pyo3::exceptions::PyOverflowError>(object.py()) {
                 PyValueError::new_err(format!(
-                    "{} is not an offset or length in bytes: 0 to 2**64 - 1",
+                    "{} is out of range: offsets and lengths are not negative and below 2**64",
                     *object
                 ))
             } else {

@@ -248,7 +248,7 @@ fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, PyDict>) -> 
             }
             "backing_format" => backing_format = Some(value.extract::<String>()?),
             "data_file" => {
-                options.data_file = Some(value.extract::<PathBuf>()?.to_string_lossy().into_owned())
+                options.data_file = Some(value.extract::<PathBuf>()?.to_string_lossy().into_owned());
             }
             "data_file_raw" => options.data_file_raw = value.extract()?,
             _ => return Err(PyTypeError::new_err(format!("an image has no {name}"))),

@@ -139,3 +139,49 @@ fn run(job: Job) {
 pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn every_job_runs_and_one_that_panics_ends_alone() {
+        let pool = Pool::new(1);
+        let (sender, done) = channel();
+        for number in 0..100 {
+            let sender = sender.clone();
+            pool.spawn(move || {
+                assert!(number % 10 != 3, "this job fails on purpose");
+                sender.send(number).unwrap();
+            });
+        }
+        drop(sender);
+        let mut numbers: Vec<i32> = done.iter().collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..100).filter(|number| number % 10 != 3).collect::<Vec<_>>());
+        assert!(pool.shared.state.lock().workers <= MIN_WORKERS);
+    }
+
+    #[test]
+    fn a_job_for_idle_workers_comes_back_when_all_are_busy() {
+        let pool = Pool::new(1);
+        let (release, wait) = channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        for _ in 0..pool.limit {
+            let wait = Arc::clone(&wait);
+            assert!(pool.spawn_idle(move || assert!(wait.lock().recv().is_err())).is_ok());
+        }
+        assert!(pool.spawn_idle(|| ()).is_err());
+        drop(release);
+        let (sender, done) = channel();
+        pool.spawn(move || sender.send(()).unwrap());
+        done.recv().unwrap();
+    }
+
+    #[test]
+    fn one_process_has_one_pool() {
+        assert!(std::ptr::eq(Pool::global(), Pool::global()));
+    }
+}

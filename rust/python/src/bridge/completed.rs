@@ -98,7 +98,7 @@ impl CompletedFuture {
         let bridge = Arc::clone(&slf.get().bridge);
         let callback = Callback {
             context: context.unbind(),
-            callback: callback.unbind(),
+            function: callback.unbind(),
             future: slf.into_any().unbind(),
         };
         bridge.call_back(py, callback)
@@ -120,15 +120,15 @@ impl CompletedFuture {
 /// A call that was asked for when its future was done already.
 pub(super) struct Callback {
     context: Py<PyAny>,
-    callback: Py<PyAny>,
+    function: Py<PyAny>,
     future: Py<PyAny>,
 }
 
 impl Callback {
     /// Calls it; what it raises goes to the loop's handler, as with callbacks of asyncio's own.
     pub(super) fn call(self, py: Python<'_>, event_loop: &Py<PyAny>) {
-        let Callback { context, callback, future } = self;
-        let Err(error) = context.call_method1(py, pyo3::intern!(py, "run"), (&callback, &future)) else {
+        let Callback { context, function, future } = self;
+        let Err(error) = context.call_method1(py, pyo3::intern!(py, "run"), (&function, &future)) else {
             return;
         };
         let told = PyDict::new(py);
@@ -138,7 +138,7 @@ impl Callback {
             .and_then(|()| told.set_item("future", &future))
             .and_then(|()| event_loop.call_method1(py, "call_exception_handler", (told,)));
         if reported.is_err() {
-            error.write_unraisable(py, Some(callback.bind(py)));
+            error.write_unraisable(py, Some(function.bind(py)));
         }
     }
 }

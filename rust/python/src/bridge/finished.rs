@@ -45,6 +45,7 @@ impl Finished {
     }
 
     /// What the loop is to watch, where there is such a thing.
+    #[expect(clippy::unnecessary_wraps, reason = "not on every system")]
     pub(super) fn descriptor(&self) -> Option<i32> {
         #[cfg(target_os = "linux")]
         return Some(self.event.as_raw_fd());

@@ -8,6 +8,7 @@
 mod asyncio;
 mod completed;
 mod finished;
+pub(crate) mod fork;
 #[cfg(target_os = "linux")]
 mod ring;
 mod shutdown;
@@ -24,14 +25,13 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 use pyo3::{PyTraverseError, PyVisit};
 
-use crate::fork;
 use crate::operation::{Venue, Work};
 use crate::transfer::{Budget, Progress};
 use asyncio::Asyncio;
 use completed::Callback;
 pub(crate) use completed::CompletedFuture;
 use finished::Finished;
-pub(crate) use shutdown::{forget_operations, wait_for_operations};
+pub(crate) use shutdown::wait_for_operations;
 
 /// Estimated inline work of one turn of the loop, in nanoseconds; then others get their turn.
 const TURN_BUDGET: i64 = 300_000;
@@ -94,7 +94,7 @@ impl Budget for Bridge {
     fn spend(&self, len: usize) -> bool {
         // Only the loop's thread gets here: a load and a store will do.
         let left = self.budget.load(Ordering::Relaxed);
-        self.budget.store(left - 300 - (len / 16) as i64, Ordering::Relaxed);
+        self.budget.store(left - 300 - (len / 16).cast_signed() as i64, Ordering::Relaxed);
         left > 0
     }
 }
@@ -144,7 +144,8 @@ impl Bridge {
     /// Has the loop call us while `descriptor` is readable; false if it cannot.
     fn watch(self: &Arc<Self>, py: Python<'_>, descriptor: Option<i32>, traverses: bool) -> PyResult<bool> {
         let Some(descriptor) = descriptor else { return Ok(false) };
-        let reader = Py::new(py, Reader { bridge: Arc::clone(self), traverses, watching: AtomicBool::new(false) })?;
+        let reader =
+            Py::new(py, Reader { bridge: Arc::clone(self), traverses, watching: AtomicBool::new(false) })?;
         match self.event_loop.call_method1(py, "add_reader", (descriptor, &reader)) {
             Ok(_) => {
                 reader.get().watching.store(true, Ordering::Relaxed);
@@ -194,10 +195,7 @@ impl Bridge {
     /// Gives an operation that has to wait to who waits for it.
     fn dispatch(self: &Arc<Self>, py: Python<'_>, pending: Pending, venue: Venue) -> PyResult<()> {
         #[cfg(target_os = "linux")]
-        let pending = match self.push_to_ring(py, pending)? {
-            None => return self.schedule(py),
-            Some(pending) => pending,
-        };
+        let Some(pending) = self.push_to_ring(py, pending)? else { return self.schedule(py) };
         let _ = py;
         self.run_elsewhere(pending, venue);
         Ok(())

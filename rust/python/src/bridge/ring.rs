@@ -31,14 +31,17 @@ pub(super) struct State {
 /// An operation in the ring.
 struct Reading {
     pending: Pending,
-    parts: SmallVec<[Part; 1]>,
+    parts: Parts,
     /// Parts that the ring has.
     outstanding: usize,
     /// A part failed or came back short: the pool is to do it again and to say why.
     spoilt: bool,
     /// Keeps image and files open.
-    _plans: SmallVec<[DirectReads; 1]>,
+    _plans: Plans,
 }
+
+type Parts = SmallVec<[Part; 1]>;
+type Plans = SmallVec<[DirectReads; 1]>;
 
 struct Part {
     fd: i32,
@@ -111,7 +114,7 @@ impl State {
 }
 
 /// What of `pending` a ring would have to read; `None` if it is nothing for a ring.
-fn plan(pending: &Pending) -> Option<(SmallVec<[Part; 1]>, SmallVec<[DirectReads; 1]>)> {
+fn plan(pending: &Pending) -> Option<(Parts, Plans)> {
     let (image, transfer) = pending.work.transfer()?;
     let (mut parts, mut plans) = (SmallVec::new(), SmallVec::new());
     for (mut memory, offset) in transfer.rest()? {

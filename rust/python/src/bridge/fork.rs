@@ -3,7 +3,7 @@
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::bridge::forget_operations;
+use super::shutdown::forget_operations;
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
