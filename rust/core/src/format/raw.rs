@@ -6,7 +6,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
-use super::{Allocation, Format, FormatKind, Lookup, Mapping, Place, WriteStep, ZeroIntent, ZeroStep};
+use super::{
+    Allocation, Format, FormatKind, InPlace, Lookup, Mapping, Place, WriteStep, ZeroIntent, ZeroStep,
+};
 
 /// A disk whose bytes are those of one storage, offset by offset.
 ///
@@ -27,6 +29,11 @@ impl Raw {
         }
         let size = storage.len()?;
         Ok(Raw { storage, size, writable })
+    }
+
+    /// Every byte is where the guest sees it.
+    fn place(&self, offset: GuestOffset, len: u64) -> InPlace<'_> {
+        InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) }
     }
 }
 
@@ -53,16 +60,11 @@ impl Format for Raw {
     }
 
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
-        Ok(WriteStep::InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) })
+        Ok(WriteStep::InPlace(self.place(offset, len)))
     }
 
-    fn in_place(
-        &self,
-        offset: GuestOffset,
-        len: u64,
-        _: Lookup,
-    ) -> Result<Option<(u64, &Arc<dyn Storage>, HostOffset)>> {
-        Ok(Some((len, &self.storage, HostOffset(offset.0))))
+    fn in_place(&self, offset: GuestOffset, len: u64, _: Lookup) -> Result<Option<InPlace<'_>>> {
+        Ok(Some(self.place(offset, len)))
     }
 
     fn commit(&self, _: Allocation) -> Result<()> {
@@ -72,7 +74,7 @@ impl Format for Raw {
     fn abandon(&self, _: Allocation) {}
 
     fn zero(&self, offset: GuestOffset, len: u64, _: ZeroIntent) -> Result<ZeroStep<'_>> {
-        Ok(ZeroStep::InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) })
+        Ok(ZeroStep::InPlace(self.place(offset, len)))
     }
 
     fn flush(&self) -> Result<()> {

@@ -45,7 +45,7 @@ impl Units<'_> {
         if self.next >= self.end {
             return Ok(None);
         }
-        let geometry = &self.driver.geometry;
+        let geometry = self.driver.geometry;
         let entry = self.slice.get(geometry.entry_index(self.next), geometry.extended);
         let unit = entry.unit(Entry::unit_index(self.next, geometry), geometry).map_err(|e| self.blame(e))?;
         Ok(Some((entry, unit)))
@@ -149,7 +149,7 @@ impl Driver {
             Unit::Compressed => {
                 let start = guest.align_down(self.geometry.cluster_size());
                 end = (guest + len).min(start + self.geometry.cluster_size());
-                let cluster = run.entry.compressed(start, &self.geometry);
+                let cluster = run.entry.compressed(start, self.geometry);
                 Place::Compressed { storage: &self.storage, cluster }
             }
         };
