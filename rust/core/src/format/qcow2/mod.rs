@@ -1,6 +1,6 @@
 //! qcow2, versions 2 and 3. The page `docs/qcow2.md` has the layout, the limits, the invariants I1 to I8 and the write recipes.
 //!
-//! Lock order, outermost first: `flushing`, `tables`, `pending`, `refcounts`, a shard of `slices`.
+//! Lock order, outermost first: `flushing`, `tables`, `pending`, `refcounts`, a shard of `slices`, `reserved`.
 //! None is held while guest data moves; `slices` and `pending` are not held over I/O at all.
 
 mod allocate;

@@ -55,10 +55,8 @@ impl Driver {
         let Some(table) = self.table(guest)?.filter(|table| table.copied) else {
             return Ok(None);
         };
-        let Some(slice) = self.slice(table.host, guest, lookup)? else {
-            return Ok(None);
-        };
-        self.own_data(&slice, table.host, guest, len)
+        let own = |slice: &Slice| self.own_data(slice, table.host, guest, len);
+        Ok(self.look_up(table.host, guest, lookup, own)?.flatten())
     }
 
     /// The run of `slice` at `guest` that holds data nobody shares.
