@@ -66,7 +66,9 @@ async def in_tasks(reads: Sequence[Read], offsets: Sequence[int], block: int) ->
         for offset in share:
             await read(buf, offset)
 
-    await asyncio.gather(*(task(read, offsets[i :: len(reads)]) for i, read in enumerate(reads)))
+    # Shares in one piece: picking every 16th offset would cost cache misses that are not the reads'.
+    share = -(-len(offsets) // len(reads))
+    await asyncio.gather(*(task(read, offsets[i * share :][:share]) for i, read in enumerate(reads)))
 
 
 def tasks(count: int) -> Way:

@@ -195,6 +195,14 @@ impl Image {
         self.check_open().map(|()| guard)
     }
 
+    /// Begins an operation that waits for nothing and ends with the guard. It is counted only where space that it reads could
+    /// be freed and used again: a closing need not wait for it otherwise.
+    #[inline]
+    pub(super) fn enter_briefly(&self) -> Result<Option<Guard<'_>>> {
+        let guard = self.format.inflight().map(Inflight::guard);
+        self.check_open().map(|()| guard)
+    }
+
     #[inline]
     fn check_open(&self) -> Result<()> {
         match self.state.load(Ordering::SeqCst) {

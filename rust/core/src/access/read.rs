@@ -29,7 +29,7 @@ impl Image {
     pub fn try_read<'a>(&self, bufs: impl Into<IoVectorMut<'a>>, offset: u64) -> Result<usize> {
         let bufs = bufs.into();
         self.check_range(offset, bufs.len() as u64)?;
-        let _operation = self.enter()?;
+        let _operation = self.enter_briefly()?;
         self.try_read_range(bufs, offset)
     }
 

@@ -15,12 +15,14 @@ mod shutdown;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 
 use imago_core::access::pool::Pool;
 use parking_lot::Mutex;
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
@@ -36,8 +38,10 @@ pub(crate) use shutdown::wait_for_operations;
 
 /// Estimated inline work of one turn of the loop, in nanoseconds; then who awaits yields once.
 const TURN_BUDGET: i64 = 300_000;
-/// How far beyond that all who do not yield (or have yet to) may get, in nanoseconds; then operations are put off to the next turn.
+/// How far beyond that all others may get that run in the same turn, in nanoseconds; then operations are put off to the next one.
 const OVERDRAFT: i64 = 300_000;
+/// After how much of the overdraft one yields, in nanoseconds: some small reads, as yielding costs as much as one.
+const SHARE: i64 = 4_000;
 
 /// The bridges of the loops that are open. Loops are known by their address, which is theirs for as long as their bridge lives.
 static BRIDGES: Mutex<Vec<(usize, Anchor)>> = Mutex::new(Vec::new());
@@ -77,13 +81,38 @@ pub(crate) struct Bridge {
     future_arguments: Py<PyDict>,
     call_soon: Py<PyAny>,
     /// What [`Asyncio::running_mark`] was when the loop was last asked for; held, so that no other object is at its address.
-    mark: Mutex<Option<Py<PyAny>>>,
+    mark: Mark,
     turn: PyOnceLock<Py<Turn>>,
     /// What is left of [`TURN_BUDGET`].
     budget: AtomicI64,
+    /// The next completed future is to have its task yield.
+    yields: AtomicBool,
     queues: Mutex<Queues>,
     finished: Arc<Finished>,
     birth: fork::Generation,
+}
+
+/// An object known by its address, and held for as long as it is.
+#[derive(Default)]
+struct Mark {
+    address: AtomicUsize,
+    held: Mutex<Option<Py<PyAny>>>,
+}
+
+impl Mark {
+    #[inline]
+    fn is(&self, object: NonNull<ffi::PyObject>) -> bool {
+        self.address.load(Ordering::Relaxed) == object.as_ptr().addr()
+    }
+
+    fn set(&self, object: Option<Py<PyAny>>) {
+        let mut held = self.held.lock();
+        self.address.store(object.as_ref().map_or(0, |object| object.as_ptr().addr()), Ordering::Relaxed);
+        let before = std::mem::replace(&mut *held, object);
+        drop(held);
+        // Outside of the lock: it may be the last reference.
+        drop(before);
+    }
 }
 
 /// What waits for the loop's thread. The lock is never held while Python is called.
@@ -103,9 +132,13 @@ impl Budget for Bridge {
     #[inline]
     fn spend(&self, len: usize) -> bool {
         // Only the loop's thread gets here: a load and a store will do.
-        let left = self.budget.load(Ordering::Relaxed);
-        self.budget.store(left - 300 - (len / 16).cast_signed() as i64, Ordering::Relaxed);
-        left > -OVERDRAFT
+        let before = self.budget.load(Ordering::Relaxed);
+        let after = before - 300 - (len / 16).cast_signed() as i64;
+        self.budget.store(after, Ordering::Relaxed);
+        if after <= 0 && before.div_euclid(SHARE) != after.div_euclid(SHARE) {
+            self.yields.store(true, Ordering::Relaxed);
+        }
+        before > -OVERDRAFT
     }
 }
 
@@ -116,7 +149,7 @@ impl Bridge {
         let mark = asyncio.running_mark(py);
         if let Some(mark) = mark
             && let Some(bridge) = LATEST.with_borrow(Weak::upgrade)
-            && bridge.mark.lock().as_ref().is_some_and(|known| known.as_ptr() == mark.as_ptr())
+            && bridge.mark.is(mark)
             && bridge.birth.is_now()
         {
             return Ok(bridge);
@@ -130,8 +163,7 @@ impl Bridge {
         };
         // SAFETY: the thread's state holds the mark, so it is alive.
         let mark = mark.map(|mark| unsafe { Bound::from_borrowed_ptr(py, mark.as_ptr()).unbind() });
-        let before = std::mem::replace(&mut *bridge.mark.lock(), mark);
-        drop(before);
+        bridge.mark.set(mark);
         LATEST.set(Arc::downgrade(&bridge));
         Ok(bridge)
     }
@@ -145,9 +177,10 @@ impl Bridge {
         let bridge = Arc::new(Bridge {
             call_soon: event_loop.getattr("call_soon")?.unbind(),
             future_arguments: future_arguments.unbind(),
-            mark: Mutex::default(),
+            mark: Mark::default(),
             turn: PyOnceLock::new(),
             budget: AtomicI64::new(TURN_BUDGET),
+            yields: AtomicBool::new(false),
             queues: Mutex::default(),
             finished: Arc::new(Finished::new()?),
             birth: fork::Generation::now(),
@@ -189,8 +222,9 @@ impl Bridge {
         py: Python<'_>,
         result: Option<Py<PyAny>>,
     ) -> PyResult<Py<PyAny>> {
-        let yields = self.budget.load(Ordering::Relaxed) <= 0;
+        let yields = self.yields.load(Ordering::Relaxed);
         if yields {
+            self.yields.store(false, Ordering::Relaxed);
             self.schedule(py)?;
         }
         Ok(Py::new(py, CompletedFuture::new(self, result, yields))?.into_any())
@@ -386,7 +420,7 @@ impl Reader {
             visit.call(&self.bridge.event_loop)?;
             visit.call(&self.bridge.future_arguments)?;
             visit.call(&self.bridge.call_soon)?;
-            if let Some(mark) = self.bridge.mark.try_lock() {
+            if let Some(mark) = self.bridge.mark.held.try_lock() {
                 visit.call(&*mark)?;
             }
         }
