@@ -1,6 +1,6 @@
 //! qcow2, versions 2 and 3. The page `docs/qcow2.md` has the layout, the limits, the invariants I1 to I8 and the write recipes.
 //!
-//! Lock order, outermost first: `flushing`, `tables`, `pending`, `refcounts`, a shard of `slices`.
+//! Lock order, outermost first: `tables`, `flushing`, `pending`, `refcounts`, `reserved`, a shard of `slices`.
 //! None is held while guest data moves; `slices` and `pending` are not held over I/O at all.
 
 mod allocate;
@@ -123,6 +123,9 @@ impl Driver {
     fn open_inner(storage: &Arc<dyn Storage>, writable: bool) -> Result<Self> {
         let header = Header::read(storage.as_ref())?;
         if writable {
+            if !storage.capabilities().write {
+                return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
+            }
             refuse_unsafe_writes(&header)?;
         }
         let geometry = Geometry {
@@ -281,8 +284,7 @@ impl Format for Driver {
     }
 
     fn close(&self) -> Result<()> {
-        self.flush()?;
-        // What the first flush freed shows in the refcounts only now: nothing is in flight any more.
+        // The flush before lowered the refcounts of what was freed and wrote them with no barrier.
         self.flush()
     }
 
