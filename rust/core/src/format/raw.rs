@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
+use crate::storage::latched::Latched;
 use crate::units::{GuestOffset, HostOffset};
 
 use super::{Allocation, Format, FormatKind, Lookup, Mapping, Place, WriteStep, ZeroIntent, ZeroStep};
@@ -15,6 +16,8 @@ use super::{Allocation, Format, FormatKind, Lookup, Mapping, Place, WriteStep, Z
 #[derive(Debug)]
 pub struct Raw {
     storage: Arc<dyn Storage>,
+    /// The same for flushes: after one that failed no later one says that all is durable.
+    flushed: Latched,
     size: u64,
     writable: bool,
 }
@@ -26,7 +29,7 @@ impl Raw {
             return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
         }
         let size = storage.len()?;
-        Ok(Raw { storage, size, writable })
+        Ok(Raw { flushed: Latched::new(Arc::clone(&storage)), storage, size, writable })
     }
 }
 
@@ -53,6 +56,7 @@ impl Format for Raw {
     }
 
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
+        self.flushed.check()?;
         Ok(WriteStep::InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) })
     }
 
@@ -62,6 +66,7 @@ impl Format for Raw {
         len: u64,
         _: Lookup,
     ) -> Result<Option<(u64, &Arc<dyn Storage>, HostOffset)>> {
+        self.flushed.check()?;
         Ok(Some((len, &self.storage, HostOffset(offset.0))))
     }
 
@@ -72,14 +77,15 @@ impl Format for Raw {
     fn abandon(&self, _: Allocation) {}
 
     fn zero(&self, offset: GuestOffset, len: u64, _: ZeroIntent) -> Result<ZeroStep<'_>> {
+        self.flushed.check()?;
         Ok(ZeroStep::InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) })
     }
 
     fn flush(&self) -> Result<()> {
         // Direct I/O writes whole sectors: the last one may have carried the file past the disk's end.
         if self.storage.len()? > self.size && self.storage.capabilities().resize {
-            self.storage.set_len(self.size)?;
+            self.flushed.set_len(self.size)?;
         }
-        self.storage.sync()
+        self.flushed.sync()
     }
 }
