@@ -178,3 +178,16 @@ fn a_failed_sync_of_a_raw_image_latches_it() {
     assert_eq!(&bytes, b"content");
     assert_eq!(image.close().unwrap_err().kind(), ErrorKind::Latched);
 }
+
+/// A flush is no operation that could follow the old mapping: with no other in flight it frees what was dropped itself.
+#[test]
+fn one_flush_gives_discarded_space_back() {
+    let storage = Arc::new(Memory::from(empty_image(&Config::plain(16, 8 << 20))));
+    let image = open(storage.clone(), None);
+    image.write(&pattern(3, 0, 8 << 20), 0).unwrap();
+    image.flush().unwrap();
+    let before = storage.allocated().unwrap().unwrap();
+    image.discard(0, 4 << 20).unwrap();
+    image.flush().unwrap();
+    assert_eq!(before - storage.allocated().unwrap().unwrap(), 4 << 20);
+}
