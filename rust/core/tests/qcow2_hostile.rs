@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use imago_core::access::image::Image;
+use imago_core::access::image::{Base, Image};
 use imago_core::access::open::{Backing, OpenOptions};
+use imago_core::format::qcow2::Driver;
 use imago_core::format::{FormatKind, ZeroIntent};
 use imago_core::storage::file::File;
 use imago_core::storage::memory::Memory;
@@ -244,6 +245,18 @@ fn a_reserved_cluster_elsewhere_in_the_data_file_is_not_written() {
     let error = image.write(b"content", 0x10000).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     assert!(built.data_file().unwrap() == pattern(1, 0, 1 << 18));
+}
+
+/// Its guest offsets are offsets in the data file; in the image file they would be those of the header and the tables.
+#[test]
+fn without_its_data_file_nothing_is_written() {
+    let built = Config { data_file: DataFile::Plain, ..Config::plain(16, 1 << 20) }.build();
+    let before = fs::read(&built.path).unwrap();
+    let storage = Arc::new(Memory::from(before.clone()));
+    let image = Image::new(Arc::new(Driver::open(storage.clone(), true).unwrap()), Base::None);
+    assert_eq!(image.write(b"content", 0).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(image.write_zeroes(0, 1 << 16, ZeroIntent::Unmap).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert!(storage.to_vec().unwrap() == before);
 }
 
 #[test]

@@ -45,11 +45,6 @@ use crate::units::{GuestOffset, HostOffset};
 /// What the L2 cache may hold at most: QEMU's default maximum, enough for 256 GiB of 64 KiB clusters.
 const L2_CACHE_BYTES: u64 = 32 << 20;
 
-/// Whether these first bytes of a file are those of a qcow2 image.
-pub fn probe(head: &[u8]) -> bool {
-    head.starts_with(b"QFI\xfb")
-}
-
 /// What the metadata of an image says of it, for `info`: also of one that cannot be opened (encrypted).
 #[derive(Clone, Debug)]
 pub struct Inspection {
@@ -299,6 +294,7 @@ impl Driver {
         if !self.writable {
             return Err(Error::new(ErrorKind::ReadOnly, "the image was opened read-only"));
         }
+        self.data()?;
         self.metadata.check()
     }
 }
