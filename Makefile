@@ -32,7 +32,7 @@ demo: install ## Build and install the wheel, then read, write and convert a rea
 test: qemu lint typecheck test-rust stubtest wheel-check test-python ## Everything: lint, types, Rust tests, stub test, Python tests
 
 test-long: install dev qemu ## The minutes-long tests too: more cases, bigger images
-	PROPTEST_CASES=4096 cargo test --release $(CARGO_FLAGS) -- --include-ignored
+	IMAGO_TEST_SCALE=16 cargo test --release $(CARGO_FLAGS) -- --include-ignored
 	$(BIN)/python -m pytest
 
 test-rust: ## Rust tests and doctests

@@ -112,6 +112,13 @@ impl Error {
         self
     }
 
+    /// The same error, told of `path`: the file that the caller asked for, in whose place another one was used.
+    #[must_use]
+    pub fn about(mut self, path: impl AsRef<Path>) -> Self {
+        Arc::make_mut(&mut self.0).path = Some(path.as_ref().to_owned());
+        self
+    }
+
     /// What kind of failure this is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

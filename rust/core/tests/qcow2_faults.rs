@@ -204,9 +204,9 @@ impl Start {
     }
 }
 
-fn over_raw(config: Config) -> Config {
-    let len = config.size - 700;
-    Config { backing: Some(images::Backing { qcow2: false, len }), ..config }
+fn over_raw(mut config: Config) -> Config {
+    config.backing = Some(images::Backing { qcow2: false, len: config.size - 700 });
+    config
 }
 
 fn lose_power_in_scripts(start: &Start, scripts: u64) {

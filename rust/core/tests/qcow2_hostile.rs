@@ -255,7 +255,10 @@ fn without_its_data_file_nothing_is_written() {
     let storage = Arc::new(Memory::from(before.clone()));
     let image = Image::new(Arc::new(Driver::open(storage.clone(), true).unwrap()), Base::None);
     assert_eq!(image.write(b"content", 0).unwrap_err().kind(), ErrorKind::InvalidInput);
-    assert_eq!(image.write_zeroes(0, 1 << 16, ZeroIntent::Unmap).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(
+        image.write_zeroes(0, 1 << 16, ZeroIntent::Unmap).unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
     assert!(storage.to_vec().unwrap() == before);
 }
 

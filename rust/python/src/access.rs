@@ -89,10 +89,16 @@ impl Access {
         self.unflushed.load(Ordering::Relaxed)
     }
 
+    /// Whether a range is inside the image.
+    #[inline]
+    pub(crate) fn holds(&self, offset: u64, len: u64) -> bool {
+        offset.checked_add(len).is_some_and(|end| end <= self.size)
+    }
+
     /// Refuses a range that is not inside the image.
     #[inline]
     pub(crate) fn check_range(&self, what: &str, offset: u64, len: u64) -> PyResult<()> {
-        if offset.checked_add(len).is_some_and(|end| end <= self.size) {
+        if self.holds(offset, len) {
             return Ok(());
         }
         Err(PyValueError::new_err(format!(
@@ -121,14 +127,21 @@ impl Access {
                 self.name()
             )));
         }
-        if !self.is_closed() {
-            // Never waits: the only writer is a closing.
-            if let Some(guard) = self.image.try_read().filter(|image| image.is_some()) {
-                return Ok(OpenImage(guard));
-            }
+        if let Some(open) = self.open_image(py) {
+            return Ok(open);
         }
         let closed = Error::new(ErrorKind::Closed, format!("{} is closed", self.name()));
         Err(exception(py, &closed))
+    }
+
+    /// The image, unless [`image`](Self::image) has an error to tell.
+    #[inline]
+    pub(crate) fn open_image(&self, _: Python<'_>) -> Option<OpenImage<'_>> {
+        if !self.is_ours_and_open() {
+            return None;
+        }
+        // Never waits: the only writer is a closing.
+        self.image.try_read().filter(|image| image.is_some()).map(OpenImage)
     }
 
     /// The image, for an operation that outlives the call.

@@ -51,6 +51,24 @@ impl Buffer {
         if status == 0 { Ok(Buffer { view, writable }) } else { Err(PyErr::fetch(object.py())) }
     }
 
+    /// Lends the bytes of `object`, to be filled, for the time of one call that keeps the interpreter; nothing is allocated.
+    /// `None` if it has no such bytes.
+    #[inline]
+    pub(crate) fn lend<R>(object: &Bound<'_, PyAny>, f: impl FnOnce(IoVectorMut<'_>) -> R) -> Option<R> {
+        let mut lent = Lent(ffi::Py_buffer::new());
+        // SAFETY: a fresh `Py_buffer` that is not moved before its release at the end of this function.
+        let status =
+            unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut lent.0, ffi::PyBUF_WRITABLE) };
+        if status != 0 {
+            drop(PyErr::take(object.py()));
+            return None;
+        }
+        let mut memory = IoVectorMut::new();
+        // SAFETY: as in `push_to`; `lent` outlives the call of `f`, which cannot keep the vector.
+        unsafe { memory.push_raw(lent.0.buf.cast(), lent.0.len.cast_unsigned()) };
+        Some(f(memory))
+    }
+
     /// A new `bytes` object of `len` bytes, to be filled before anybody else sees it.
     pub(crate) fn of_new_bytes(py: Python<'_>, len: u64) -> PyResult<(Py<PyBytes>, Self)> {
         let len = ffi::Py_ssize_t::try_from(len)
@@ -92,6 +110,17 @@ impl Buffer {
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.view.len.cast_unsigned()
+    }
+}
+
+/// The view of [`Buffer::lend`].
+struct Lent(ffi::Py_buffer);
+
+impl Drop for Lent {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: `lend` runs with the interpreter attached; a view that was not filled has no object, which is nothing to release.
+        unsafe { ffi::PyBuffer_Release(&raw mut self.0) };
     }
 }
 

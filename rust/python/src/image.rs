@@ -61,7 +61,7 @@ macro_rules! image_class {
 
             /// Fill `buf`, any writable buffer, with the disk's bytes from `offset` (bytes) on.
             fn read(&self, py: Python<'_>, buf: &Bound<'_, PyAny>, offset: Offset) -> PyResult<Py<PyAny>> {
-                <$face>::transfer(py, &self.access, Transfer::read(buf, offset)?)
+                <$face>::read(py, &self.access, buf, offset)
             }
 
             /// Fill the buffers `bufs`, one after the other, with the disk's bytes from `offset` (bytes) on.

@@ -4,13 +4,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use imago_core::IoVectorMut;
 use imago_core::access::image::Image;
 use pyo3::prelude::*;
 
 use crate::access::{Access, Lease};
 use crate::bridge::Bridge;
+use crate::buffers::Buffer;
 use crate::errors::{Failure, exception};
-use crate::transfer::{Progress, Transfer, Unlimited};
+use crate::transfer::{Budget, INLINE_LIMIT, Offset, Progress, Transfer, Unlimited};
 
 /// Reads up to this many bytes are tried with the interpreter held: giving it up and taking it back costs more than
 /// copying them from the page cache.
@@ -49,6 +51,14 @@ pub(crate) trait Work: Send {
 
 /// How a class lets its operations be done: at once, or as an awaitable.
 pub(crate) trait Face {
+    /// Fills `buf` from `offset` on.
+    fn read(
+        py: Python<'_>,
+        access: &Arc<Access>,
+        buf: &Bound<'_, PyAny>,
+        offset: Offset,
+    ) -> PyResult<Py<PyAny>>;
+
     /// Carries a read or write out.
     fn transfer(py: Python<'_>, access: &Arc<Access>, transfer: Transfer) -> PyResult<Py<PyAny>>;
 
@@ -76,7 +86,40 @@ pub(crate) struct Blocking;
 /// Operations are awaited, by the running event loop.
 pub(crate) struct Awaited;
 
+/// Fills `buf` if it is small and what belongs in it at hand. Whatever else there is to say is said by who then does it with a [`Transfer`].
+#[inline]
+fn read_at_hand(
+    py: Python<'_>,
+    access: &Access,
+    buf: &Bound<'_, PyAny>,
+    offset: Offset,
+    admit: impl FnOnce(usize) -> bool,
+) -> bool {
+    let read = |memory: IoVectorMut<'_>| {
+        let len = memory.len();
+        admit(len)
+            && access.holds(offset.0, len as u64)
+            && access.open_image(py).is_some_and(
+                |open| matches!(open.get().try_read(memory, offset.0), Ok(filled) if filled == len),
+            )
+    };
+    Buffer::lend(buf, read) == Some(true)
+}
+
 impl Face for Blocking {
+    #[inline]
+    fn read(
+        py: Python<'_>,
+        access: &Arc<Access>,
+        buf: &Bound<'_, PyAny>,
+        offset: Offset,
+    ) -> PyResult<Py<PyAny>> {
+        if read_at_hand(py, access, buf, offset, |len| len <= ATTACHED_LIMIT) {
+            return Ok(py.None());
+        }
+        Self::transfer(py, access, Transfer::read(buf, offset)?)
+    }
+
     #[inline]
     fn transfer(py: Python<'_>, access: &Arc<Access>, mut transfer: Transfer) -> PyResult<Py<PyAny>> {
         transfer.check(access)?;
@@ -111,6 +154,20 @@ impl Face for Blocking {
 }
 
 impl Face for Awaited {
+    #[inline]
+    fn read(
+        py: Python<'_>,
+        access: &Arc<Access>,
+        buf: &Bound<'_, PyAny>,
+        offset: Offset,
+    ) -> PyResult<Py<PyAny>> {
+        let bridge = Bridge::current(py)?;
+        if read_at_hand(py, access, buf, offset, |len| len <= INLINE_LIMIT && bridge.spend(len)) {
+            return bridge.completed(py, None);
+        }
+        Self::transfer(py, access, Transfer::read(buf, offset)?)
+    }
+
     fn transfer(py: Python<'_>, access: &Arc<Access>, mut transfer: Transfer) -> PyResult<Py<PyAny>> {
         transfer.check(access)?;
         let bridge = Bridge::current(py)?;

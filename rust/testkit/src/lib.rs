@@ -12,19 +12,18 @@ pub mod sim;
 
 use proptest::test_runner::{Config, FileFailurePersistence};
 
-/// Settings of a property test with `cases` cases; `PROPTEST_CASES` scales them (256 is once).
-/// Regressions are kept beside the test.
+/// Settings of a property test with so many cases, [`scaled`]. Regressions are kept beside the test.
 pub fn proptest_config(cases: u32) -> Config {
-    let default = Config::default();
     Config {
-        cases: (u64::from(cases) * u64::from(default.cases) / 256).max(1) as u32,
+        cases: scaled(cases.into()) as u32,
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
         max_shrink_iters: 1000,
-        ..default
+        ..Config::default()
     }
 }
 
-/// `count`, scaled by `PROPTEST_CASES` as [`proptest_config`] does.
+/// `count` times `IMAGO_TEST_SCALE`, which `make test-long` sets. (`PROPTEST_CASES` would override every test's own number.)
 pub fn scaled(count: u64) -> u64 {
-    (count * u64::from(Config::default().cases) / 256).max(1)
+    let scale = std::env::var("IMAGO_TEST_SCALE").ok().and_then(|scale| scale.parse().ok());
+    count * scale.unwrap_or(1)
 }

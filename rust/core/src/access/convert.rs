@@ -83,10 +83,14 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
             image.close()
         }
         // Held until the new image has its name, so that nobody begins to use the old one meanwhile.
-        _held => {
-            let target = if target.exists() { resolve(target)? } else { target.to_owned() };
+        held => {
+            let target = if held.is_some() { resolve(target)? } else { target.to_owned() };
             let partial = Partial::new(&target)?;
-            let file: Arc<dyn Storage> = Arc::new(File::create_sync(&partial.0, CreateMode::New)?);
+            let file = File::create_sync(&partial.0, CreateMode::New).map_err(|e| e.about(&target))?;
+            if let Some(replaced) = &held {
+                file.take_mode_of(replaced)?;
+            }
+            let file: Arc<dyn Storage> = Arc::new(file);
             create::fill(&target, &file, &create)?;
             let open = OpenOptions {
                 write: true,

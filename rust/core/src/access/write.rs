@@ -2,7 +2,7 @@
 
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Allocation, Lookup, WriteStep};
+use crate::format::{Allocation, InPlace, Lookup, WriteStep};
 use crate::units::GuestOffset;
 
 use super::image::Image;
@@ -40,7 +40,7 @@ impl Image {
         while !bufs.is_empty() {
             let len = bufs.len() as u64;
             let place = self.format.in_place(GuestOffset(offset), len, Lookup::Load);
-            let Some((len, storage, host)) = place.map_err(|e| self.name(e))? else {
+            let Some(InPlace { len, storage, offset: host }) = place.map_err(|e| self.name(e))? else {
                 let _range = self.ranges.lock(offset, len, self.format.write_alignment());
                 return self.write_locked(bufs, offset);
             };
@@ -56,7 +56,7 @@ impl Image {
         while !bufs.is_empty() {
             let step = self.format.prepare_write(GuestOffset(offset), bufs.len() as u64);
             match step.map_err(|e| self.name(e))? {
-                WriteStep::InPlace { len, storage, offset: host } => {
+                WriteStep::InPlace(InPlace { len, storage, offset: host }) => {
                     let part = bufs.take_front(len as usize);
                     storage.writev_at(part, host.0).map_err(|e| self.name(e))?;
                     offset += len;

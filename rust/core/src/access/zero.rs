@@ -2,7 +2,7 @@
 
 use crate::buffer::IoVector;
 use crate::error::Result;
-use crate::format::{ZeroIntent, ZeroStep};
+use crate::format::{InPlace, ZeroIntent, ZeroStep};
 use crate::storage::ZeroMode;
 use crate::units::GuestOffset;
 
@@ -25,7 +25,7 @@ impl Image {
                     self.unpacked.forget(at, len);
                     len
                 }
-                ZeroStep::InPlace { len, storage, offset: host } => {
+                ZeroStep::InPlace(InPlace { len, storage, offset: host }) => {
                     match intent {
                         ZeroIntent::Discard => storage.discard_at(host.0, len),
                         ZeroIntent::Keep => storage.write_zeroes_at(host.0, len, ZeroMode::Keep),

@@ -119,18 +119,22 @@ pub struct Mapping<'a> {
     pub place: Place<'a>,
 }
 
+/// Bytes that a storage holds in place: `len` of those asked about, at `offset` of `storage`.
+#[derive(Clone, Copy, Debug)]
+pub struct InPlace<'a> {
+    /// How many of the bytes asked about this covers.
+    pub len: u64,
+    /// The storage that holds them.
+    pub storage: &'a Arc<dyn Storage>,
+    /// Offset in it.
+    pub offset: HostOffset,
+}
+
 /// The next step of a write.
 #[derive(Debug)]
 pub enum WriteStep<'a> {
-    /// `len` bytes go to `storage` at `offset`; nothing to commit.
-    InPlace {
-        /// How many of the bytes asked about this step covers.
-        len: u64,
-        /// Where they go.
-        storage: &'a Arc<dyn Storage>,
-        /// Offset in it.
-        offset: HostOffset,
-    },
+    /// The bytes go to their place; nothing to commit.
+    InPlace(InPlace<'a>),
     /// New space was set aside; see [`Allocation`].
     Allocate(Allocation),
 }
@@ -164,15 +168,8 @@ pub enum ZeroStep<'a> {
         /// How many of the bytes asked about.
         len: u64,
     },
-    /// The storage holds them in place and must zero (or discard) `len` bytes at `offset`.
-    InPlace {
-        /// How many of the bytes asked about.
-        len: u64,
-        /// The storage that holds them.
-        storage: &'a Arc<dyn Storage>,
-        /// Offset in it.
-        offset: HostOffset,
-    },
+    /// The storage holds them in place and must zero (or discard) them.
+    InPlace(InPlace<'a>),
     /// Metadata cannot say it for the next `len` bytes: zeroes are to be written as data
     /// (or, for a discard, left alone).
     Write {
@@ -225,7 +222,6 @@ pub mod qcow2_info {
 
     /// See `qemu-img info --output=json`, `format-specific`.
     #[derive(Clone, Debug)]
-    #[expect(clippy::struct_excessive_bools, reason = "header bits, read by name")]
     pub struct Qcow2Info {
         /// 2 or 3 (`compat` 0.10 and 1.1).
         pub version: u32,
@@ -320,13 +316,8 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// [`write_alignment`](Format::write_alignment); it may try without for [`WriteStep::InPlace`] via [`in_place`](Format::in_place).
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>>;
 
-    /// Where `len` bytes at `offset` may be overwritten with no allocation and no lock; how many bytes of them.
-    fn in_place(
-        &self,
-        offset: GuestOffset,
-        len: u64,
-        lookup: Lookup,
-    ) -> Result<Option<(u64, &Arc<dyn Storage>, HostOffset)>>;
+    /// Where the bytes from `offset` on, at most `len`, may be overwritten with no allocation and no lock.
+    fn in_place(&self, offset: GuestOffset, len: u64, lookup: Lookup) -> Result<Option<InPlace<'_>>>;
 
     /// Publishes an allocation whose data has been written.
     fn commit(&self, allocation: Allocation) -> Result<()>;

@@ -7,7 +7,9 @@ use crate::storage::Storage;
 use crate::storage::latched::Latched;
 use crate::units::{GuestOffset, HostOffset};
 
-use super::{Allocation, Format, FormatKind, Lookup, Mapping, Place, WriteStep, ZeroIntent, ZeroStep};
+use super::{
+    Allocation, Format, FormatKind, InPlace, Lookup, Mapping, Place, WriteStep, ZeroIntent, ZeroStep,
+};
 
 /// A disk whose bytes are those of one storage, offset by offset.
 ///
@@ -30,6 +32,12 @@ impl Raw {
         }
         let size = storage.len()?;
         Ok(Raw { flushed: Latched::new(Arc::clone(&storage)), storage, size, writable })
+    }
+
+    /// Where to write: every byte is where the guest sees it.
+    fn place(&self, offset: GuestOffset, len: u64) -> Result<InPlace<'_>> {
+        self.flushed.check()?;
+        Ok(InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) })
     }
 }
 
@@ -56,18 +64,11 @@ impl Format for Raw {
     }
 
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
-        self.flushed.check()?;
-        Ok(WriteStep::InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) })
+        self.place(offset, len).map(WriteStep::InPlace)
     }
 
-    fn in_place(
-        &self,
-        offset: GuestOffset,
-        len: u64,
-        _: Lookup,
-    ) -> Result<Option<(u64, &Arc<dyn Storage>, HostOffset)>> {
-        self.flushed.check()?;
-        Ok(Some((len, &self.storage, HostOffset(offset.0))))
+    fn in_place(&self, offset: GuestOffset, len: u64, _: Lookup) -> Result<Option<InPlace<'_>>> {
+        self.place(offset, len).map(Some)
     }
 
     fn commit(&self, _: Allocation) -> Result<()> {
@@ -77,8 +78,7 @@ impl Format for Raw {
     fn abandon(&self, _: Allocation) {}
 
     fn zero(&self, offset: GuestOffset, len: u64, _: ZeroIntent) -> Result<ZeroStep<'_>> {
-        self.flushed.check()?;
-        Ok(ZeroStep::InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) })
+        self.place(offset, len).map(ZeroStep::InPlace)
     }
 
     fn flush(&self) -> Result<()> {

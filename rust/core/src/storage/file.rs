@@ -138,6 +138,13 @@ impl File {
         })
     }
 
+    /// Gives this file the access mode of `other`, in whose place it is to stand.
+    pub fn take_mode_of(&self, other: &File) -> Result<()> {
+        let mode = other.handle.metadata().map(|metadata| metadata.permissions());
+        let taken = mode.and_then(|mode| self.handle.set_permissions(mode));
+        taken.map_err(|error| Error::io("set the mode", error).in_file(&self.path))
+    }
+
     /// Whether this is a block device, whose length is given.
     pub fn is_block_device(&self) -> bool {
         self.kind == Kind::BlockDevice

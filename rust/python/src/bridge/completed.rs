@@ -1,6 +1,7 @@
 //! What stands for an operation that was done where it was asked for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
@@ -17,12 +18,14 @@ pub(crate) struct CompletedFuture {
     bridge: Arc<Bridge>,
     /// `None` for Python's None.
     result: Option<Py<PyAny>>,
+    /// Whoever awaits it first yields to the loop once.
+    yields: AtomicBool,
 }
 
 impl CompletedFuture {
     #[inline]
-    pub(super) fn new(bridge: Arc<Bridge>, result: Option<Py<PyAny>>) -> Self {
-        CompletedFuture { bridge, result }
+    pub(super) fn new(bridge: Arc<Bridge>, result: Option<Py<PyAny>>, yields: bool) -> Self {
+        CompletedFuture { bridge, result, yields: AtomicBool::new(yields) }
     }
 }
 
@@ -41,7 +44,12 @@ impl CompletedFuture {
         slf
     }
 
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<()>> {
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        if self.yields.load(Ordering::Relaxed) {
+            self.yields.store(false, Ordering::Relaxed);
+            // To a task, None is what `asyncio.sleep(0)` yields: go on in the next turn.
+            return Ok(Some(py.None()));
+        }
         match &self.result {
             // To the interpreter an iterator's end with no word is that of a function without `return`.
             None => Ok(None),

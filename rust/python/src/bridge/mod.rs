@@ -13,6 +13,7 @@ pub(crate) mod fork;
 mod ring;
 mod shutdown;
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
@@ -33,11 +34,18 @@ pub(crate) use completed::CompletedFuture;
 use finished::Finished;
 pub(crate) use shutdown::wait_for_operations;
 
-/// Estimated inline work of one turn of the loop, in nanoseconds; then others get their turn.
+/// Estimated inline work of one turn of the loop, in nanoseconds; then who awaits yields once.
 const TURN_BUDGET: i64 = 300_000;
+/// How far beyond that all who do not yield (or have yet to) may get, in nanoseconds; then operations are put off to the next turn.
+const OVERDRAFT: i64 = 300_000;
 
 /// The bridges of the loops that are open. Loops are known by their address, which is theirs for as long as their bridge lives.
 static BRIDGES: Mutex<Vec<(usize, Anchor)>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// The bridge that this thread asked for last.
+    static LATEST: RefCell<Weak<Bridge>> = const { RefCell::new(Weak::new()) };
+}
 
 /// What keeps a bridge alive.
 enum Anchor {
@@ -68,6 +76,8 @@ pub(crate) struct Bridge {
     /// `loop=`, for the making of futures.
     future_arguments: Py<PyDict>,
     call_soon: Py<PyAny>,
+    /// What [`Asyncio::running_mark`] was when the loop was last asked for; held, so that no other object is at its address.
+    mark: Mutex<Option<Py<PyAny>>>,
     turn: PyOnceLock<Py<Turn>>,
     /// What is left of [`TURN_BUDGET`].
     budget: AtomicI64,
@@ -95,14 +105,23 @@ impl Budget for Bridge {
         // Only the loop's thread gets here: a load and a store will do.
         let left = self.budget.load(Ordering::Relaxed);
         self.budget.store(left - 300 - (len / 16).cast_signed() as i64, Ordering::Relaxed);
-        left > 0
+        left > -OVERDRAFT
     }
 }
 
 impl Bridge {
     /// The bridge of the loop that runs in this thread; `RuntimeError` where none does.
     pub(crate) fn current(py: Python<'_>) -> PyResult<Arc<Self>> {
-        let event_loop = Asyncio::get(py)?.running_loop(py)?;
+        let asyncio = Asyncio::get(py)?;
+        let mark = asyncio.running_mark(py);
+        if let Some(mark) = mark
+            && let Some(bridge) = LATEST.with_borrow(Weak::upgrade)
+            && bridge.mark.lock().as_ref().is_some_and(|known| known.as_ptr() == mark.as_ptr())
+            && bridge.birth.is_now()
+        {
+            return Ok(bridge);
+        }
+        let event_loop = asyncio.running_loop(py)?;
         let key = event_loop.as_ptr().addr();
         // A forked child may go on with its parent's loop, but not with the ring and the event that the two share.
         let ours = |(k, anchor): &(usize, Anchor)| {
@@ -110,10 +129,16 @@ impl Bridge {
             bridge.filter(|bridge| bridge.birth.is_now())
         };
         let known = BRIDGES.lock().iter().find_map(ours);
-        match known {
-            Some(bridge) => Ok(bridge),
-            None => Self::create(py, event_loop),
-        }
+        let bridge = match known {
+            Some(bridge) => bridge,
+            None => Self::create(py, event_loop)?,
+        };
+        // SAFETY: the thread's state holds the mark, so it is alive.
+        let mark = mark.map(|mark| unsafe { Bound::from_borrowed_ptr(py, mark.as_ptr()).unbind() });
+        let before = std::mem::replace(&mut *bridge.mark.lock(), mark);
+        drop(before);
+        LATEST.set(Arc::downgrade(&bridge));
+        Ok(bridge)
     }
 
     fn create(py: Python<'_>, event_loop: Bound<'_, PyAny>) -> PyResult<Arc<Self>> {
@@ -125,6 +150,7 @@ impl Bridge {
         let bridge = Arc::new(Bridge {
             call_soon: event_loop.getattr("call_soon")?.unbind(),
             future_arguments: future_arguments.unbind(),
+            mark: Mutex::default(),
             turn: PyOnceLock::new(),
             budget: AtomicI64::new(TURN_BUDGET),
             queues: Mutex::default(),
@@ -161,14 +187,18 @@ impl Bridge {
         }
     }
 
-    /// A future that has `result` already (None for Python's None).
+    /// A future that has `result` already (None for Python's None). Awaiting it lets others run first if this turn has done its share.
     #[inline]
     pub(crate) fn completed(
         self: Arc<Self>,
         py: Python<'_>,
         result: Option<Py<PyAny>>,
     ) -> PyResult<Py<PyAny>> {
-        Ok(Py::new(py, CompletedFuture::new(self, result))?.into_any())
+        let yields = self.budget.load(Ordering::Relaxed) <= 0;
+        if yields {
+            self.schedule(py)?;
+        }
+        Ok(Py::new(py, CompletedFuture::new(self, result, yields))?.into_any())
     }
 
     /// Has `callback` called in the loop's next iteration, together with others: one handle of the loop's for all of them.
@@ -361,6 +391,9 @@ impl Reader {
             visit.call(&self.bridge.event_loop)?;
             visit.call(&self.bridge.future_arguments)?;
             visit.call(&self.bridge.call_soon)?;
+            if let Some(mark) = self.bridge.mark.try_lock() {
+                visit.call(&*mark)?;
+            }
         }
         Ok(())
     }

@@ -30,6 +30,13 @@ impl Slice {
         Slice { words: OnceLock::new(), loading: Mutex::new(()), referenced: AtomicBool::new(true) }
     }
 
+    fn touch(&self) {
+        // A plain load first: hot slices would bounce this line between cores otherwise.
+        if !self.referenced.load(Ordering::Relaxed) {
+            self.referenced.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn words(&self) -> &[AtomicU64] {
         self.words.get().expect("a slice leaves the cache loaded")
     }
@@ -114,6 +121,16 @@ impl SliceCache {
         &self.shards[(key as usize / self.slice_bytes) % SHARDS]
     }
 
+    /// What `f` makes of the slice at offset `key`, if that is cached. The shard is locked (shared) meanwhile, which costs less
+    /// than a reference to the slice: `f` neither waits nor looks up another one.
+    #[inline]
+    pub(super) fn peek<T>(&self, key: u64, f: impl FnOnce(&Slice) -> T) -> Option<T> {
+        let shard = self.shard(key).read();
+        let slice = shard.slices.get(&key).filter(|slice| slice.words.get().is_some())?;
+        slice.touch();
+        Some(f(slice))
+    }
+
     /// The slice at offset `key`. `load` fills a buffer with its bytes; `Ok(None)` only for [`Lookup::Cached`].
     pub(super) fn get(
         &self,
@@ -125,10 +142,7 @@ impl SliceCache {
         if let Some(slice) = &found
             && slice.words.get().is_some()
         {
-            // A plain load first: hot slices would bounce this line between cores otherwise.
-            if !slice.referenced.load(Ordering::Relaxed) {
-                slice.referenced.store(true, Ordering::Relaxed);
-            }
+            slice.touch();
             return Ok(found);
         }
         if lookup == Lookup::Cached {

@@ -31,49 +31,49 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
-    pub(super) fn cluster_size(&self) -> u64 {
+    pub(super) fn cluster_size(self) -> u64 {
         1 << self.cluster_bits
     }
 
     /// The unit that is allocated or zero as one: a subcluster, or a cluster where there are none.
-    pub(super) fn unit_size(&self) -> u64 {
+    pub(super) fn unit_size(self) -> u64 {
         if self.extended { self.cluster_size() / 32 } else { self.cluster_size() }
     }
 
-    fn units(&self) -> u32 {
+    fn units(self) -> u32 {
         if self.extended { 32 } else { 1 }
     }
 
-    pub(super) fn entry_size(&self) -> u64 {
+    pub(super) fn entry_size(self) -> u64 {
         if self.extended { 16 } else { 8 }
     }
 
-    pub(super) fn slice_bytes(&self) -> u64 {
+    pub(super) fn slice_bytes(self) -> u64 {
         SLICE_BYTES.min(self.cluster_size())
     }
 
     /// Guest bytes that one slice maps.
-    pub(super) fn slice_span(&self) -> u64 {
+    pub(super) fn slice_span(self) -> u64 {
         self.slice_bytes() / self.entry_size() * self.cluster_size()
     }
 
     /// Guest bytes that one L2 table maps.
-    pub(super) fn table_span(&self) -> u64 {
+    pub(super) fn table_span(self) -> u64 {
         self.cluster_size() / self.entry_size() * self.cluster_size()
     }
 
     /// Index of the L1 entry for `guest`.
-    pub(super) fn l1_index(&self, guest: GuestOffset) -> usize {
+    pub(super) fn l1_index(self, guest: GuestOffset) -> usize {
         (guest.0 / self.table_span()) as usize
     }
 
     /// Offset, inside its L2 table, of the slice that maps `guest`.
-    pub(super) fn slice_offset(&self, guest: GuestOffset) -> u64 {
+    pub(super) fn slice_offset(self, guest: GuestOffset) -> u64 {
         guest.within(self.table_span()) / self.slice_span() * self.slice_bytes()
     }
 
     /// Index of the entry for `guest` inside its slice.
-    pub(super) fn entry_index(&self, guest: GuestOffset) -> usize {
+    pub(super) fn entry_index(self, guest: GuestOffset) -> usize {
         (guest.within(self.slice_span()) >> self.cluster_bits) as usize
     }
 }
@@ -134,7 +134,7 @@ impl Entry {
     }
 
     /// The host cluster that a plain entry names.
-    fn cluster(self, geometry: &Geometry) -> Result<Option<HostOffset>> {
+    fn cluster(self, geometry: Geometry) -> Result<Option<HostOffset>> {
         let host = HostOffset(self.descriptor & OFFSET_MASK);
         if !host.is_aligned(geometry.cluster_size()) {
             return Err(Error::corrupt(format!("L2 entry {:#x} names no cluster boundary", self.descriptor)));
@@ -145,7 +145,7 @@ impl Entry {
     }
 
     /// What unit number `index` of the cluster is.
-    pub(super) fn unit(self, index: u32, geometry: &Geometry) -> Result<Unit> {
+    pub(super) fn unit(self, index: u32, geometry: Geometry) -> Result<Unit> {
         if self.is_compressed() {
             if geometry.external_data {
                 return Err(Error::corrupt("compressed cluster in an image with an external data file"));
@@ -174,7 +174,7 @@ impl Entry {
     }
 
     /// The compressed cluster behind the descriptor; `guest` is where it starts.
-    pub(super) fn compressed(self, guest: GuestOffset, geometry: &Geometry) -> CompressedCluster {
+    pub(super) fn compressed(self, guest: GuestOffset, geometry: Geometry) -> CompressedCluster {
         let offset_bits = 62 - (geometry.cluster_bits - 8);
         let host = self.descriptor & ((1 << offset_bits) - 1);
         // The field counts the sectors after the one that the data starts in.
@@ -189,7 +189,7 @@ impl Entry {
     }
 
     /// The host bytes that dropping this entry releases: start and length, or nothing.
-    pub(super) fn owned(self, geometry: &Geometry) -> Result<Option<(HostOffset, u64)>> {
+    pub(super) fn owned(self, geometry: Geometry) -> Result<Option<(HostOffset, u64)>> {
         if geometry.external_data {
             return Ok(None);
         }
@@ -201,18 +201,18 @@ impl Entry {
     }
 
     /// Whether the cluster's own space can take a write of any of its units: it has some, and nobody shares it.
-    pub(super) fn has_own_space(self, geometry: &Geometry) -> Result<bool> {
+    pub(super) fn has_own_space(self, geometry: Geometry) -> Result<bool> {
         Ok(!self.is_compressed() && self.is_copied() && self.cluster(geometry)?.is_some())
     }
 
     /// Whether a new cluster in its place has to take over all of its content: units of it are in a
     /// cluster (shared or compressed) that the entry will not name any more.
-    pub(super) fn moves_content(self, geometry: &Geometry) -> bool {
+    pub(super) fn moves_content(self, geometry: Geometry) -> bool {
         self.is_compressed() || (geometry.extended && self.descriptor & OFFSET_MASK != 0)
     }
 
     /// This entry with units `first..=last` holding data in the cluster at `host`, which nobody shares.
-    pub(super) fn with_data(self, host: HostOffset, first: u32, last: u32, geometry: &Geometry) -> Entry {
+    pub(super) fn with_data(self, host: HostOffset, first: u32, last: u32, geometry: Geometry) -> Entry {
         let mask = unit_mask(first, last);
         let bitmap = if self.is_compressed() { 0 } else { self.bitmap };
         let bitmap = if geometry.extended { (bitmap | mask) & !(mask << 32) } else { 0 };
@@ -220,7 +220,7 @@ impl Entry {
     }
 
     /// An entry without space whose every unit reads as zeroes.
-    pub(super) fn zeroes(geometry: &Geometry) -> Entry {
+    pub(super) fn zeroes(geometry: Geometry) -> Entry {
         if geometry.extended {
             Entry { descriptor: 0, bitmap: ALL << 32 }
         } else {
@@ -229,7 +229,7 @@ impl Entry {
     }
 
     /// This (not compressed) entry with units `first..=last` reading as zeroes, its space kept.
-    pub(super) fn with_zeroes(self, first: u32, last: u32, geometry: &Geometry) -> Entry {
+    pub(super) fn with_zeroes(self, first: u32, last: u32, geometry: Geometry) -> Entry {
         if geometry.extended {
             let mask = unit_mask(first, last);
             Entry { bitmap: (self.bitmap & !mask) | mask << 32, ..self }
@@ -239,12 +239,12 @@ impl Entry {
     }
 
     /// Number of the unit that `guest` lies in.
-    pub(super) fn unit_index(guest: GuestOffset, geometry: &Geometry) -> u32 {
+    pub(super) fn unit_index(guest: GuestOffset, geometry: Geometry) -> u32 {
         (guest.within(geometry.cluster_size()) / geometry.unit_size()) as u32
     }
 
     /// Number of the last unit of a cluster.
-    pub(super) fn last_unit(geometry: &Geometry) -> u32 {
+    pub(super) fn last_unit(geometry: Geometry) -> u32 {
         geometry.units() - 1
     }
 }
@@ -273,7 +273,7 @@ mod tests {
     fn sector_count_of_a_compressed_cluster_is_of_additional_sectors() {
         let g = geometry(16, false);
         let entry = Entry { descriptor: COMPRESSED | 2 << 54 | 0x1_0123, bitmap: 0 };
-        let cluster = entry.compressed(GuestOffset(0x20000), &g);
+        let cluster = entry.compressed(GuestOffset(0x20000), g);
         assert_eq!(cluster.host, HostOffset(0x1_0123));
         assert_eq!(u64::from(cluster.packed_len), 3 * 512 - 0x123);
         assert_eq!(cluster.unpacked_len, 65536);
@@ -283,17 +283,17 @@ mod tests {
     fn both_bits_of_a_subcluster_are_corruption() {
         let g = geometry(16, true);
         let entry = Entry { descriptor: 0x10000 | COPIED, bitmap: 1 | 1 << 32 };
-        assert_eq!(entry.unit(0, &g).unwrap_err().kind(), crate::ErrorKind::Corrupt);
-        assert_eq!(entry.unit(1, &g).unwrap(), Unit::Unallocated { reserved: Some(HostOffset(0x10800)) });
+        assert_eq!(entry.unit(0, g).unwrap_err().kind(), crate::ErrorKind::Corrupt);
+        assert_eq!(entry.unit(1, g).unwrap(), Unit::Unallocated { reserved: Some(HostOffset(0x10800)) });
     }
 
     #[test]
     fn data_and_zeroes_replace_each_other_in_a_subcluster_bitmap() {
         let g = geometry(16, true);
-        let entry = Entry::zeroes(&g).with_data(HostOffset(0x30000), 4, 7, &g);
-        assert_eq!(entry.unit(4, &g).unwrap(), Unit::Data { host: HostOffset(0x32000) });
-        assert_eq!(entry.unit(8, &g).unwrap(), Unit::Zero { reserved: Some(HostOffset(0x34000)) });
-        let entry = entry.with_zeroes(0, 31, &g);
+        let entry = Entry::zeroes(g).with_data(HostOffset(0x30000), 4, 7, g);
+        assert_eq!(entry.unit(4, g).unwrap(), Unit::Data { host: HostOffset(0x32000) });
+        assert_eq!(entry.unit(8, g).unwrap(), Unit::Zero { reserved: Some(HostOffset(0x34000)) });
+        let entry = entry.with_zeroes(0, 31, g);
         assert_eq!(entry.bitmap, ALL << 32);
     }
 

@@ -45,7 +45,7 @@ impl Units<'_> {
         if self.next >= self.end {
             return Ok(None);
         }
-        let geometry = &self.driver.geometry;
+        let geometry = self.driver.geometry;
         let entry = self.slice.get(geometry.entry_index(self.next), geometry.extended);
         let unit = entry.unit(Entry::unit_index(self.next, geometry), geometry).map_err(|e| self.blame(e))?;
         Ok(Some((entry, unit)))
@@ -113,6 +113,22 @@ impl Driver {
         self.slices.get(key.0, lookup, |bytes| self.storage.readv_at(bytes.into(), key.0))
     }
 
+    /// What `f` makes of the slice of `table` that maps `guest`; `Ok(None)` only for [`Lookup::Cached`].
+    #[inline]
+    pub(super) fn look_up<T>(
+        &self,
+        table: HostOffset,
+        guest: GuestOffset,
+        lookup: Lookup,
+        f: impl Fn(&Slice) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let key = table + self.geometry.slice_offset(guest);
+        if let Some(found) = self.slices.peek(key.0, &f) {
+            return found.map(Some);
+        }
+        self.slice(table, guest, lookup)?.map(|slice| f(&slice)).transpose()
+    }
+
     /// The units of `slice` for `len` bytes from `guest` on, as far as the slice goes.
     pub(super) fn units<'a>(
         &'a self,
@@ -135,11 +151,11 @@ impl Driver {
         let Some(table) = self.table(guest)? else {
             return Ok(Some(Mapping { len: self.without_table(guest, len)?, place: Place::Unallocated }));
         };
-        let Some(slice) = self.slice(table.host, guest, lookup)? else {
+        let all = |slice: &Slice| self.units(slice, table.host, guest, len).run(|_, _| Ok(true));
+        let Some(run) = self.look_up(table.host, guest, lookup, all)? else {
             return Ok(None);
         };
-        let run =
-            self.units(&slice, table.host, guest, len).run(|_, _| Ok(true))?.expect("every run is wanted");
+        let run = run.expect("every run is wanted");
         let mut end = run.end;
         let within = guest.within(self.geometry.unit_size());
         let place = match run.unit {
@@ -149,7 +165,7 @@ impl Driver {
             Unit::Compressed => {
                 let start = guest.align_down(self.geometry.cluster_size());
                 end = (guest + len).min(start + self.geometry.cluster_size());
-                let cluster = run.entry.compressed(start, &self.geometry);
+                let cluster = run.entry.compressed(start, self.geometry);
                 Place::Compressed { storage: &self.storage, cluster }
             }
         };

@@ -1,6 +1,6 @@
 //! qcow2, versions 2 and 3. The page `docs/qcow2.md` has the layout, the limits, the invariants I1 to I8 and the write recipes.
 //!
-//! Lock order, outermost first: `tables`, `flushing`, `pending`, `refcounts`, `reserved`, a shard of `slices`.
+//! Lock order, outermost first: `tables`, `flushing`, `pending`, `refcounts`, a shard of `slices`, `reserved`.
 //! None is held while guest data moves; `slices` and `pending` are not held over I/O at all.
 
 mod allocate;
@@ -21,6 +21,7 @@ mod tables;
 mod write;
 mod zero;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -34,13 +35,13 @@ use self::pending::{Pending, Quarantine};
 use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
-    Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, Lookup, Mapping,
-    WriteStep, ZeroIntent, ZeroStep,
+    Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, InPlace, Lookup,
+    Mapping, WriteStep, ZeroIntent, ZeroStep,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 use crate::storage::latched::Latched;
-use crate::units::{GuestOffset, HostOffset};
+use crate::units::GuestOffset;
 
 /// What the L2 cache may hold at most: QEMU's default maximum, enough for 256 GiB of 64 KiB clusters.
 const L2_CACHE_BYTES: u64 = 32 << 20;
@@ -108,14 +109,14 @@ impl Driver {
     ///
     /// An image whose header names an external data file needs [`set_data_storage`](Driver::set_data_storage) before any data is read or written.
     pub fn open(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
-        let named = |e: Error| match storage.path() {
-            Some(path) => e.in_file(path),
-            None => e,
-        };
-        Self::open_inner(&storage, writable).map_err(named)
+        let path = storage.path().map(Path::to_owned);
+        Self::open_inner(storage, writable).map_err(|error| match path {
+            Some(path) => error.in_file(path),
+            None => error,
+        })
     }
 
-    fn open_inner(storage: &Arc<dyn Storage>, writable: bool) -> Result<Self> {
+    fn open_inner(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
         let header = Header::read(storage.as_ref())?;
         if writable {
             if !storage.capabilities().write {
@@ -143,9 +144,8 @@ impl Driver {
             geometry,
             writable,
             file_end: storage.len()?,
-            storage: Arc::clone(storage),
-            metadata: Latched::new(Arc::clone(storage)),
-            data: (!geometry.external_data).then(|| Arc::clone(storage)),
+            metadata: Latched::new(Arc::clone(&storage)),
+            data: (!geometry.external_data).then(|| Arc::clone(&storage)),
             l1,
             slices: SliceCache::new(l2_bytes.min(L2_CACHE_BYTES), geometry.slice_bytes()),
             inflight: Inflight::default(),
@@ -157,6 +157,7 @@ impl Driver {
             reserved: RwLock::new(reserved),
             has_backing: AtomicBool::new(header.backing.is_some()),
             header,
+            storage,
         })
     }
 
@@ -242,12 +243,7 @@ impl Format for Driver {
         self.map_run(offset, len, lookup).map_err(|e| self.located(e))
     }
 
-    fn in_place(
-        &self,
-        offset: GuestOffset,
-        len: u64,
-        lookup: Lookup,
-    ) -> Result<Option<(u64, &Arc<dyn Storage>, HostOffset)>> {
+    fn in_place(&self, offset: GuestOffset, len: u64, lookup: Lookup) -> Result<Option<InPlace<'_>>> {
         self.find_in_place(offset, len, lookup).map_err(|e| self.located(e))
     }
 

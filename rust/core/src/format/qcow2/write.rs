@@ -12,7 +12,7 @@ use super::l2::{Entry, Unit};
 use super::pending::Dropped;
 use super::{bitmaps, features};
 use crate::error::{Error, Result};
-use crate::format::{Allocation, Lookup, WriteStep};
+use crate::format::{Allocation, InPlace, Lookup, WriteStep};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
@@ -47,7 +47,7 @@ impl Driver {
         guest: GuestOffset,
         len: u64,
         lookup: Lookup,
-    ) -> Result<Option<(u64, &Arc<dyn Storage>, HostOffset)>> {
+    ) -> Result<Option<InPlace<'_>>> {
         self.check_writable()?;
         if !self.started.load(Ordering::Acquire) {
             return Ok(None);
@@ -55,10 +55,8 @@ impl Driver {
         let Some(table) = self.table(guest)?.filter(|table| table.copied) else {
             return Ok(None);
         };
-        let Some(slice) = self.slice(table.host, guest, lookup)? else {
-            return Ok(None);
-        };
-        self.own_data(&slice, table.host, guest, len)
+        let own = |slice: &Slice| self.own_data(slice, table.host, guest, len);
+        Ok(self.look_up(table.host, guest, lookup, own)?.flatten())
     }
 
     /// The run of `slice` at `guest` that holds data nobody shares.
@@ -68,17 +66,17 @@ impl Driver {
         table: HostOffset,
         guest: GuestOffset,
         len: u64,
-    ) -> Result<Option<(u64, &Arc<dyn Storage>, HostOffset)>> {
+    ) -> Result<Option<InPlace<'_>>> {
         let own = |entry: Entry, unit| Ok(entry.is_copied() && matches!(unit, Unit::Data { .. }));
         let Some(run) = self.units(slice, table, guest, len).run(own)? else {
             return Ok(None);
         };
         let host = run.unit.space().expect("data has space");
-        let data = self.data_at(guest, host)?;
+        let storage = self.data_at(guest, host)?;
         let len = run.end - guest;
-        let host = host + guest.within(self.geometry.unit_size());
-        self.refuse_metadata(host, len)?;
-        Ok(Some((len, data, host)))
+        let offset = host + guest.within(self.geometry.unit_size());
+        self.refuse_metadata(offset, len)?;
+        Ok(Some(InPlace { len, storage, offset }))
     }
 
     /// Refuses guest data in a cluster of metadata (I6).
@@ -99,7 +97,7 @@ impl Driver {
 
     /// What dropping an entry releases; an entry that names metadata is corruption, and nothing may be freed by it (I6).
     pub(super) fn owned(&self, entry: Entry) -> Result<Option<Dropped>> {
-        let Some((host, len)) = entry.owned(&self.geometry)? else {
+        let Some((host, len)) = entry.owned(self.geometry)? else {
             return Ok(None);
         };
         self.refuse_metadata(host, len)?;
@@ -109,11 +107,11 @@ impl Driver {
     pub(super) fn plan_write(&self, guest: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
         let table = self.own_table(guest)?;
         let slice = self.slice(table, guest, Lookup::Load)?.expect("loaded");
-        if let Some((len, storage, offset)) = self.own_data(&slice, table, guest, len)? {
-            return Ok(WriteStep::InPlace { len, storage, offset });
+        if let Some(place) = self.own_data(&slice, table, guest, len)? {
+            return Ok(WriteStep::InPlace(place));
         }
         let first = slice.get(self.geometry.entry_index(guest), self.geometry.extended);
-        if first.has_own_space(&self.geometry)? {
+        if first.has_own_space(self.geometry)? {
             return self.plan_own_space(&slice, table, guest, len).map(WriteStep::Allocate);
         }
         self.plan_new_clusters(&slice, guest, len).map(WriteStep::Allocate)
@@ -148,7 +146,7 @@ impl Driver {
 
     /// New clusters for units whose clusters are missing, shared or compressed.
     fn plan_new_clusters(&self, slice: &Slice, guest: GuestOffset, len: u64) -> Result<Allocation> {
-        let geometry = &self.geometry;
+        let geometry = self.geometry;
         let cluster_size = geometry.cluster_size();
         let first_cluster = guest.align_down(cluster_size);
         let slice_end = guest.align_down(geometry.slice_span()) + geometry.slice_span();
@@ -192,7 +190,7 @@ impl Driver {
 
     /// Makes the data of an allocation visible: its L2 entries change, in memory.
     pub(super) fn publish(&self, allocation: &Allocation) -> Result<()> {
-        let geometry = &self.geometry;
+        let geometry = self.geometry;
         let cluster_size = geometry.cluster_size();
         let table = self.own_table(allocation.guest)?;
         let slice = self.slice(table, allocation.guest, Lookup::Load)?.expect("loaded");

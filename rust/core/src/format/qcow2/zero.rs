@@ -8,7 +8,7 @@ use super::cache::Slice;
 use super::l2::{Entry, Unit};
 use super::pending::Dropped;
 use crate::error::Result;
-use crate::format::{Lookup, ZeroIntent, ZeroStep};
+use crate::format::{InPlace, Lookup, ZeroIntent, ZeroStep};
 use crate::units::{GuestOffset, HostOffset};
 
 /// What zeroing part of one cluster comes to.
@@ -49,7 +49,11 @@ impl Driver {
             let data = |_, unit| Ok(matches!(unit, Unit::Data { .. }));
             if let Some(run) = self.units(&slice, table, guest, len).run(data)? {
                 let offset = HostOffset(guest.0);
-                return Ok(ZeroStep::InPlace { len: run.end - guest, storage: self.data()?, offset });
+                return Ok(ZeroStep::InPlace(InPlace {
+                    len: run.end - guest,
+                    storage: self.data()?,
+                    offset,
+                }));
             }
             // Up to the next data, which is a step of its own.
             let rest = |_, unit| Ok(!matches!(unit, Unit::Data { .. }));
@@ -74,7 +78,7 @@ impl Driver {
         len: u64,
         intent: ZeroIntent,
     ) -> Result<u64> {
-        let geometry = &self.geometry;
+        let geometry = self.geometry;
         let cluster_size = geometry.cluster_size();
         let end = guest + len;
         let mut next = guest;
@@ -106,7 +110,7 @@ impl Driver {
 
     /// What units `first..=last` of an entry come to when they are zeroed.
     fn zero_entry(&self, old: Entry, first: u32, last: u32, intent: ZeroIntent) -> Result<Change> {
-        let geometry = &self.geometry;
+        let geometry = self.geometry;
         let has_backing = self.has_backing.load(Ordering::Relaxed);
         let whole = first == 0 && last == Entry::last_unit(geometry);
         if geometry.external_data {
