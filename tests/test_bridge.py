@@ -311,6 +311,54 @@ def test_the_interpreter_may_end_with_operations_in_flight(end: str) -> None:
     assert run(program, code).strip() == "left"
 
 
+def test_the_interpreter_may_end_while_a_close_waits_for_reads_that_the_loop_put_off() -> None:
+    program = """
+        import asyncio
+        import pyimago
+
+        async def leave():
+            image = pyimago.FormatAccess(await pyimago.Raw.open_image(pyimago.Memory(1 << 20)))
+            kept.extend(image.read(bytearray(1 << 16), 0) for _ in range(500))
+            assert not kept[-1].done()
+            kept.append(image.close())
+
+        kept = []
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(leave())
+        print("left", flush=True)
+    """
+    assert run(program).strip() == "left"
+
+
+def test_a_forked_child_may_go_on_with_its_parents_loop() -> None:
+    program = """
+        import asyncio, os, sys, warnings
+        import pyimago
+
+        warnings.simplefilter("ignore")
+
+        async def slow(content):
+            storage = pyimago.Throttled(pyimago.Memory(content), latency=0.01)
+            image = pyimago.FormatAccess(await pyimago.Raw.open_image(storage))
+            return await image.pread(7, 0)
+
+        loop = asyncio.SelectorEventLoop(__import__("selectors").SelectSelector())
+        assert loop.run_until_complete(slow(b"parents")) == b"parents"
+        child = os.fork()
+        if child == 0:
+            for _ in range(20):
+                assert loop.run_until_complete(slow(b"child's")) == b"child's"
+            os._exit(7)
+        for _ in range(20):
+            assert loop.run_until_complete(slow(b"parents")) == b"parents"
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 7, status
+        loop.close()
+        print("done")
+    """
+    assert run(program).strip() == "done"
+
+
 def run(program: str, code: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],

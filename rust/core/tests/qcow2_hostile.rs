@@ -5,12 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use imago_core::access::image::Image;
+use imago_core::access::image::{Base, Image};
 use imago_core::access::open::{Backing, OpenOptions};
+use imago_core::format::qcow2::Driver;
 use imago_core::format::{FormatKind, ZeroIntent};
+use imago_core::storage::file::File;
 use imago_core::storage::memory::Memory;
-use imago_core::{Error, ErrorKind, Result};
-use imago_testkit::images::{self, Config};
+use imago_core::{Error, ErrorKind, Result, StorageOpenOptions};
+use imago_testkit::images::{self, Config, DataFile};
 use imago_testkit::model::{fixed_script, pattern, run};
 use imago_testkit::qcow2::Qcow2;
 use imago_testkit::{proptest_config, qemu};
@@ -197,6 +199,86 @@ fn an_entry_that_names_metadata_is_never_written_through() {
         let error = written.expect_err("guest data was written over metadata");
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     }
+}
+
+/// The free space that this entry names may become a table before the entry is dropped.
+#[test]
+fn what_metadata_moved_into_is_not_freed() {
+    let config = Config::plain(9, 200_192);
+    let built = config.build();
+    let image = images::open(&built.path, true).unwrap();
+    image.write(&pattern(1, 0, 512), 0).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let mut bytes = fs::read(&built.path).unwrap();
+    let table = (Qcow2::parse(&bytes).unwrap().active_l1().unwrap()[0] & !(1 << 63)) as usize;
+    let free = bytes.len().next_multiple_of(512) as u64;
+    put(&mut bytes, table + 8, &free.to_be_bytes());
+    fs::write(&built.path, bytes).unwrap();
+    let image = images::open(&built.path, true).unwrap();
+    // Zeroing drops the entry; what is written before the flush puts a new L2 table where it pointed.
+    image.write_zeroes(512, 512, ZeroIntent::Unmap).unwrap();
+    image.write(&pattern(2, 0, 512), 100_352).unwrap();
+    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Corrupt);
+    image.close().unwrap();
+    let image = images::open(&built.path, false).unwrap();
+    let mut found = vec![0; 512];
+    image.read(&mut found, 100_352).unwrap();
+    assert_eq!(found, pattern(2, 0, 512));
+}
+
+/// In an external data file every cluster is at its own offset, reserved ones too.
+#[test]
+fn a_reserved_cluster_elsewhere_in_the_data_file_is_not_written() {
+    let config = Config { data_file: DataFile::Plain, ..Config::plain(16, 1 << 20) };
+    let built = config.build();
+    let options = OpenOptions { write: true, format: Some(FormatKind::Qcow2), ..OpenOptions::default() };
+    let image = options.open(&built.path).unwrap();
+    image.write(&pattern(1, 0, 1 << 18), 0).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let mut bytes = fs::read(&built.path).unwrap();
+    let table = (Qcow2::parse(&bytes).unwrap().active_l1().unwrap()[0] & !(1 << 63)) as usize;
+    put(&mut bytes, table + 8, &(1u64 << 63 | 0x30000 | 1).to_be_bytes());
+    fs::write(&built.path, bytes).unwrap();
+    let image = options.open(&built.path).unwrap();
+    let error = image.write(b"content", 0x10000).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(built.data_file().unwrap() == pattern(1, 0, 1 << 18));
+}
+
+/// Its guest offsets are offsets in the data file; in the image file they would be those of the header and the tables.
+#[test]
+fn without_its_data_file_nothing_is_written() {
+    let built = Config { data_file: DataFile::Plain, ..Config::plain(16, 1 << 20) }.build();
+    let before = fs::read(&built.path).unwrap();
+    let storage = Arc::new(Memory::from(before.clone()));
+    let image = Image::new(Arc::new(Driver::open(storage.clone(), true).unwrap()), Base::None);
+    assert_eq!(image.write(b"content", 0).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(
+        image.write_zeroes(0, 1 << 16, ZeroIntent::Unmap).unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
+    assert!(storage.to_vec().unwrap() == before);
+}
+
+#[test]
+fn a_bitmap_directory_at_the_end_of_all_offsets_is_refused() {
+    let mut bytes = used_image(&Config::plain(12, 200_192));
+    let words = [0x2385_2875, 24, 1, 0, 0, 1 << 20, u32::MAX, 0xffff_f000, 0, 0];
+    let extensions: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_be_bytes()).collect();
+    let header_len = u32::from_be_bytes(bytes[100..104].try_into().unwrap()) as usize;
+    put(&mut bytes, header_len, &extensions);
+    put(&mut bytes, 88, &1u64.to_be_bytes());
+    assert_eq!(refusal(&bytes).kind(), ErrorKind::Corrupt);
+}
+
+#[test]
+fn a_storage_that_is_only_read_cannot_hold_an_image_to_write() {
+    let built = Config::plain(16, 1 << 20).build();
+    let storage = File::open_sync(StorageOpenOptions::new().filename(&built.path)).unwrap();
+    let options = OpenOptions { write: true, format: Some(FormatKind::Qcow2), ..OpenOptions::default() };
+    assert_eq!(options.open_storage(Arc::new(storage)).unwrap_err().kind(), ErrorKind::ReadOnly);
 }
 
 #[test]

@@ -179,7 +179,8 @@ impl Cursor {
     /// The next one that is at hand: `Some(None)` at the end.
     #[expect(clippy::option_option, reason = "nothing yet, and nothing more")]
     fn at_hand(&self) -> Option<Option<Facts>> {
-        let mut ahead = self.ahead.lock();
+        // Never waits: another task's look-up may hold it over I/O.
+        let mut ahead = self.ahead.try_lock()?;
         match ahead.ready.pop_front() {
             None if ahead.rest.is_some() => None,
             next => Some(next),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use imago_core::access::image::Image;
+use imago_core::access::image::{CHAIN_MAX, Image};
 use imago_core::{IntoImage, qcow2, raw};
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -107,6 +107,10 @@ format_class!(
         /// Put `backing`, an open image, below this one instead of what its header names; None: nothing is below.
         fn set_backing(&self, backing: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
             let backing = backing.map(shared_image).transpose()?;
+            // Reading goes down the chain by recursion.
+            if backing.as_ref().is_some_and(|image| image.chain_len() >= CHAIN_MAX) {
+                return Err(PyValueError::new_err(format!("the chain has more than {CHAIN_MAX} images")));
+            }
             self.0.with(|slot| {
                 if let Some(qcow2) = slot {
                     qcow2.set_backing(backing);

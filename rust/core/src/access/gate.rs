@@ -103,7 +103,8 @@ impl Gate {
                     path.canonicalize().map_err(|e| Error::io(format!("find the {kind}"), e).in_file(path))
                 };
                 let (inside, file) = (resolve(directory)?, resolve(&file)?);
-                // The resolved name is what gets opened: no link on the way to it is left to be changed.
+                // The resolved name is what gets opened: links on the way are not followed a second time. Who puts a new one in place of
+                // a directory at this very moment may write beside the image anyway.
                 if file.starts_with(inside) {
                     Ok(file)
                 } else {

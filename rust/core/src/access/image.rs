@@ -55,7 +55,7 @@ pub struct Image {
     /// The files of the metadata and of the data, as extents name them.
     pub(super) host_files: [Option<Arc<Path>>; 2],
     state: AtomicU8,
-    /// Operations in flight, where the format does not count them itself.
+    /// Flushes in flight, and where the format does not count operations itself, those.
     inflight: Inflight,
     /// What closing came to.
     closed: Mutex<Option<Result<()>>>,
@@ -153,7 +153,9 @@ impl Image {
 
     /// Makes everything that was written durable: data, then the metadata that shows it.
     pub fn flush(&self) -> Result<()> {
-        let _operation = self.enter()?;
+        // Not among the format's: a flush follows no mapping, and would keep in quarantine what it could free.
+        let _operation = self.inflight.guard();
+        self.check_open()?;
         if self.writable() { self.format.flush().map_err(|e| self.name(e)) } else { Ok(()) }
     }
 
@@ -229,7 +231,7 @@ impl Image {
 
     fn wait_idle(&self) {
         let mut pause = Duration::from_micros(20);
-        while !self.inflight().is_idle() {
+        while !(self.inflight.is_idle() && self.inflight().is_idle()) {
             thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(2));
         }

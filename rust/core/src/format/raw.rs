@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
+use crate::storage::latched::Latched;
 use crate::units::{GuestOffset, HostOffset};
 
 use super::{
@@ -17,6 +18,8 @@ use super::{
 #[derive(Debug)]
 pub struct Raw {
     storage: Arc<dyn Storage>,
+    /// The same for flushes: after one that failed no later one says that all is durable.
+    flushed: Latched,
     size: u64,
     writable: bool,
 }
@@ -28,12 +31,13 @@ impl Raw {
             return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
         }
         let size = storage.len()?;
-        Ok(Raw { storage, size, writable })
+        Ok(Raw { flushed: Latched::new(Arc::clone(&storage)), storage, size, writable })
     }
 
-    /// Every byte is where the guest sees it.
-    fn place(&self, offset: GuestOffset, len: u64) -> InPlace<'_> {
-        InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) }
+    /// Where to write: every byte is where the guest sees it.
+    fn place(&self, offset: GuestOffset, len: u64) -> Result<InPlace<'_>> {
+        self.flushed.check()?;
+        Ok(InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) })
     }
 }
 
@@ -60,11 +64,11 @@ impl Format for Raw {
     }
 
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
-        Ok(WriteStep::InPlace(self.place(offset, len)))
+        self.place(offset, len).map(WriteStep::InPlace)
     }
 
     fn in_place(&self, offset: GuestOffset, len: u64, _: Lookup) -> Result<Option<InPlace<'_>>> {
-        Ok(Some(self.place(offset, len)))
+        self.place(offset, len).map(Some)
     }
 
     fn commit(&self, _: Allocation) -> Result<()> {
@@ -74,14 +78,14 @@ impl Format for Raw {
     fn abandon(&self, _: Allocation) {}
 
     fn zero(&self, offset: GuestOffset, len: u64, _: ZeroIntent) -> Result<ZeroStep<'_>> {
-        Ok(ZeroStep::InPlace(self.place(offset, len)))
+        self.place(offset, len).map(ZeroStep::InPlace)
     }
 
     fn flush(&self) -> Result<()> {
         // Direct I/O writes whole sectors: the last one may have carried the file past the disk's end.
         if self.storage.len()? > self.size && self.storage.capabilities().resize {
-            self.storage.set_len(self.size)?;
+            self.flushed.set_len(self.size)?;
         }
-        self.storage.sync()
+        self.flushed.sync()
     }
 }

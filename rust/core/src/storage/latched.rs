@@ -36,6 +36,11 @@ impl Latched {
         self.failure.get()
     }
 
+    /// Closes the latch for a failure elsewhere that leaves what is written here in doubt.
+    pub fn close(&self, failure: &Error) {
+        self.failure.get_or_init(|| failure.clone());
+    }
+
     /// An error once the latch is closed.
     pub fn check(&self) -> Result<()> {
         match self.failure.get() {
@@ -55,9 +60,7 @@ impl Latched {
         self.guarded(|inner| {
             change(inner).inspect_err(|error| match error.kind() {
                 ErrorKind::ReadOnly | ErrorKind::InvalidInput | ErrorKind::Unsupported => {}
-                _ => {
-                    self.failure.get_or_init(|| error.clone());
-                }
+                _ => self.close(error),
             })
         })
     }

@@ -156,7 +156,12 @@ impl Bridge {
         }
         let event_loop = asyncio.running_loop(py)?;
         let key = event_loop.as_ptr().addr();
-        let known = BRIDGES.lock().iter().find(|(k, _)| *k == key).and_then(|(_, anchor)| anchor.bridge());
+        // A forked child may go on with its parent's loop, but not with the ring and the event that the two share.
+        let ours = |(k, anchor): &(usize, Anchor)| {
+            let bridge = if *k == key { anchor.bridge() } else { None };
+            bridge.filter(|bridge| bridge.birth.is_now())
+        };
+        let known = BRIDGES.lock().iter().find_map(ours);
         let bridge = match known {
             Some(bridge) => bridge,
             None => Self::create(py, event_loop)?,

@@ -42,15 +42,17 @@ pub(crate) fn forget_operations() {
 }
 
 /// Lets nothing begin any more and waits for what has begun: afterwards no thread of ours touches Python or memory of its objects.
+///
+/// First the loops' own share is let go: a closing on another thread may wait for reads that only a loop would see to their end.
 pub(crate) fn wait_for_operations(py: Python<'_>) {
     BEGUN.store(true, Ordering::Relaxed);
+    let bridges: Vec<_> = BRIDGES.lock().iter().filter_map(|(_, anchor)| anchor.bridge()).collect();
+    for bridge in bridges {
+        bridge.orphan();
+    }
     py.detach(|| {
         while IN_FLIGHT.load(Ordering::Acquire) > 0 {
             thread::sleep(Duration::from_millis(1));
         }
     });
-    let bridges: Vec<_> = BRIDGES.lock().iter().filter_map(|(_, anchor)| anchor.bridge()).collect();
-    for bridge in bridges {
-        bridge.orphan();
-    }
 }

@@ -8,10 +8,25 @@ use crate::error::Result;
 impl Driver {
     /// Takes up to `wanted` free clusters in a row, at least one.
     pub(super) fn take_clusters(&self, wanted: u64) -> Result<Taken> {
+        loop {
+            let mut refcounts = self.refcounts.lock();
+            let taken = refcounts.take(&self.metadata, &self.reserved.read(), wanted);
+            self.note_moved_metadata(&mut refcounts);
+            if let Some(taken) = taken? {
+                return Ok(taken);
+            }
+            drop(refcounts);
+            self.grow_refcount_table()?;
+        }
+    }
+
+    fn grow_refcount_table(&self) -> Result<()> {
+        let one_flush = self.flushing.lock();
         let mut refcounts = self.refcounts.lock();
-        let taken = refcounts.take(&self.metadata, &self.header, &self.reserved.read(), wanted)?;
+        let grown = refcounts.grow_if_full(&self.metadata, &self.header, &self.reserved.read());
         self.note_moved_metadata(&mut refcounts);
-        Ok(taken)
+        drop(one_flush);
+        grown
     }
 
     fn note_moved_metadata(&self, refcounts: &mut Refcounts) {
@@ -31,6 +46,8 @@ impl Driver {
         {
             let mut refcounts = self.refcounts.lock();
             for &range in ranges {
+                // Checked when the entry lost it, but where refcounts are wrong metadata may have moved there since (I6).
+                self.refuse_metadata(range.host, range.len)?;
                 free.extend(refcounts.drop_reference(&self.metadata, range)?);
             }
             // Punched while the allocator is locked: nobody has taken one of them yet.

@@ -42,8 +42,9 @@ impl Driver {
             (taken, slices, l1, refcounts)
         };
         if let Err(error) = self.write_ordered(&refcounts, &slices, &l1) {
-            // The latch lets nothing be written any more. Reads go on and must see what was acknowledged:
-            // the changed slices stay held in the cache.
+            // Nothing is written any more, whichever file failed: a part of this state may be on disk, and a later flush would
+            // take the rest for written. Reads go on and must see what was acknowledged: the changed slices stay held in the cache.
+            self.metadata.close(&error);
             self.pending.lock().slices.extend(pending.slices);
             return Err(error);
         }
@@ -84,6 +85,7 @@ impl Driver {
                 self.metadata.writev_at((&word.to_be_bytes()).into(), offset.0)?;
             }
         }
+        self.refcounts.lock().landed();
         Ok(())
     }
 

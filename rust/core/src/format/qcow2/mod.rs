@@ -1,6 +1,6 @@
 //! qcow2, versions 2 and 3. The page `docs/qcow2.md` has the layout, the limits, the invariants I1 to I8 and the write recipes.
 //!
-//! Lock order, outermost first: `flushing`, `tables`, `pending`, `refcounts`, a shard of `slices`, `reserved`.
+//! Lock order, outermost first: `tables`, `flushing`, `pending`, `refcounts`, a shard of `slices`, `reserved`.
 //! None is held while guest data moves; `slices` and `pending` are not held over I/O at all.
 
 mod allocate;
@@ -45,11 +45,6 @@ use crate::units::GuestOffset;
 
 /// What the L2 cache may hold at most: QEMU's default maximum, enough for 256 GiB of 64 KiB clusters.
 const L2_CACHE_BYTES: u64 = 32 << 20;
-
-/// Whether these first bytes of a file are those of a qcow2 image.
-pub fn probe(head: &[u8]) -> bool {
-    head.starts_with(b"QFI\xfb")
-}
 
 /// What the metadata of an image says of it, for `info`: also of one that cannot be opened (encrypted).
 #[derive(Clone, Debug)]
@@ -124,6 +119,9 @@ impl Driver {
     fn open_inner(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
         let header = Header::read(storage.as_ref())?;
         if writable {
+            if !storage.capabilities().write {
+                return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
+            }
             refuse_unsafe_writes(&header)?;
         }
         let geometry = Geometry {
@@ -277,8 +275,7 @@ impl Format for Driver {
     }
 
     fn close(&self) -> Result<()> {
-        self.flush()?;
-        // What the first flush freed shows in the refcounts only now: nothing is in flight any more.
+        // The flush before lowered the refcounts of what was freed and wrote them with no barrier.
         self.flush()
     }
 
@@ -293,6 +290,7 @@ impl Driver {
         if !self.writable {
             return Err(Error::new(ErrorKind::ReadOnly, "the image was opened read-only"));
         }
+        self.data()?;
         self.metadata.check()
     }
 }

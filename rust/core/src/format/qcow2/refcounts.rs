@@ -25,6 +25,14 @@ struct Block {
     bytes: Box<[u8]>,
     /// The bytes that differ from what is on disk.
     dirty: Range<usize>,
+    /// A flush took changes of it and has yet to write them: the disk's bytes are not its own.
+    landing: bool,
+}
+
+impl Block {
+    fn new(bytes: Box<[u8]>, dirty: Range<usize>) -> Self {
+        Block { bytes, dirty, landing: false }
+    }
 }
 
 /// The refcounts of an image that is open for writing.
@@ -139,14 +147,14 @@ impl Refcounts {
             self.make_room();
             let mut bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
             storage.readv_at((&mut *bytes).into(), host.0)?;
-            self.blocks.insert(index, Block { bytes, dirty: 0..0 });
+            self.blocks.insert(index, Block::new(bytes, 0..0));
         }
         Ok(self.blocks.get_mut(&index).expect("just inserted"))
     }
 
     fn make_room(&mut self) {
         if self.blocks.len() << self.cluster_bits > CLEAN_BYTES {
-            self.blocks.retain(|_, block| !block.dirty.is_empty());
+            self.blocks.retain(|_, block| block.landing || !block.dirty.is_empty());
         }
     }
 
@@ -176,23 +184,26 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Takes up to `wanted` free clusters in a row, at least one; their refcounts become 1.
+    /// Takes up to `wanted` free clusters in a row, at least one; their refcounts become 1. `None`: the table is
+    /// full, see [`grow_if_full`](Self::grow_if_full).
     ///
     /// A run ends where a new refcount block has to stand. That a cluster of metadata (`reserved`) counts as free is
     /// corruption, found before anything is put there (I6).
     pub(super) fn take(
         &mut self,
         storage: &dyn Storage,
-        header: &Header,
         reserved: &FxHashSet<u64>,
         wanted: u64,
-    ) -> Result<Taken> {
+    ) -> Result<Option<Taken>> {
         loop {
             let first = self.first_free(storage)?;
             let index = first / self.per_block();
             if self.block_offset(index)?.is_none() {
+                if index >= self.table.len() as u64 {
+                    return Ok(None);
+                }
                 self.refuse_reserved(reserved, first..first + 1)?;
-                self.add_block(storage, header, reserved, index, first)?;
+                self.add_block(storage, index, first)?;
                 continue;
             }
             let block_end = (index + 1) * self.per_block();
@@ -207,7 +218,7 @@ impl Refcounts {
             self.cursor = end;
             let reads_zero = first << self.cluster_bits >= self.untouched;
             self.untouched = self.untouched.max(end << self.cluster_bits);
-            return Ok(Taken { first, count: end - first, reads_zero });
+            return Ok(Some(Taken { first, count: end - first, reads_zero }));
         }
     }
 
@@ -240,21 +251,12 @@ impl Refcounts {
     }
 
     /// Makes the free cluster `cluster`, which block number `index` counts, that block.
-    fn add_block(
-        &mut self,
-        storage: &dyn Storage,
-        header: &Header,
-        reserved: &FxHashSet<u64>,
-        index: u64,
-        cluster: u64,
-    ) -> Result<()> {
-        if index >= self.table.len() as u64 {
-            return self.grow_table(storage, header, reserved);
-        }
+    fn add_block(&mut self, storage: &dyn Storage, index: u64, cluster: u64) -> Result<()> {
         self.make_room();
         let bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
         // All of it has to be written: what the cluster held before is anything.
-        self.blocks.insert(index, Block { dirty: 0..bytes.len(), bytes });
+        let all = 0..bytes.len();
+        self.blocks.insert(index, Block::new(bytes, all));
         self.table[index as usize] = cluster << self.cluster_bits;
         self.dirty_entries.insert(index as usize);
         self.set(storage, cluster, 1)?;
@@ -262,6 +264,20 @@ impl Refcounts {
         self.untouched = self.untouched.max((cluster + 1) << self.cluster_bits);
         self.new_metadata.push(cluster);
         Ok(())
+    }
+
+    /// Makes the table larger if nothing that it counts is free. It writes at once, and what a flush took before would land
+    /// on top of that: the caller holds `flushing`.
+    pub(super) fn grow_if_full(
+        &mut self,
+        storage: &dyn Storage,
+        header: &Header,
+        reserved: &FxHashSet<u64>,
+    ) -> Result<()> {
+        if self.first_free(storage)? / self.per_block() < self.table.len() as u64 {
+            return Ok(());
+        }
+        self.grow_table(storage, header, reserved)
     }
 
     /// Moves the table to a larger one behind everything that the old one could count.
@@ -307,7 +323,7 @@ impl Refcounts {
             let host = (first + index - old_entries) << self.cluster_bits;
             table[index as usize] = host;
             storage.writev_at((&*bytes).into(), host)?;
-            self.blocks.insert(index, Block { bytes, dirty: 0..0 });
+            self.blocks.insert(index, Block::new(bytes, 0..0));
         }
         storage.sync()?;
         let table_offset = HostOffset(table_cluster << self.cluster_bits);
@@ -353,12 +369,14 @@ impl Refcounts {
         Ok(free)
     }
 
-    /// Takes the changes that are not on disk yet.
+    /// Takes the changes that are not on disk yet; once they are, [`landed`](Self::landed) is to be told.
+    /// The caller holds `flushing`, so that what is taken later lands later.
     pub(super) fn take_dirty(&mut self) -> RefcountWrites {
         let mut writes = RefcountWrites::default();
         for (&index, block) in &mut self.blocks {
             if !block.dirty.is_empty() {
                 let dirty = std::mem::replace(&mut block.dirty, 0..0);
+                block.landing = true;
                 let host = HostOffset(self.table[index as usize] & OFFSET_MASK);
                 writes.blocks.push((host + dirty.start as u64, block.bytes[dirty].to_vec()));
             }
@@ -367,6 +385,11 @@ impl Refcounts {
             writes.table.push((self.table_offset + index as u64 * 8, self.table[index]));
         }
         writes
+    }
+
+    /// All that was taken is written: blocks may be dropped from memory again.
+    pub(super) fn landed(&mut self) {
+        self.blocks.values_mut().for_each(|block| block.landing = false);
     }
 }
 
@@ -414,6 +437,31 @@ fn write_count(bytes: &mut [u8], order: u32, index: u64, count: u64) -> Range<us
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::memory::Memory;
+
+    /// Reading it back meanwhile would show its clusters as free, and they would be taken twice.
+    #[test]
+    fn a_block_stays_in_memory_until_what_was_taken_of_it_is_written() {
+        let storage = Memory::new(0);
+        let bits = 21;
+        let mut refcounts = Refcounts { cluster_bits: bits, table: vec![1 << bits], ..Refcounts::absent() };
+        let taken = refcounts.take(&storage, &FxHashSet::default(), 1).unwrap().unwrap();
+        let writes = refcounts.take_dirty();
+        for index in 1..=(CLEAN_BYTES as u64 >> bits) {
+            refcounts.blocks.insert(index, Block::new(vec![0; 1 << bits].into(), 0..0));
+        }
+        refcounts.make_room();
+        assert_eq!(refcounts.get(&storage, taken.first).unwrap(), 1);
+        for (offset, bytes) in &writes.blocks {
+            storage.writev_at(bytes.into(), offset.0).unwrap();
+        }
+        refcounts.landed();
+        refcounts.blocks.insert(1, Block::new(vec![0; 1 << bits].into(), 0..0));
+        refcounts.blocks.insert(2, Block::new(vec![0; 1 << bits].into(), 0..0));
+        refcounts.make_room();
+        assert!(refcounts.blocks.is_empty());
+        assert_eq!(refcounts.get(&storage, taken.first).unwrap(), 1);
+    }
 
     #[test]
     fn counts_of_every_width_keep_their_neighbours() {

@@ -11,6 +11,7 @@ use super::pending::Dropped;
 use super::refcounts::Refcounts;
 use super::snapshots::SnapshotTable;
 use crate::error::{Error, Result};
+use crate::ondisk::bytes_fit;
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
@@ -86,6 +87,10 @@ pub(super) fn reserved_clusters(
         }
     }
     if let Some(bitmaps) = &header.bitmaps {
+        let start = bitmaps.directory_offset.0;
+        if !bytes_fit(start, bitmaps.directory_size, u64::MAX) {
+            return Err(Error::corrupt("the bitmap directory lies past the end of the file").at(start));
+        }
         for cluster in clusters(bitmaps.directory_offset, bitmaps.directory_size) {
             add(cluster, "the bitmap directory")?;
         }

@@ -80,7 +80,7 @@ impl Driver {
     }
 
     /// Refuses guest data in a cluster of metadata (I6).
-    fn refuse_metadata(&self, host: HostOffset, len: u64) -> Result<()> {
+    pub(super) fn refuse_metadata(&self, host: HostOffset, len: u64) -> Result<()> {
         if self.geometry.external_data {
             return Ok(());
         }
@@ -89,7 +89,7 @@ impl Driver {
         match (host.0 >> bits..=(host.0 + len - 1) >> bits).find(|cluster| reserved.contains(cluster)) {
             None => Ok(()),
             Some(cluster) => Err(Error::corrupt(
-                "an L2 entry maps guest data onto metadata; nothing was written; repair the image (qemu-img check -r all)",
+                "an L2 entry maps guest data onto metadata, which was left alone; repair the image (qemu-img check -r all)",
             )
             .at(cluster << bits)),
         }
@@ -132,6 +132,7 @@ impl Driver {
         let run = self.units(slice, table, start, end - start).run(no_data)?.expect("checked by the caller");
         let host = run.unit.space().expect("checked by the caller");
         let len = (run.end - start).div_ceil(unit_size) * unit_size;
+        self.data_at(start, host)?;
         self.refuse_metadata(host, len)?;
         Ok(Allocation {
             guest: start,

@@ -1,0 +1,193 @@
+//! What others do while a flush is writing, and what becomes of a flush that fails.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use imago_core::access::image::Image;
+use imago_core::access::open::{Backing, OpenOptions};
+use imago_core::format::FormatKind;
+use imago_core::storage::memory::Memory;
+use imago_core::storage::{Capabilities, ZeroMode};
+use imago_core::{ErrorKind, IoVector, IoVectorMut, Result, Storage};
+use imago_testkit::check::check;
+use imago_testkit::images::{Config, DataFile};
+use imago_testkit::model::pattern;
+use imago_testkit::qcow2::Qcow2;
+use imago_testkit::sim::{Failing, SimStorage};
+use parking_lot::{Condvar, Mutex};
+
+fn open(storage: Arc<dyn Storage>, data_file: Option<Arc<dyn Storage>>) -> Arc<Image> {
+    OpenOptions {
+        write: true,
+        format: Some(FormatKind::Qcow2),
+        backing: Backing::None,
+        data_file,
+        ..OpenOptions::default()
+    }
+    .open_storage(storage)
+    .unwrap()
+}
+
+fn empty_image(config: &Config) -> Vec<u8> {
+    std::fs::read(&config.build().path).unwrap()
+}
+
+/// A memory whose next write waits to be let through, once that is asked for.
+#[derive(Debug, Default)]
+struct Stopping {
+    memory: Memory,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default, PartialEq)]
+enum State {
+    #[default]
+    Open,
+    Armed,
+    Stopped,
+}
+
+impl Stopping {
+    fn arm(&self) {
+        *self.state.lock() = State::Armed;
+    }
+
+    fn wait_until_stopped(&self) {
+        self.changed.wait_while(&mut self.state.lock(), |state| *state != State::Stopped);
+    }
+
+    fn let_through(&self) {
+        *self.state.lock() = State::Open;
+        self.changed.notify_all();
+    }
+}
+
+impl Storage for Stopping {
+    fn readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
+        self.memory.readv_at(bufs, offset)
+    }
+    fn writev_at(&self, bufs: IoVector<'_>, offset: u64) -> Result<()> {
+        let mut state = self.state.lock();
+        if *state == State::Armed {
+            *state = State::Stopped;
+            self.changed.notify_all();
+            self.changed.wait_while(&mut state, |state| *state == State::Stopped);
+        }
+        drop(state);
+        self.memory.writev_at(bufs, offset)
+    }
+    fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        self.memory.write_zeroes_at(offset, len, mode)
+    }
+    fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
+        self.memory.discard_at(offset, len)
+    }
+    fn len(&self) -> Result<u64> {
+        self.memory.len()
+    }
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.memory.set_len(len)
+    }
+    fn sync(&self) -> Result<()> {
+        self.memory.sync()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
+}
+
+/// 512-byte clusters with 64-bit refcounts: a table of one cluster counts 2 MiB.
+fn tiny() -> Config {
+    Config { refcount_bits: 64, ..Config::plain(9, 8 << 20) }
+}
+
+fn assert_holds(storage: &Memory, content: &[u8]) {
+    let bytes = storage.to_vec().unwrap();
+    check(&bytes).assert_clean();
+    assert!(Qcow2::parse(&bytes).unwrap().content(&[], None).unwrap() == content, "the content differs");
+}
+
+#[test]
+fn the_refcount_table_grows_as_often_as_it_has_to() {
+    let content = pattern(1, 0, 8 << 20);
+    for step in [512, 70_000, 8 << 20] {
+        let storage = Arc::new(Memory::from(empty_image(&tiny())));
+        let image = open(storage.clone(), None);
+        for (index, part) in content.chunks(step).enumerate() {
+            image.write(part, (index * step) as u64).unwrap();
+        }
+        image.close().unwrap();
+        assert_holds(&storage, &content);
+    }
+}
+
+/// What the flush took before must not land on top of what the growth wrote.
+#[test]
+fn the_refcount_table_grows_beside_a_flush() {
+    let content = pattern(2, 0, 8 << 20);
+    let storage = Arc::new(Stopping::default());
+    storage.memory.writev_at((&empty_image(&tiny())).into(), 0).unwrap();
+    let image = open(storage.clone(), None);
+    let (before, behind) = content.split_at(1 << 20);
+    image.write(before, 0).unwrap();
+    thread::scope(|scope| {
+        storage.arm();
+        scope.spawn(|| image.flush().unwrap());
+        storage.wait_until_stopped();
+        let writer = scope.spawn(|| image.write(behind, before.len() as u64).unwrap());
+        // It may wait for the flush; if it does not, it is given the time to be done first.
+        let end = Instant::now() + Duration::from_millis(500);
+        while !writer.is_finished() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
+        }
+        storage.let_through();
+    });
+    image.close().unwrap();
+    assert_holds(&storage.memory, &content);
+}
+
+/// No later sync makes up for one of the data file that failed: the image must not say that it does.
+#[test]
+fn a_failed_sync_of_the_data_file_latches_the_image() {
+    let config = Config { data_file: DataFile::Plain, ..Config::plain(16, 1 << 20) };
+    let data = Arc::new(SimStorage::from(Vec::new()));
+    let image = open(Arc::new(Memory::from(empty_image(&config))), Some(data.clone()));
+    image.write(b"content", 5).unwrap();
+    data.fail_call(0, Failing::Once);
+    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Latched);
+    assert_eq!(image.write(b"more", 5).unwrap_err().kind(), ErrorKind::Latched);
+    assert_eq!(image.close().unwrap_err().kind(), ErrorKind::Latched);
+}
+
+#[test]
+fn a_failed_sync_of_a_raw_image_latches_it() {
+    let disk = Arc::new(SimStorage::from(vec![0; 4096]));
+    let options = OpenOptions { write: true, format: Some(FormatKind::Raw), ..OpenOptions::default() };
+    let image = options.open_storage(disk.clone()).unwrap();
+    image.write(b"content", 5).unwrap();
+    // After the question for the length.
+    disk.fail_call(1, Failing::Once);
+    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Latched);
+    assert_eq!(image.write(b"more", 5).unwrap_err().kind(), ErrorKind::Latched);
+    let mut bytes = [0; 7];
+    image.read(&mut bytes, 5).unwrap();
+    assert_eq!(&bytes, b"content");
+    assert_eq!(image.close().unwrap_err().kind(), ErrorKind::Latched);
+}
+
+/// A flush is no operation that could follow the old mapping: with no other in flight it frees what was dropped itself.
+#[test]
+fn one_flush_gives_discarded_space_back() {
+    let storage = Arc::new(Memory::from(empty_image(&Config::plain(16, 8 << 20))));
+    let image = open(storage.clone(), None);
+    image.write(&pattern(3, 0, 8 << 20), 0).unwrap();
+    image.flush().unwrap();
+    let before = storage.allocated().unwrap().unwrap();
+    image.discard(0, 4 << 20).unwrap();
+    image.flush().unwrap();
+    assert_eq!(before - storage.allocated().unwrap().unwrap(), 4 << 20);
+}
