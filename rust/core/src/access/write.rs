@@ -2,7 +2,7 @@
 
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Allocation, InPlace, Lookup, WriteStep};
+use crate::format::{Allocation, InPlace, WriteStep};
 use crate::units::GuestOffset;
 
 use super::image::Image;
@@ -39,7 +39,7 @@ impl Image {
     fn write_range(&self, mut bufs: IoVector<'_>, mut offset: u64) -> Result<()> {
         while !bufs.is_empty() {
             let len = bufs.len() as u64;
-            let place = self.format.in_place(GuestOffset(offset), len, Lookup::Load);
+            let place = self.format.in_place(GuestOffset(offset), len);
             let Some(InPlace { len, storage, offset: host }) = place.map_err(|e| self.name(e))? else {
                 let _range = self.ranges.lock(offset, len, self.format.write_alignment());
                 return self.write_locked(bufs, offset);

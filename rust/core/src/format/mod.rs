@@ -317,7 +317,7 @@ pub trait Format: fmt::Debug + Send + Sync {
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>>;
 
     /// Where the bytes from `offset` on, at most `len`, may be overwritten with no allocation and no lock.
-    fn in_place(&self, offset: GuestOffset, len: u64, lookup: Lookup) -> Result<Option<InPlace<'_>>>;
+    fn in_place(&self, offset: GuestOffset, len: u64) -> Result<Option<InPlace<'_>>>;
 
     /// Publishes an allocation whose data has been written.
     fn commit(&self, allocation: Allocation) -> Result<()>;

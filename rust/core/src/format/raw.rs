@@ -67,7 +67,7 @@ impl Format for Raw {
         self.place(offset, len).map(WriteStep::InPlace)
     }
 
-    fn in_place(&self, offset: GuestOffset, len: u64, _: Lookup) -> Result<Option<InPlace<'_>>> {
+    fn in_place(&self, offset: GuestOffset, len: u64) -> Result<Option<InPlace<'_>>> {
         self.place(offset, len).map(Some)
     }
 

@@ -243,8 +243,8 @@ impl Format for Driver {
         self.map_run(offset, len, lookup).map_err(|e| self.located(e))
     }
 
-    fn in_place(&self, offset: GuestOffset, len: u64, lookup: Lookup) -> Result<Option<InPlace<'_>>> {
-        self.find_in_place(offset, len, lookup).map_err(|e| self.located(e))
+    fn in_place(&self, offset: GuestOffset, len: u64) -> Result<Option<InPlace<'_>>> {
+        self.find_in_place(offset, len).map_err(|e| self.located(e))
     }
 
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {

@@ -42,12 +42,7 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) fn find_in_place(
-        &self,
-        guest: GuestOffset,
-        len: u64,
-        lookup: Lookup,
-    ) -> Result<Option<InPlace<'_>>> {
+    pub(super) fn find_in_place(&self, guest: GuestOffset, len: u64) -> Result<Option<InPlace<'_>>> {
         self.check_writable()?;
         if !self.started.load(Ordering::Acquire) {
             return Ok(None);
@@ -56,7 +51,7 @@ impl Driver {
             return Ok(None);
         };
         let own = |slice: &Slice| self.own_data(slice, table.host, guest, len);
-        Ok(self.look_up(table.host, guest, lookup, own)?.flatten())
+        Ok(self.look_up(table.host, guest, Lookup::Load, own)?.flatten())
     }
 
     /// The run of `slice` at `guest` that holds data nobody shares.
