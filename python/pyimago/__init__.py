@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyimago import _native
+from pyimago import _native, aio
 from pyimago._errors import (
     CorruptImageError,
     ImageClosedError,
@@ -47,6 +47,7 @@ __all__ = [
     "info_chain",
     "convert",
     "ImageInfo",
+    "aio",
     # Access
     "SyncFormatAccess",
     "FormatAccess",
@@ -150,6 +151,10 @@ def convert(
         OSError: A file cannot be read or written.
     """
     _native.convert(source, target, source_format, format, implicit, progress, layout)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> object:

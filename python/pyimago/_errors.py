@@ -51,3 +51,8 @@ class ImageClosedError(ImagoError, ValueError):
 
 class LatchedError(ImagoError):
     """A write of metadata failed before: nothing more is written to this image. Close it and check it."""
+
+
+for _error in (ImagoError, *ImagoError.__subclasses__()):
+    # Tracebacks call them what a program calls them.
+    _error.__module__ = "pyimago"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -22,17 +23,33 @@ FAILED = 1
 INTERRUPTED = 130
 """128 + SIGINT, what a shell reports for a command that Ctrl-C ended."""
 
+EXAMPLES = """\
+examples:
+  pyimago info disk.qcow2                                what it is, without opening anything else
+  pyimago info --backing-chain --output=json disk.qcow2
+  pyimago convert -p disk.qcow2 disk.raw                 flat, with its backing files' content
+  pyimago convert -f raw -O qcow2 disk.raw disk.qcow2    -f: never guess what a guest could write to
+
+`pyimago COMMAND --help` tells more."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (`sys.argv[1:]` if None) and return its exit status.
 
     Failures are one line on stderr, `NAME: message`, with status 1; Ctrl-C is status 130.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = argparse.Namespace()
     try:
-        importlib.import_module(arguments.module).run(arguments)
-        sys.stdout.flush()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name that the terminal's encoding does not have is escaped like one that would harm it.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            _parser().parse_args(argv, arguments)
+            importlib.import_module(arguments.module).run(arguments)
+        finally:
+            # --help and --version end by SystemExit. There is no stdout at all where it was closed (`>&-`).
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -42,16 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         from pyimago.cli import _text
 
-        message = _text.describe(error)
+        message = _text.describe(error, named=vars(arguments).values())
         if message is None:
             raise
-        print(f"{parser.prog}: {message}", file=sys.stderr)
+        print(f"{_name()}: {message}", file=sys.stderr)
         return FAILED
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=_name(), description="VM disk images: look into them and convert them.")
+    parser = _Parser(
+        prog=_name(),
+        description="VM disk images: look into them and convert them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_info(
@@ -73,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_info(command: _Parser) -> None:
-    command.add_argument("image", metavar="IMAGE")
+    command.add_argument("image", metavar="IMAGE", help="the image's file")
     command.add_argument("-f", "--format", metavar="FMT", help="format of IMAGE (default: probed)")
     command.add_argument("--output", choices=("human", "json"), default="human")
     command.add_argument("--backing-chain", action="store_true", help="the backing files too, topmost first")
@@ -82,8 +104,8 @@ def _add_info(command: _Parser) -> None:
 
 
 def _add_convert(command: _Parser) -> None:
-    command.add_argument("source", metavar="IN")
-    command.add_argument("target", metavar="OUT")
+    command.add_argument("source", metavar="IN", help="the image to read, with the files it names")
+    command.add_argument("target", metavar="OUT", help="the image to write, on its own")
     command.add_argument("-f", "--source-format", metavar="FMT", help="format of IN (default: probed)")
     command.add_argument("-O", "--target-format", metavar="FMT", default="raw", help="format of OUT (raw)")
     command.add_argument(

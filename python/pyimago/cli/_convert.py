@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 import pyimago
@@ -10,8 +12,10 @@ from pyimago.cli._text import UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from typing import NoReturn
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 SUFFIXES = {"": 0, "k": 10, "m": 20, "g": 30}
 VERSIONS: dict[str, Literal[2, 3]] = {"0.10": 2, "1.1": 3, "v2": 2, "v3": 3}
 
@@ -28,17 +32,36 @@ def run(arguments: argparse.Namespace) -> None:
     """Convert as the command line says."""
     layout = parse_layout(arguments.options)
     show = arguments.progress and not arguments.quiet
-    pyimago.convert(
-        arguments.source,
-        arguments.target,
-        source_format=arguments.source_format,
-        format=arguments.target_format,
-        implicit=arguments.implicit,
-        progress=_show if show else None,
-        **layout,
-    )
+    with _tidy_end():
+        pyimago.convert(
+            arguments.source,
+            arguments.target,
+            source_format=arguments.source_format,
+            format=arguments.target_format,
+            implicit=arguments.implicit,
+            progress=_show if show else None,
+            **layout,
+        )
     if show:
         print()
+
+
+@contextmanager
+def _tidy_end() -> Iterator[None]:
+    """Has the signals that end a program end it as Ctrl-C does: what was written so far is removed first."""
+
+    def end(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    # One that is ignored (nohup) stays ignored.
+    ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def parse_layout(options: Sequence[str]) -> Layout:
@@ -70,5 +93,4 @@ def _parse_size(name: str, text: str) -> int:
 
 def _show(done: int, total: int) -> None:
     """`done` of `total` bytes; rewrites its line."""
-    sys.stdout.write(f"    ({100 * done / total if total else 100:.2f}/100%)\r")
-    sys.stdout.flush()
+    print(f"    ({100 * done / total if total else 100:.2f}/100%)", end="\r", flush=True)

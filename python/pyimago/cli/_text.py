@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from pyimago import ImagoError
+from pyimago import ImagoError, ImplicitOpenDeniedError
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -37,11 +38,18 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
-def describe(error: Exception) -> str | None:
-    """The line that tells a user of `error`; None if it is a defect of ours, which needs its traceback."""
+def describe(error: Exception, *, named: Iterable[object] = ()) -> str | None:
+    """The line that tells a user of `error`; None if it is a defect of ours, which needs its traceback.
+
+    `named` are the words of the command line. A file that is not among them came out of an image, and the
+    error's notes say how.
+    """
     match error:
         case OSError(filename=name, strerror=str(reason)) if name is not None:
-            return escape(f"{_name(name)}: {reason}")
+            notes = [] if name in named else getattr(error, "__notes__", [])
+            return escape(f"{_name(name)}: {reason}" + "".join(f" ({note})" for note in notes))
+        case ImplicitOpenDeniedError():
+            return escape(f"{error} (--implicit=allow)")
         case OSError() | ImagoError() | UsageError() | ValueError():
             return escape(error)
         case _:
@@ -49,4 +57,4 @@ def describe(error: Exception) -> str | None:
 
 
 def _name(name: object) -> object:
-    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
+    return (name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name) or "''"
