@@ -2,9 +2,9 @@
 
 Both sides write 4 KiB at the same offsets in the same order (steps of 0.618 of the disk, which
 `qemu-img bench` takes modulo its size); QEMU keeps 64 requests in flight, its default. Neither waits for the
-device (QEMU: cache mode `unsafe`): what a barrier costs is the kernel's and the same for both. Opening, a start
-of `qemu-img`, and what is left to be written before the next round are off the clock; of ours that includes the
-metadata, a hundredth of what was written.
+device (QEMU: cache mode `unsafe`): what a barrier costs is the kernel's and the same for both. Opening, a
+start of `qemu-img`, and what is left to be written before the next round are off the clock; of ours that
+includes the metadata, a hundredth of what was written.
 """
 
 from __future__ import annotations
