@@ -10,7 +10,8 @@ use pyo3::types::PyBytes;
 ///
 /// Only pointer and length are given out, never a slice: Python code may touch the bytes at any time.
 pub(crate) struct Buffer {
-    view: Box<ffi::Py_buffer>,
+    /// Asked for without shape and strides, it has no pointer into itself and may be moved.
+    view: ffi::Py_buffer,
     /// The object lets itself be written: it was exported so, or nobody else has it yet.
     writable: bool,
 }
@@ -44,9 +45,9 @@ impl Buffer {
     }
 
     fn export(object: &Bound<'_, PyAny>, flags: std::ffi::c_int) -> PyResult<Self> {
-        let mut view = Box::new(ffi::Py_buffer::new());
-        // SAFETY: `view` is a fresh `Py_buffer` at an address that stays its own until the release.
-        let status = unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut *view, flags) };
+        let mut view = ffi::Py_buffer::new();
+        // SAFETY: `view` is a fresh `Py_buffer`.
+        let status = unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut view, flags) };
         let writable = flags == ffi::PyBUF_WRITABLE;
         if status == 0 { Ok(Buffer { view, writable }) } else { Err(PyErr::fetch(object.py())) }
     }
@@ -129,7 +130,7 @@ impl Drop for Buffer {
         // Without an interpreter (it is finalising) there is nobody left to tell.
         Python::try_attach(|_| {
             // SAFETY: the view was filled by `PyObject_GetBuffer` and is released once; the interpreter is attached.
-            unsafe { ffi::PyBuffer_Release(&raw mut *self.view) };
+            unsafe { ffi::PyBuffer_Release(&raw mut self.view) };
         });
     }
 }

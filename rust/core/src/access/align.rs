@@ -4,13 +4,12 @@
 //! its edges, changes them and writes them back, with the range locked. For the same reason every write locks its range:
 //! one that changed a unit between another's read and write of it would be undone.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::range_lock::RangeLocks;
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::Result;
-use crate::storage::{Capabilities, Limits, Run, Storage, ZeroMode};
+use crate::storage::{Limits, Run, Storage, ZeroMode, answers_of_inner};
 
 /// Most bytes that one bounce buffer holds, so that a huge request does not ask for as much memory again.
 const BOUNCE_MAX: u64 = 1 << 20;
@@ -79,6 +78,8 @@ impl Aligned {
 }
 
 impl Storage for Aligned {
+    answers_of_inner!();
+
     fn readv_at(&self, mut bufs: IoVectorMut<'_>, mut offset: u64) -> Result<()> {
         if self.fits(offset, bufs.len() as u64) && bufs.is_aligned(self.limits.memory_alignment as usize) {
             return self.inner.readv_at(bufs, offset);
@@ -135,10 +136,6 @@ impl Storage for Aligned {
         if first < last { self.inner.discard_at(first, last - first) } else { Ok(()) }
     }
 
-    fn len(&self) -> Result<u64> {
-        self.inner.len()
-    }
-
     fn set_len(&self, len: u64) -> Result<()> {
         self.inner.set_len(len)
     }
@@ -147,28 +144,8 @@ impl Storage for Aligned {
         self.inner.sync()
     }
 
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
     fn run_at(&self, offset: u64, len: u64) -> Result<Run> {
         self.inner.run_at(offset, len)
-    }
-
-    fn allocated(&self) -> Result<Option<u64>> {
-        self.inner.allocated()
-    }
-
-    fn path(&self) -> Option<&Path> {
-        self.inner.path()
-    }
-
-    fn identity(&self) -> Option<(u64, u64)> {
-        self.inner.identity()
-    }
-
-    fn unlock(&self) {
-        self.inner.unlock();
     }
 
     #[cfg(unix)]
@@ -207,6 +184,7 @@ impl Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::Capabilities;
     use crate::storage::memory::Memory;
 
     /// A memory that insists on its limits.

@@ -1,9 +1,8 @@
 //! A storage that is not written to any more once a write has failed.
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use super::{Capabilities, Limits, Run, Storage, ZeroMode};
+use super::{Limits, Run, Storage, ZeroMode};
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -79,6 +78,8 @@ impl Latched {
 }
 
 impl Storage for Latched {
+    answers_of_inner!();
+
     fn readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
         self.inner.readv_at(bufs, offset)
     }
@@ -99,10 +100,6 @@ impl Storage for Latched {
         self.guarded(|inner| inner.discard_at(offset, len))
     }
 
-    fn len(&self) -> Result<u64> {
-        self.inner.len()
-    }
-
     fn set_len(&self, len: u64) -> Result<()> {
         self.latching(|inner| inner.set_len(len))
     }
@@ -115,28 +112,8 @@ impl Storage for Latched {
         self.inner.limits()
     }
 
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
     fn run_at(&self, offset: u64, len: u64) -> Result<Run> {
         self.inner.run_at(offset, len)
-    }
-
-    fn allocated(&self) -> Result<Option<u64>> {
-        self.inner.allocated()
-    }
-
-    fn path(&self) -> Option<&Path> {
-        self.inner.path()
-    }
-
-    fn identity(&self) -> Option<(u64, u64)> {
-        self.inner.identity()
-    }
-
-    fn unlock(&self) {
-        self.inner.unlock();
     }
 
     fn raw_limits(&self) -> Limits {

@@ -1,5 +1,35 @@
 //! Bytes at offsets. No word of a format here.
 
+/// What a wrapper answers as the storage inside of it (`self.inner`) does.
+macro_rules! answers_of_inner {
+    () => {
+        fn len(&self) -> $crate::error::Result<u64> {
+            self.inner.len()
+        }
+
+        fn capabilities(&self) -> $crate::storage::Capabilities {
+            self.inner.capabilities()
+        }
+
+        fn allocated(&self) -> $crate::error::Result<Option<u64>> {
+            self.inner.allocated()
+        }
+
+        fn path(&self) -> Option<&std::path::Path> {
+            self.inner.path()
+        }
+
+        fn identity(&self) -> Option<(u64, u64)> {
+            self.inner.identity()
+        }
+
+        fn unlock(&self) {
+            self.inner.unlock();
+        }
+    };
+}
+pub(crate) use answers_of_inner;
+
 pub mod file;
 pub mod latched;
 mod lock;

@@ -1,11 +1,10 @@
 //! A storage that answers late.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::{Capabilities, Limits, Run, Storage, ZeroMode};
+use super::{Limits, Run, Storage, ZeroMode};
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::Result;
 
@@ -32,6 +31,8 @@ impl Throttled {
 }
 
 impl Storage for Throttled {
+    answers_of_inner!();
+
     fn readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
         self.wait().readv_at(bufs, offset)
     }
@@ -48,10 +49,6 @@ impl Storage for Throttled {
         self.wait().discard_at(offset, len)
     }
 
-    fn len(&self) -> Result<u64> {
-        self.inner.len()
-    }
-
     fn set_len(&self, len: u64) -> Result<()> {
         self.wait().set_len(len)
     }
@@ -64,23 +61,7 @@ impl Storage for Throttled {
         self.inner.limits()
     }
 
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
     fn run_at(&self, offset: u64, len: u64) -> Result<Run> {
         self.wait().run_at(offset, len)
-    }
-
-    fn allocated(&self) -> Result<Option<u64>> {
-        self.inner.allocated()
-    }
-
-    fn path(&self) -> Option<&Path> {
-        self.inner.path()
-    }
-
-    fn identity(&self) -> Option<(u64, u64)> {
-        self.inner.identity()
     }
 }
