@@ -114,7 +114,10 @@ impl Access {
             self.unflushed.store(true, Ordering::Relaxed);
             return Ok(());
         }
-        Err(UnsupportedOperation::new_err(format!("{} is open for reading only", self.name())))
+        Err(UnsupportedOperation::new_err(format!(
+            "{} is open for reading only: open it with write=True to write",
+            self.name()
+        )))
     }
 
     /// The image. `ValueError` when it is closed or being closed, `RuntimeError` in a forked child: there the engine's

@@ -135,7 +135,7 @@ impl Drop for Buffer {
     }
 }
 
-fn kind(object: &Bound<'_, PyAny>) -> String {
+pub(crate) fn kind(object: &Bound<'_, PyAny>) -> String {
     object.get_type().name().map_or_else(|_| "object".to_owned(), |name| name.to_string())
 }
 

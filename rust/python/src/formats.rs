@@ -1,6 +1,5 @@
 //! `Raw` and `Qcow2`: what is being opened, before it becomes an access.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use imago_core::access::image::{CHAIN_MAX, Image};
@@ -13,6 +12,7 @@ use crate::errors::{Failure, exception};
 use crate::gate::PyGate;
 use crate::image::shared_image;
 use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::path::StrPath;
 use crate::storages::Storage;
 
 /// The engine's object until a `FormatAccess` takes it; locked while another thread is at it.
@@ -63,15 +63,15 @@ macro_rules! format_class {
             /// Open the file at `path` as an image of this format. No other file is opened.
             #[staticmethod]
             #[pyo3(signature = (path, *, write = false))]
-            fn open_path_sync(py: Python<'_>, path: PathBuf, write: bool) -> PyResult<Py<PyAny>> {
-                Self::open_with::<Blocking>(py, move || <$engine>::open_path_sync(path, write))
+            fn open_path_sync(py: Python<'_>, path: StrPath, write: bool) -> PyResult<Py<PyAny>> {
+                Self::open_with::<Blocking>(py, move || <$engine>::open_path_sync(path.0, write))
             }
 
             /// As `open_path_sync`, awaited.
             #[staticmethod]
             #[pyo3(signature = (path, *, write = false))]
-            fn open_path(py: Python<'_>, path: PathBuf, write: bool) -> PyResult<Py<PyAny>> {
-                Self::open_with::<Awaited>(py, move || <$engine>::open_path_sync(path, write))
+            fn open_path(py: Python<'_>, path: StrPath, write: bool) -> PyResult<Py<PyAny>> {
+                Self::open_with::<Awaited>(py, move || <$engine>::open_path_sync(path.0, write))
             }
 
             /// Open `storage` as an image of this format. No other storage is opened.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use imago_core::access::image::Image;
 use imago_core::format::ZeroIntent;
-use pyo3::exceptions::PyResourceWarning;
+use pyo3::exceptions::{PyResourceWarning, PyTypeError};
 use pyo3::prelude::*;
 
 use crate::access::Access;
+use crate::buffers::kind;
 use crate::errors::{Failure, exception};
 use crate::extents::{AsyncExtentIterator, ExtentIterator};
 use crate::formats;
@@ -212,7 +213,13 @@ pub(crate) fn shared_image(object: &Bound<'_, PyAny>) -> PyResult<Arc<Image>> {
     let access = if let Ok(access) = object.cast::<SyncFormatAccess>() {
         &access.get().access
     } else {
-        &object.cast::<FormatAccess>()?.get().access
+        let access = object.cast::<FormatAccess>().map_err(|_| {
+            PyTypeError::new_err(format!(
+                "a backing image is a FormatAccess or SyncFormatAccess, not {}; open it first",
+                kind(object)
+            ))
+        })?;
+        &access.get().access
     };
     access.image(py).map(|open| Arc::clone(open.get()))
 }

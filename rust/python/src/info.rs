@@ -16,6 +16,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::errors::Failure;
 use crate::gate::PyGate;
 use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::path::StrPath;
 use crate::verbs::Format;
 
 const SECTOR: u64 = 512;
@@ -204,11 +205,11 @@ fn read(
 #[pyo3(signature = (path, format, chain))]
 pub(crate) fn info(
     py: Python<'_>,
-    path: PathBuf,
+    path: StrPath,
     format: Option<Format>,
     chain: Option<PyGate>,
 ) -> PyResult<Py<PyAny>> {
-    documents::<Blocking>(py, read(path, format, chain))
+    documents::<Blocking>(py, read(path.0, format, chain))
 }
 
 /// As `info`, awaited.
@@ -216,9 +217,9 @@ pub(crate) fn info(
 #[pyo3(signature = (path, format, chain))]
 pub(crate) fn info_awaited(
     py: Python<'_>,
-    path: PathBuf,
+    path: StrPath,
     format: Option<Format>,
     chain: Option<PyGate>,
 ) -> PyResult<Py<PyAny>> {
-    documents::<Awaited>(py, read(path, format, chain))
+    documents::<Awaited>(py, read(path.0, format, chain))
 }

@@ -16,6 +16,7 @@ mod gate;
 mod image;
 mod info;
 mod operation;
+mod path;
 mod storages;
 mod transfer;
 mod verbs;

@@ -1,7 +1,7 @@
 //! Storages: where an image's bytes are.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +15,10 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt};
 
-use crate::buffers::Buffer;
+use crate::buffers::{Buffer, kind};
 use crate::errors::{Failure, exception};
 use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::path::StrPath;
 use crate::transfer::Offset;
 
 /// How to open a `File`.
@@ -31,9 +32,20 @@ pub(crate) struct StorageOpenOptions(EngineOptions);
 impl StorageOpenOptions {
     #[new]
     #[pyo3(signature = (*, filename, write = false, direct = false, lock = "auto"))]
-    fn new(filename: PathBuf, write: bool, direct: bool, lock: &str) -> PyResult<Self> {
-        let options = EngineOptions::new().filename(filename).write(write).direct(direct);
+    fn new(filename: StrPath, write: bool, direct: bool, lock: &str) -> PyResult<Self> {
+        let options = EngineOptions::new().filename(filename.0).write(write).direct(direct);
         Ok(StorageOpenOptions(options.lock(lock_of(lock)?)))
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let options = slf.get();
+        Ok(format!(
+            "StorageOpenOptions(filename={}, write={}, direct={}, lock='{}')",
+            options.filename().into_pyobject(slf.py())?.repr()?,
+            if options.write() { "True" } else { "False" },
+            if options.direct() { "True" } else { "False" },
+            options.lock()
+        ))
     }
 
     /// The file to open.
@@ -101,6 +113,13 @@ impl Storage {
     #[getter]
     fn filename(&self) -> Option<&OsStr> {
         self.0.path().map(Path::as_os_str)
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> String {
+        let storage = &slf.get().0;
+        let name = storage.path().map_or_else(String::new, |path| format!(" of {}", path.display()));
+        let size = storage.len().map_or_else(|error| error.to_string(), |len| format!("{len} bytes"));
+        format!("<{}{name} ({size})>", kind(slf))
     }
 }
 

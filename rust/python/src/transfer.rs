@@ -2,7 +2,7 @@
 
 use imago_core::access::image::Image;
 use imago_core::{IoVector, IoVectorMut, Result};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use smallvec::{SmallVec, smallvec};
@@ -106,7 +106,11 @@ fn segments_of(
 ) -> PyResult<SmallVec<[Segment; 1]>> {
     let mut segments = SmallVec::with_capacity(pairs.len().unwrap_or(0));
     for pair in pairs.try_iter()? {
-        let (object, Offset(offset)) = pair?.extract::<(Bound<'_, PyAny>, Offset)>()?;
+        let pair = pair?;
+        let Ok((object, offset)) = pair.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>() else {
+            return Err(PyTypeError::new_err("requests are pairs (tuples) of a buffer and an offset"));
+        };
+        let Offset(offset) = offset.extract()?;
         segments.push(Segment::new(smallvec![buffer(&object)?], offset));
     }
     Ok(segments)

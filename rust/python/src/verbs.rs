@@ -16,10 +16,12 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict};
 
+use crate::buffers::kind;
 use crate::errors::Failure;
 use crate::gate::PyGate;
 use crate::image::{FormatAccess, SyncFormatAccess, shared_image};
 use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::path::StrPath;
 use crate::storages::Storage;
 use crate::transfer::Offset;
 
@@ -51,7 +53,7 @@ impl<'py> FromPyObject<'_, 'py> for Below {
             return match word {
                 "implicit" => Ok(Below(Backing::Implicit)),
                 _ => Err(PyValueError::new_err(format!(
-                    "backing is 'implicit', None or an open image, not {word:?}"
+                    "backing is 'implicit', None or an open image, not {word:?}; open that image first"
                 ))),
             };
         }
@@ -72,7 +74,7 @@ impl<'py> FromPyObject<'_, 'py> for DataFile {
         if let Ok(storage) = object.cast::<Storage>() {
             return Ok(DataFile::Open(storage.get().shared()));
         }
-        object.extract().map(DataFile::Path).map_err(|_| {
+        object.extract::<StrPath>().map(|path| DataFile::Path(path.0)).map_err(|_| {
             PyTypeError::new_err(
                 "data_file is a storage, the path of a file, or None for what the image names",
             )
@@ -157,7 +159,7 @@ impl Opening {
 )]
 pub(crate) fn open(
     py: Python<'_>,
-    path: PathBuf,
+    path: StrPath,
     write: bool,
     format: Option<Format>,
     backing: Below,
@@ -166,7 +168,7 @@ pub(crate) fn open(
 ) -> PyResult<Py<PyAny>> {
     Opening { write, format, backing, data_file, implicit }.open::<Blocking, _>(
         py,
-        path,
+        path.0,
         SyncFormatAccess::of,
     )
 }
@@ -180,14 +182,14 @@ pub(crate) fn open(
 )]
 pub(crate) fn open_awaited(
     py: Python<'_>,
-    path: PathBuf,
+    path: StrPath,
     write: bool,
     format: Option<Format>,
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
 ) -> PyResult<Py<PyAny>> {
-    Opening { write, format, backing, data_file, implicit }.open::<Awaited, _>(py, path, FormatAccess::of)
+    Opening { write, format, backing, data_file, implicit }.open::<Awaited, _>(py, path.0, FormatAccess::of)
 }
 
 /// The names of versions of qcow2.
@@ -244,14 +246,15 @@ fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, PyDict>) -> 
             "extended_l2" => options.extended_l2 = value.extract()?,
             "compression_type" => options.compression = value.extract::<CompressionType>()?.0,
             "backing" => {
-                options.backing = Some(ImplicitReference { name: value.extract()?, format: None });
+                options.backing =
+                    Some(ImplicitReference { name: value.extract::<StrPath>()?.0, format: None });
             }
             "backing_format" => backing_format = Some(value.extract::<String>()?),
             "data_file" => {
-                options.data_file = Some(value.extract::<PathBuf>()?.to_string_lossy().into_owned());
+                options.data_file = Some(value.extract::<StrPath>()?.0.to_string_lossy().into_owned());
             }
             "data_file_raw" => options.data_file_raw = value.extract()?,
-            _ => return Err(PyTypeError::new_err(format!("an image has no {name}"))),
+            _ => return Err(PyTypeError::new_err(format!("a new image has no option {name}"))),
         }
     }
     match (&mut options.backing, backing_format) {
@@ -267,8 +270,10 @@ fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, PyDict>) -> 
 
 /// A number of bytes or bits; what does not fit is out of every range that the engine would allow.
 fn small(name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<u32> {
-    let Offset(number) = value.extract()?;
-    u32::try_from(number).map_err(|_| PyValueError::new_err(format!("{number} is too much for {name}")))
+    if !value.hasattr("__index__")? {
+        return Err(PyTypeError::new_err(format!("{name} is a number, not {}", kind(value))));
+    }
+    value.extract().map_err(|_| PyValueError::new_err(format!("{name} cannot be {value}")))
 }
 
 fn create_with<F: Face>(
@@ -291,24 +296,24 @@ fn create_with<F: Face>(
 #[pyfunction]
 pub(crate) fn create(
     py: Python<'_>,
-    path: PathBuf,
+    path: StrPath,
     size: Offset,
     format: Format,
     layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
-    create_with::<Blocking>(py, path, size, &format, layout)
+    create_with::<Blocking>(py, path.0, size, &format, layout)
 }
 
 /// As `create`, awaited.
 #[pyfunction]
 pub(crate) fn create_awaited(
     py: Python<'_>,
-    path: PathBuf,
+    path: StrPath,
     size: Offset,
     format: Format,
     layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
-    create_with::<Awaited>(py, path, size, &format, layout)
+    create_with::<Awaited>(py, path.0, size, &format, layout)
 }
 
 /// A conversion that was asked for.
@@ -360,8 +365,8 @@ fn convert_with<F: Face>(py: Python<'_>, conversion: Conversion) -> PyResult<Py<
 #[pyo3(signature = (source, target, source_format, format, implicit, progress, layout))]
 pub(crate) fn convert(
     py: Python<'_>,
-    source: PathBuf,
-    target: PathBuf,
+    source: StrPath,
+    target: StrPath,
     source_format: Option<Format>,
     format: Format,
     implicit: PyGate,
@@ -369,7 +374,10 @@ pub(crate) fn convert(
     layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
     let create = create_options(format.0, 0, layout)?;
-    convert_with::<Blocking>(py, Conversion { source, target, source_format, implicit, create, progress })
+    convert_with::<Blocking>(
+        py,
+        Conversion { source: source.0, target: target.0, source_format, implicit, create, progress },
+    )
 }
 
 /// As `convert`, awaited; `progress` is called on another thread.
@@ -377,8 +385,8 @@ pub(crate) fn convert(
 #[pyo3(signature = (source, target, source_format, format, implicit, progress, layout))]
 pub(crate) fn convert_awaited(
     py: Python<'_>,
-    source: PathBuf,
-    target: PathBuf,
+    source: StrPath,
+    target: StrPath,
     source_format: Option<Format>,
     format: Format,
     implicit: PyGate,
@@ -386,5 +394,8 @@ pub(crate) fn convert_awaited(
     layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
     let create = create_options(format.0, 0, layout)?;
-    convert_with::<Awaited>(py, Conversion { source, target, source_format, implicit, create, progress })
+    convert_with::<Awaited>(
+        py,
+        Conversion { source: source.0, target: target.0, source_format, implicit, create, progress },
+    )
 }

@@ -7,7 +7,7 @@ use super::align::aligned;
 use super::gate::{Gate, ReferenceKind};
 use super::image::{Base, CHAIN_MAX, Image};
 use super::probe::probe;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Driver;
 use crate::format::raw::Raw;
 use crate::format::{Format, FormatKind, ImplicitReference};
@@ -124,6 +124,10 @@ impl<'a> Opener<'a> {
         while let Some(reference) = next {
             let from = links.last().map_or(image, Link::path);
             let link = self.open_link(from, &reference).map_err(|error| {
+                if error.kind() == ErrorKind::ImplicitOpenDenied {
+                    // The gate names both files.
+                    return error;
+                }
                 let name = reference.name.to_string_lossy();
                 error.within(&match from {
                     Some(from) => format!("backing file {name:?} of {:?}", from.to_string_lossy()),

@@ -52,7 +52,13 @@ pub struct ConvertOptions<'a> {
 /// is [`ErrorKind::Locked`].
 pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOptions<'_>) -> Result<()> {
     let target = target.as_ref();
-    let ConvertOptions { target: mut create, progress, cancel } = options;
+    let ConvertOptions { target: mut create, mut progress, cancel } = options;
+    let total = source.size();
+    let mut report = |done| {
+        if let Some(progress) = &mut progress {
+            progress(Progress { done, total });
+        }
+    };
     match &mut create {
         CreateOptions::Raw { size } => *size = source.size(),
         CreateOptions::Qcow2(options) if options.backing.is_some() || options.data_file.is_some() => {
@@ -79,31 +85,47 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
     match existing {
         Some(device) if device.is_block_device() => {
             let image = Image::new(Arc::new(Raw::open(Arc::new(device), true)?), Base::None);
-            copy(source, &image, Zeroes::Write, progress, cancel)?;
-            image.close()
+            copy(source, &image, Zeroes::Write, &mut report, cancel)?;
+            image.close()?;
+            report(total);
+            check_cancelled(cancel)
         }
         // Held until the new image has its name, so that nobody begins to use the old one meanwhile.
         held => {
             let target = if held.is_some() { resolve(target)? } else { target.to_owned() };
             let partial = Partial::new(&target)?;
-            let file = File::create_sync(&partial.0, CreateMode::New).map_err(|e| e.about(&target))?;
-            if let Some(replaced) = &held {
-                file.take_mode_of(replaced)?;
-            }
-            let file: Arc<dyn Storage> = Arc::new(file);
-            create::fill(&target, &file, &create)?;
-            let open = OpenOptions {
-                write: true,
-                format: Some(create.kind()),
-                backing: Backing::None,
-                ..Default::default()
+            let mut make = || -> Result<()> {
+                let file = File::create_sync(&partial.0, CreateMode::New)?;
+                if let Some(replaced) = &held {
+                    file.take_mode_of(replaced)?;
+                }
+                let file: Arc<dyn Storage> = Arc::new(file);
+                create::fill(&target, &file, &create)?;
+                let open = OpenOptions {
+                    write: true,
+                    format: Some(create.kind()),
+                    backing: Backing::None,
+                    ..Default::default()
+                };
+                let image = open.open_storage(file)?;
+                copy(source, &image, Zeroes::Skip, &mut report, cancel)?;
+                image.close()?;
+                // Making it durable can take long: who gave up meanwhile keeps what was at the target.
+                report(total);
+                check_cancelled(cancel)?;
+                File::rename_sync(&partial.0, &target)
             };
-            let image = open.open_storage(file)?;
-            copy(source, &image, Zeroes::Skip, progress, cancel)?;
-            image.close()?;
-            File::rename_sync(&partial.0, &target)
+            make().map_err(|e| if e.path() == Some(&partial.0) { e.about(&target) } else { e })
         }
     }
+}
+
+fn check_cancelled(cancel: Option<&AtomicBool>) -> Result<()> {
+    if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+        let source = std::io::ErrorKind::Interrupted.into();
+        return Err(Error::io("the conversion was cancelled", source));
+    }
+    Ok(())
 }
 
 /// The file that is at `target` already, open so that its users are noticed.
@@ -186,22 +208,16 @@ fn copy(
     source: &Arc<Image>,
     target: &Image,
     zeroes: Zeroes,
-    mut progress: Option<&mut dyn FnMut(Progress)>,
+    report: &mut dyn FnMut(u64),
     cancel: Option<&AtomicBool>,
 ) -> Result<()> {
-    let total = source.size();
-    let todo = Mutex::new(Todo { extents: source.extents(0, total)?, rest: None });
+    let todo = Mutex::new(Todo { extents: source.extents(0, source.size())?, rest: None });
     let (done, failed) = (AtomicU64::new(0), AtomicBool::new(false));
     let work = Work { source, target, zeroes, cancel, todo, done, failed };
-    let mut report = |done| {
-        if let Some(progress) = &mut progress {
-            progress(Progress { done, total });
-        }
-    };
     report(0);
     thread::scope(|scope| {
         let helpers: Vec<_> = (1..cores()).map(|_| scope.spawn(|| work.run(|_| {}))).collect();
-        let mut result = work.run(&mut report);
+        let mut result = work.run(report);
         for helper in helpers {
             let lost = |_| Err(Error::new(ErrorKind::Io, "a thread that converted died"));
             // Of several failures the first thread's own counts; those that only stopped have none.
@@ -209,9 +225,7 @@ fn copy(
         }
         result
     })?;
-    work.check_cancelled()?;
-    report(total);
-    Ok(())
+    check_cancelled(cancel)
 }
 
 impl Work<'_> {
@@ -226,7 +240,7 @@ impl Work<'_> {
     fn run_chunks(&self, report: &mut impl FnMut(u64)) -> Result<()> {
         let mut buffer = Vec::new();
         while !self.failed.load(Ordering::Relaxed) {
-            self.check_cancelled()?;
+            check_cancelled(self.cancel)?;
             let Some((start, end, zero)) = self.take()? else { break };
             if zero {
                 if self.zeroes == Zeroes::Write {
@@ -274,14 +288,6 @@ impl Work<'_> {
                 }
                 (true, Zeroes::Skip) => {}
             }
-        }
-        Ok(())
-    }
-
-    fn check_cancelled(&self) -> Result<()> {
-        if self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
-            let source = std::io::ErrorKind::Interrupted.into();
-            return Err(Error::io("the conversion was cancelled", source));
         }
         Ok(())
     }
