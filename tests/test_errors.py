@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import errno
 import gc
 import io
+import pickle
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -232,6 +236,117 @@ async def test_qemu_respects_the_lock(face: Face, path: Path, qemu: Qemu) -> Non
         with pytest.raises(AssertionError, match="lock"):
             qemu.io(path, "read 0 512")
     qemu.io(path, "read 0 512")
+
+
+WRONG_PATHS: list[tuple[Any, type[Exception], str]] = [
+    (b"image.qcow2", TypeError, "str or os.PathLike, not bytes"),
+    (5, TypeError, "str or os.PathLike, not int"),
+    ("image\0.qcow2", ValueError, "null"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "words"), WRONG_PATHS)
+async def test_what_is_no_path_says_what_is_one(
+    face: Face, wrong: Any, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        async with face.open(wrong):
+            pass
+    with pytest.raises(error, match=words):
+        pyimago.StorageOpenOptions(filename=wrong)
+    with pytest.raises(error, match=words):
+        pyimago.info(wrong)
+
+
+async def test_a_backing_that_is_no_image_says_what_is_one(face: Face, path: Path) -> None:
+    wrong: Any
+    for wrong in (path, 5, pyimago.Raw.open_path_sync(path)):
+        with pytest.raises(TypeError, match="SyncFormatAccess.*open it first"):
+            async with face.open(path, backing=wrong):
+                pass
+
+
+@pytest.mark.parametrize("requests", [[bytearray(4), 0], [(bytearray(4), 0, 1)], [bytearray(4)]])
+async def test_requests_are_pairs(face: Face, path: Path, requests: Any) -> None:
+    async with face.open(path) as image:
+        with pytest.raises(TypeError, match="pairs"):
+            await image.read_many(requests)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"cluster_size": "64k"}, TypeError),
+        ({"cluster_size": 1 << 80}, ValueError),
+        ({"refcount_bits": -1}, ValueError),
+        ({"colour": 3}, TypeError),
+    ],
+)
+def test_a_wrong_layout_names_the_option(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=next(iter(options))):
+        pyimago.create(tmp_path / "new.qcow2", 512, format="qcow2", **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_storages_and_options_show_what_they_are(path: Path) -> None:
+    options = pyimago.StorageOpenOptions(filename=path, direct=True)
+    assert repr(options) == f"StorageOpenOptions(filename={str(path)!r}, write=False, direct=True, lock='auto')"
+    file = pyimago.File.open_sync(pyimago.StorageOpenOptions(filename=path))
+    assert repr(file) == f"<File of {path} ({path.stat().st_size} bytes)>"
+    assert repr(pyimago.Memory(3)) == "<Memory (3 bytes)>"
+
+
+def test_images_and_storages_are_not_pickled_or_copied(path: Path) -> None:
+    with pyimago.open(path) as image:
+        for thing in (image, pyimago.Memory(3)):
+            for take in (pickle.dumps, copy.copy, copy.deepcopy):
+                with pytest.raises(TypeError, match=rf"pickle 'pyimago\.{type(thing).__name__}'"):
+                    take(thing)
+
+
+def test_without_a_running_loop_a_runtime_error_says_so(path: Path) -> None:
+    image = pyimago.FormatAccess(pyimago.Qcow2.open_path_sync(path))
+    uses: list[Callable[[], object]] = [
+        lambda: image.pread(1, 0),
+        image.flush,
+        image.close,
+        lambda: image.extents().__anext__(),
+        lambda: pyimago.Qcow2.open_path(path),
+        lambda: pyimago.aio.open(path).__await__(),
+    ]
+    for use in uses:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            use()
+
+
+@pytest.mark.parametrize("length", [4, 100_000])
+def test_one_image_in_loop_after_loop_and_a_result_awaited_twice(path: Path, length: int) -> None:
+    image = pyimago.FormatAccess(pyimago.Qcow2.open_path_sync(path))
+
+    async def twice() -> None:
+        reading = image.pread(length, 0)
+        assert await reading == await reading == CONTENT[:length]
+
+    for _ in range(2):
+        asyncio.run(twice())
+    with ThreadPoolExecutor(2) as threads:
+        for _ in threads.map(lambda _: asyncio.run(twice()), range(8)):
+            pass
+
+
+def test_the_module_lists_its_names_and_no_others() -> None:
+    assert {name for name in dir(pyimago) if not name.startswith("__")} == set(pyimago.__all__)
+    for name in pyimago.__all__:
+        assert getattr(pyimago, name).__doc__
+
+
+def test_exceptions_are_called_what_programs_call_them() -> None:
+    assert pyimago.ImageLockedError.__module__ == "pyimago"
+    error = pyimago.CorruptImageError("message", "file", 512)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.filename, again.offset) == ("message", "file", 512)
 
 
 @pytest.mark.parametrize("options", [{"format": "vhdx2"}, {"implicit": "maybe"}])

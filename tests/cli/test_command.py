@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -42,6 +43,36 @@ def test_reader_that_leaves_is_no_traceback(guest: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
     assert done.stdout.strip() in {"0", "1"}
+
+
+@pytest.mark.parametrize("arguments", ["--version", "--help", "info {}", "info --output=json {}"])
+def test_stdout_that_takes_nothing_is_no_traceback(guest: Path, arguments: str) -> None:
+    command = f"{sys.executable} -m pyimago.cli {arguments.format(guest)}"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} >&-; echo $? >&2; {command} >/dev/full; echo $? >&2"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stderr == "0\npyimago: [Errno 28] No space left on device\n1\n"
+
+
+def test_stdout_without_the_letters_of_a_name(guest: Path) -> None:
+    name = guest.rename(guest.with_name("nö.qcow2"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pyimago.cli", "info", name],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert r"n\xf6.qcow2" in done.stdout
+
+
+def test_the_empty_name_is_visible(pyimago: Run) -> None:
+    assert pyimago("info", "", check=False).stderr == "pyimago: '': No such file or directory\n"
 
 
 @pytest.mark.parametrize(

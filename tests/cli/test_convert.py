@@ -95,6 +95,60 @@ def test_ctrl_c_leaves_nothing(guest: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert names(guest.parent) == {"base.qcow2", "guest.qcow2"}
 
 
+def test_ctrl_c_while_the_target_becomes_durable(guest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last chunk; what was at the target stays."""
+
+    def interrupt(done: int, total: int) -> None:
+        if done == total:
+            signal.raise_signal(signal.SIGINT)
+
+    guest.with_name("out").write_bytes(b"precious")
+    monkeypatch.setattr(_convert, "_show", interrupt)
+    assert main(["convert", "-p", str(guest), str(guest.with_name("out"))]) == 130
+    assert guest.with_name("out").read_bytes() == b"precious"
+    assert names(guest.parent) == {"base.qcow2", "guest.qcow2", "out"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_leave_nothing_either(
+    guest: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    monkeypatch.setattr(_convert, "_show", lambda _done, _total: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", "-p", str(guest), str(guest.with_name("out"))])
+    assert ended.value.code == 128 + number
+    assert names(guest.parent) == {"base.qcow2", "guest.qcow2"}
+    assert signal.getsignal(number) == before
+
+
+def test_a_missing_backing_file_says_whose_it_is(pyimago: Run, guest: Path) -> None:
+    guest.with_name("base.qcow2").unlink()
+    done = pyimago("convert", "guest.qcow2", "out", check=False)
+    assert "No such file" in done.stderr
+    assert 'backing file "base.qcow2" of "guest.qcow2"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_refused_backing_file_is_named_once_with_the_way_out(pyimago: Run, guest: Path) -> None:
+    (guest.parent / "base.qcow2").rename(guest.parent.parent / f"{guest.parent.name}.base")
+    (guest.parent / "base.qcow2").symlink_to(f"../{guest.parent.name}.base")
+    done = pyimago("convert", "guest.qcow2", "out", check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("base.qcow2") == 1
+    assert done.stderr.endswith("(--implicit=allow)\n")
+    pyimago("convert", "--implicit=allow", "guest.qcow2", "out")
+
+
+def test_a_full_medium_names_the_target(guest: Path) -> None:
+    command = f"ulimit -f 100; exec {sys.executable} -m pyimago.cli convert guest.qcow2 out"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=guest.parent, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "pyimago: out: File too large\n")
+    assert names(guest.parent) == {"base.qcow2", "guest.qcow2"}
+
+
 @pytest.mark.parametrize(
     "options", ["cluster_size=many", "cluster_size=", "colour=red", "compat=3", "refcount_bits=-1"]
 )
