@@ -261,7 +261,7 @@ async def test_what_is_no_path_says_what_is_one(
 async def test_a_backing_that_is_no_image_says_what_is_one(face: Face, path: Path) -> None:
     wrong: Any
     for wrong in (path, 5, pyimago.Raw.open_path_sync(path)):
-        with pytest.raises(TypeError, match="SyncFormatAccess.*open it first"):
+        with pytest.raises(TypeError, match=r"SyncFormatAccess.*open it first"):
             async with face.open(path, backing=wrong):
                 pass
 
