@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -21,6 +20,8 @@ __all__ = ["main"]
 
 FAILED = 1
 INTERRUPTED = 130
+STDOUT = 1
+"""Its descriptor."""
 """128 + SIGINT, what a shell reports for a command that Ctrl-C ended."""
 
 EXAMPLES = """\
@@ -40,21 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = argparse.Namespace()
     try:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # A name that the terminal's encoding does not have is escaped like one that would harm it.
-            sys.stdout.reconfigure(errors="backslashreplace")
+        # A name that the terminal's encoding does not have is escaped like one that would harm it.
+        if reconfigure := getattr(sys.stdout, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
         try:
             _parser().parse_args(argv, arguments)
             importlib.import_module(arguments.module).run(arguments)
         finally:
             # --help and --version end by SystemExit. There is no stdout at all where it was closed (`>&-`).
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            if flush := getattr(sys.stdout, "flush", None):
+                flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left. Python flushes stdout once more at exit: let it do so into nothing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
         return FAILED
     except Exception as error:
         from pyimago.cli import _text

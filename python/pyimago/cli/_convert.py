@@ -12,7 +12,7 @@ from pyimago.cli._text import UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
     from typing import NoReturn
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _tidy_end() -> Iterator[None]:
+def _tidy_end() -> Generator[None]:
     """Has the signals that end a program end it as Ctrl-C does: what was written so far is removed first."""
 
     def end(number: int, _: object) -> NoReturn:

@@ -9,7 +9,7 @@ use imago_core::access::open::{Backing, OpenOptions};
 use imago_core::format::FormatKind;
 use imago_core::storage::memory::Memory;
 use imago_core::storage::{Capabilities, ZeroMode};
-use imago_core::{ErrorKind, IoVector, IoVectorMut, Result, Storage};
+use imago_core::{Error, ErrorKind, IoVector, IoVectorMut, Result, Storage};
 use imago_testkit::check::check;
 use imago_testkit::images::{Config, DataFile};
 use imago_testkit::model::pattern;
@@ -190,4 +190,74 @@ fn one_flush_gives_discarded_space_back() {
     image.discard(0, 4 << 20).unwrap();
     image.flush().unwrap();
     assert_eq!(before - storage.allocated().unwrap().unwrap(), 4 << 20);
+}
+
+/// A memory on a medium that may be full.
+#[derive(Debug)]
+struct Bounded {
+    memory: Memory,
+    limit: Mutex<u64>,
+}
+
+impl Storage for Bounded {
+    fn readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
+        self.memory.readv_at(bufs, offset)
+    }
+    fn writev_at(&self, bufs: IoVector<'_>, offset: u64) -> Result<()> {
+        if offset + bufs.len() as u64 > *self.limit.lock() {
+            return Err(Error::io("write", std::io::ErrorKind::StorageFull.into()));
+        }
+        self.memory.writev_at(bufs, offset)
+    }
+    fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        self.memory.write_zeroes_at(offset, len, mode)
+    }
+    fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
+        self.memory.discard_at(offset, len)
+    }
+    fn len(&self) -> Result<u64> {
+        self.memory.len()
+    }
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.memory.set_len(len)
+    }
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
+}
+
+#[test]
+fn a_full_medium_costs_nothing_that_was_written_before() {
+    let image_file = empty_image(&Config::plain(9, 8 << 20));
+    // Every kind of cluster is the one that does not fit any more: data, L2 tables, refcount blocks.
+    for clusters in 1..=150 {
+        let limit = Mutex::new((image_file.len() + clusters * 512) as u64);
+        let storage = Arc::new(Bounded { memory: Memory::from(image_file.clone()), limit });
+        let image = open(Arc::clone(&storage) as _, None);
+        let mut written = 0;
+        let error = loop {
+            // A table of its own for every few writes.
+            match image.write(&[written as u8 + 1; 512], written * 4096) {
+                Ok(()) => written += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+        image.flush().unwrap();
+        *storage.limit.lock() = u64::MAX;
+        image.write(&[0xff; 512], written * 4096).unwrap();
+        image.close().unwrap();
+
+        let image = open(Arc::clone(&storage) as _, None);
+        for n in 0..written {
+            let mut sector = [0; 512];
+            image.read(&mut sector, n * 4096).unwrap();
+            assert_eq!(sector, [n as u8 + 1; 512], "write {n} of {written}");
+        }
+        image.close().unwrap();
+        check(&storage.memory.to_vec().unwrap()).assert_clean();
+    }
 }

@@ -10,7 +10,8 @@ impl Driver {
     pub(super) fn take_clusters(&self, wanted: u64) -> Result<Taken> {
         loop {
             let mut refcounts = self.refcounts.lock();
-            let taken = refcounts.take(&self.metadata, &self.reserved.read(), wanted);
+            // Past the latch: what this writes nothing names yet, and a failure leaves all as it was.
+            let taken = refcounts.take(&*self.storage, &self.reserved.read(), wanted);
             self.note_moved_metadata(&mut refcounts);
             if let Some(taken) = taken? {
                 return Ok(taken);

@@ -252,11 +252,12 @@ impl Refcounts {
 
     /// Makes the free cluster `cluster`, which block number `index` counts, that block.
     fn add_block(&mut self, storage: &dyn Storage, index: u64, cluster: u64) -> Result<()> {
-        self.make_room();
         let bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
-        // All of it has to be written: what the cluster held before is anything.
-        let all = 0..bytes.len();
-        self.blocks.insert(index, Block::new(bytes, all));
+        // At once, over whatever the cluster held before: nothing names it yet, so a full medium is found out here, where
+        // it does no harm, and not by a flush.
+        storage.writev_at((&*bytes).into(), cluster << self.cluster_bits)?;
+        self.make_room();
+        self.blocks.insert(index, Block::new(bytes, 0..0));
         self.table[index as usize] = cluster << self.cluster_bits;
         self.dirty_entries.insert(index as usize);
         self.set(storage, cluster, 1)?;

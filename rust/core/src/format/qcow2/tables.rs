@@ -124,7 +124,12 @@ impl Driver {
         let taken = self.take_clusters(1)?;
         let host = HostOffset(taken.first << self.geometry.cluster_bits);
         self.slices.forget(host.0, size);
-        self.metadata.writev_at((&content).into(), host.0)?;
+        // Past the latch: nothing names the cluster yet, so that a failure (a full medium) does no harm.
+        if let Err(error) = self.storage.writev_at((&content).into(), host.0) {
+            // A failure here leaves a leak; the first one is the one to report.
+            let _ = self.drop_references(&[Dropped { host, len: size }]);
+            return Err(error);
+        }
         {
             let mut reserved = self.reserved.write();
             reserved.insert(taken.first);
