@@ -290,6 +290,24 @@ def test_a_forked_child_is_told_to_open_again() -> None:
     assert run(program).strip() == "done"
 
 
+def test_a_subinterpreter_is_told_to_use_the_main_one() -> None:
+    program = """
+        import pyimago
+        try:
+            import _interpreters as interpreters
+        except ImportError:
+            import _xxsubinterpreters as interpreters
+
+        interpreters.run_string(interpreters.create(), '''if True:
+            try:
+                import pyimago
+            except ImportError as error:
+                print(error, flush=True)
+        ''')
+    """
+    assert "main interpreter" in run(program)
+
+
 @pytest.mark.parametrize("end", ["", "sys.exit()", "raise KeyboardInterrupt"])
 def test_the_interpreter_may_end_with_operations_in_flight(end: str) -> None:
     program = f"""

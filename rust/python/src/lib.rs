@@ -50,6 +50,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::bridge::interpreter::refuse_subinterpreter(module.py())?;
         crate::bridge::fork::watch();
         let wait = wrap_pyfunction!(crate::wait_for_operations, module)?;
         module.py().import("atexit")?.call_method1("register", (wait,))?;

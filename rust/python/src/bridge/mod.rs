@@ -9,6 +9,7 @@ mod asyncio;
 mod completed;
 mod finished;
 pub(crate) mod fork;
+pub(crate) mod interpreter;
 #[cfg(target_os = "linux")]
 mod ring;
 mod shutdown;
