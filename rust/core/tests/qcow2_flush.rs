@@ -33,12 +33,14 @@ fn empty_image(config: &Config) -> Vec<u8> {
     std::fs::read(&config.build().path).unwrap()
 }
 
-/// A memory whose next write waits to be let through, once that is asked for.
+/// A memory whose next write waits to be let through, once that is asked for, on a medium that may be full.
 #[derive(Debug, Default)]
 struct Stopping {
     memory: Memory,
     state: Mutex<State>,
     changed: Condvar,
+    /// Where the medium ends, in bytes; `None`: nowhere.
+    limit: Mutex<Option<u64>>,
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -76,6 +78,9 @@ impl Storage for Stopping {
             self.changed.wait_while(&mut state, |state| *state == State::Stopped);
         }
         drop(state);
+        if self.limit.lock().is_some_and(|limit| offset + bufs.len() as u64 > limit) {
+            return Err(Error::io("write", std::io::ErrorKind::StorageFull.into()));
+        }
         self.memory.writev_at(bufs, offset)
     }
     fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
@@ -192,50 +197,14 @@ fn one_flush_gives_discarded_space_back() {
     assert_eq!(before - storage.allocated().unwrap().unwrap(), 4 << 20);
 }
 
-/// A memory on a medium that may be full.
-#[derive(Debug)]
-struct Bounded {
-    memory: Memory,
-    limit: Mutex<u64>,
-}
-
-impl Storage for Bounded {
-    fn readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
-        self.memory.readv_at(bufs, offset)
-    }
-    fn writev_at(&self, bufs: IoVector<'_>, offset: u64) -> Result<()> {
-        if offset + bufs.len() as u64 > *self.limit.lock() {
-            return Err(Error::io("write", std::io::ErrorKind::StorageFull.into()));
-        }
-        self.memory.writev_at(bufs, offset)
-    }
-    fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        self.memory.write_zeroes_at(offset, len, mode)
-    }
-    fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
-        self.memory.discard_at(offset, len)
-    }
-    fn len(&self) -> Result<u64> {
-        self.memory.len()
-    }
-    fn set_len(&self, len: u64) -> Result<()> {
-        self.memory.set_len(len)
-    }
-    fn sync(&self) -> Result<()> {
-        Ok(())
-    }
-    fn capabilities(&self) -> Capabilities {
-        self.memory.capabilities()
-    }
-}
-
 #[test]
 fn a_full_medium_costs_nothing_that_was_written_before() {
     let image_file = empty_image(&Config::plain(9, 8 << 20));
     // Every kind of cluster is the one that does not fit any more: data, L2 tables, refcount blocks.
     for clusters in 1..=150 {
-        let limit = Mutex::new((image_file.len() + clusters * 512) as u64);
-        let storage = Arc::new(Bounded { memory: Memory::from(image_file.clone()), limit });
+        let limit = Mutex::new(Some((image_file.len() + clusters * 512) as u64));
+        let memory = Memory::from(image_file.clone());
+        let storage = Arc::new(Stopping { memory, limit, ..Stopping::default() });
         let image = open(Arc::clone(&storage) as _, None);
         let mut written = 0;
         let error = loop {
@@ -247,7 +216,7 @@ fn a_full_medium_costs_nothing_that_was_written_before() {
         };
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
         image.flush().unwrap();
-        *storage.limit.lock() = u64::MAX;
+        *storage.limit.lock() = None;
         image.write(&[0xff; 512], written * 4096).unwrap();
         image.close().unwrap();
 
