@@ -106,6 +106,16 @@ fn read_at_hand(
     Buffer::lend(buf, read) == Some(true)
 }
 
+/// Does what is left of a transfer that was checked, without the interpreter.
+fn wait_for(py: Python<'_>, access: &Access, mut transfer: Transfer) -> PyResult<Py<PyAny>> {
+    let open = access.image(py)?;
+    let image: &Image = open.get();
+    let result = py.detach(|| caught(|| transfer.run(image).map_err(Failure::from)));
+    drop(open);
+    let reply = transfer.reply();
+    result.map(|()| reply.unwrap_or_else(|| py.None())).map_err(|failure| failure.into_exception(py))
+}
+
 impl Face for Blocking {
     #[inline]
     fn read(
@@ -117,27 +127,23 @@ impl Face for Blocking {
         if read_at_hand(py, access, buf, offset, |len| len <= ATTACHED_LIMIT) {
             return Ok(py.None());
         }
-        Self::transfer(py, access, Transfer::read(buf, offset)?)
+        let transfer = Transfer::read(buf, offset)?;
+        transfer.check(access)?;
+        wait_for(py, access, transfer)
     }
 
     #[inline]
     fn transfer(py: Python<'_>, access: &Arc<Access>, mut transfer: Transfer) -> PyResult<Py<PyAny>> {
         transfer.check(access)?;
-        let open = access.image(py)?;
-        let image: &Image = open.get();
-        let tried = if transfer.is_small_read(ATTACHED_LIMIT) {
-            transfer.advance(image, &Unlimited)
-        } else {
-            Ok(Progress::Waits)
-        };
-        let result = match tried {
-            Ok(Progress::Done) => Ok(()),
-            Ok(_) => py.detach(|| caught(|| transfer.run(image).map_err(Failure::from))),
-            Err(error) => Err(error.into()),
-        };
-        drop(open);
-        let reply = transfer.reply();
-        result.map(|()| reply.unwrap_or_else(|| py.None())).map_err(|failure| failure.into_exception(py))
+        if transfer.is_small_read(ATTACHED_LIMIT) {
+            let open = access.image(py)?;
+            let tried = transfer.advance(open.get(), &Unlimited);
+            drop(open);
+            if tried.map_err(|error| exception(py, &error))? == Progress::Done {
+                return Ok(transfer.reply().unwrap_or_else(|| py.None()));
+            }
+        }
+        wait_for(py, access, transfer)
     }
 
     fn call<T, R, F>(py: Python<'_>, _: Venue, run: R, finish: F) -> PyResult<Py<PyAny>>
