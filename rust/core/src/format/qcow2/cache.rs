@@ -11,7 +11,6 @@ use rustc_hash::FxHashMap;
 
 use super::l2::Entry;
 use crate::error::Result;
-use crate::format::Lookup;
 
 const SHARDS: usize = 16;
 
@@ -131,24 +130,14 @@ impl SliceCache {
         Some(f(slice))
     }
 
-    /// The slice at offset `key`. `load` fills a buffer with its bytes; `Ok(None)` only for [`Lookup::Cached`].
-    pub(super) fn get(
-        &self,
-        key: u64,
-        lookup: Lookup,
-        load: impl FnOnce(&mut [u8]) -> Result<()>,
-    ) -> Result<Option<Arc<Slice>>> {
+    /// The slice at offset `key`; where it is not cached `load` fills a buffer with its bytes.
+    pub(super) fn get(&self, key: u64, load: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Arc<Slice>> {
         let found = self.shard(key).read().slices.get(&key).cloned();
-        if let Some(slice) = &found
-            && slice.words.get().is_some()
-        {
-            slice.touch();
-            return Ok(found);
-        }
-        if lookup == Lookup::Cached {
-            return Ok(None);
-        }
         let slice = found.unwrap_or_else(|| self.insert(key, Slice::unloaded()));
+        slice.touch();
+        if slice.words.get().is_some() {
+            return Ok(slice);
+        }
         let one_loader = slice.loading.lock();
         if slice.words.get().is_none() {
             let mut bytes = vec![0; self.slice_bytes];
@@ -158,7 +147,7 @@ impl SliceCache {
             slice.words.set(words).expect("one loader at a time");
         }
         drop(one_loader);
-        Ok(Some(slice))
+        Ok(slice)
     }
 
     /// Drops what is cached of `bytes` at `start`: the table there is no table any more, or a new one.

@@ -92,7 +92,7 @@ impl Driver {
     fn l1_bytes(&self, pending: &Pending) -> Vec<(u64, [u8; 8])> {
         let entry = |&index: &usize| {
             let word = self.l1[index].load(std::sync::atomic::Ordering::Acquire);
-            (self.header.l1_offset.0 + index as u64 * 8, word.to_be_bytes())
+            (self.l1_entry_offset(index).0, word.to_be_bytes())
         };
         pending.l1.iter().map(entry).collect()
     }

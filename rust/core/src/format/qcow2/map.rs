@@ -83,6 +83,11 @@ impl Units<'_> {
 }
 
 impl Driver {
+    /// Where entry number `index` of the L1 table is in the file.
+    pub(super) fn l1_entry_offset(&self, index: usize) -> HostOffset {
+        self.header.l1_offset + index as u64 * 8
+    }
+
     /// The L2 table that maps `guest`, if there is one.
     pub(super) fn table(&self, guest: GuestOffset) -> Result<Option<Table>> {
         let index = self.geometry.l1_index(guest);
@@ -91,26 +96,20 @@ impl Driver {
         if host.0 == 0 {
             return Ok(None);
         }
+        let blame = |message| Error::corrupt(message).at(self.l1_entry_offset(index).0);
         if !host.is_aligned(self.geometry.cluster_size()) {
-            let entry = self.header.l1_offset.0 + index as u64 * 8;
-            return Err(Error::corrupt(format!("L1 entry {word:#x} names no cluster boundary")).at(entry));
+            return Err(blame(format!("L1 entry {word:#x} names no cluster boundary")));
         }
         if host.0 >= self.file_end && !self.writable {
-            let entry = self.header.l1_offset.0 + index as u64 * 8;
-            return Err(Error::corrupt(format!("L2 table at {host} lies past the end of the file")).at(entry));
+            return Err(blame(format!("L2 table at {host} lies past the end of the file")));
         }
         Ok(Some(Table { host, copied: word & COPIED != 0 }))
     }
 
     /// The slice of `table` that maps `guest`.
-    pub(super) fn slice(
-        &self,
-        table: HostOffset,
-        guest: GuestOffset,
-        lookup: Lookup,
-    ) -> Result<Option<Arc<Slice>>> {
+    pub(super) fn slice(&self, table: HostOffset, guest: GuestOffset) -> Result<Arc<Slice>> {
         let key = table + self.geometry.slice_offset(guest);
-        self.slices.get(key.0, lookup, |bytes| self.storage.readv_at(bytes.into(), key.0))
+        self.slices.get(key.0, |bytes| self.storage.readv_at(bytes.into(), key.0))
     }
 
     /// What `f` makes of the slice of `table` that maps `guest`; `Ok(None)` only for [`Lookup::Cached`].
@@ -126,7 +125,10 @@ impl Driver {
         if let Some(found) = self.slices.peek(key.0, &f) {
             return found.map(Some);
         }
-        self.slice(table, guest, lookup)?.map(|slice| f(&slice)).transpose()
+        match lookup {
+            Lookup::Cached => Ok(None),
+            Lookup::Load => f(&*self.slice(table, guest)?).map(Some),
+        }
     }
 
     /// The units of `slice` for `len` bytes from `guest` on, as far as the slice goes.

@@ -101,7 +101,7 @@ pub struct Driver {
     /// Clusters of the image file that hold metadata; guest data is never written there (I6).
     reserved: RwLock<FxHashSet<u64>>,
     /// There is a backing file behind what is unallocated.
-    has_backing: AtomicBool,
+    has_backing: bool,
 }
 
 impl Driver {
@@ -155,7 +155,7 @@ impl Driver {
             pending: Mutex::default(),
             refcounts: Mutex::new(refcounts),
             reserved: RwLock::new(reserved),
-            has_backing: AtomicBool::new(header.backing.is_some()),
+            has_backing: header.backing.is_some(),
             header,
             storage,
         })
@@ -188,7 +188,7 @@ impl Driver {
 
     /// Says whether anything is to be read behind unallocated clusters, where that differs from the header's word.
     pub fn set_has_backing(&mut self, present: bool) {
-        *self.has_backing.get_mut() = present;
+        self.has_backing = present;
     }
 
     fn located(&self, error: Error) -> Error {

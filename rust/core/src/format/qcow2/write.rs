@@ -101,7 +101,7 @@ impl Driver {
 
     pub(super) fn plan_write(&self, guest: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
         let table = self.own_table(guest)?;
-        let slice = self.slice(table, guest, Lookup::Load)?.expect("loaded");
+        let slice = self.slice(table, guest)?;
         if let Some(place) = self.own_data(&slice, table, guest, len)? {
             return Ok(WriteStep::InPlace(place));
         }
@@ -188,7 +188,7 @@ impl Driver {
         let geometry = self.geometry;
         let cluster_size = geometry.cluster_size();
         let table = self.own_table(allocation.guest)?;
-        let slice = self.slice(table, allocation.guest, Lookup::Load)?.expect("loaded");
+        let slice = self.slice(table, allocation.guest)?;
         let end = allocation.guest + allocation.len;
         let mut pending = self.pending.lock();
         pending.slices.insert(table.0 + geometry.slice_offset(allocation.guest), Arc::clone(&slice));

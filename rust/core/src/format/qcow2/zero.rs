@@ -1,14 +1,13 @@
 //! Zeroing and discarding through metadata.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Driver;
 use super::cache::Slice;
 use super::l2::{Entry, Unit};
 use super::pending::Dropped;
 use crate::error::Result;
-use crate::format::{InPlace, Lookup, ZeroIntent, ZeroStep};
+use crate::format::{InPlace, ZeroIntent, ZeroStep};
 use crate::units::{GuestOffset, HostOffset};
 
 /// What zeroing part of one cluster comes to.
@@ -34,7 +33,7 @@ impl Driver {
             return Ok(ZeroStep::Write { len });
         }
         let len = end - guest;
-        let has_backing = self.has_backing.load(Ordering::Relaxed);
+        let has_backing = self.has_backing;
         if self.table(guest)?.is_none() && !has_backing {
             return Ok(ZeroStep::Done { len: self.without_table(guest, len)? });
         }
@@ -44,7 +43,7 @@ impl Driver {
             return Ok(ZeroStep::Write { len });
         }
         let table = self.own_table(guest)?;
-        let slice = self.slice(table, guest, Lookup::Load)?.expect("loaded");
+        let slice = self.slice(table, guest)?;
         if self.geometry.external_data {
             let data = |_, unit| Ok(matches!(unit, Unit::Data { .. }));
             if let Some(run) = self.units(&slice, table, guest, len).run(data)? {
@@ -111,7 +110,7 @@ impl Driver {
     /// What units `first..=last` of an entry come to when they are zeroed.
     fn zero_entry(&self, old: Entry, first: u32, last: u32, intent: ZeroIntent) -> Result<Change> {
         let geometry = self.geometry;
-        let has_backing = self.has_backing.load(Ordering::Relaxed);
+        let has_backing = self.has_backing;
         let whole = first == 0 && last == Entry::last_unit(geometry);
         if geometry.external_data {
             // There is no data among them, see the caller. In a raw data file the rest is zero in the file already.
