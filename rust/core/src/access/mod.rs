@@ -2,6 +2,7 @@
 
 mod align;
 mod chain;
+pub mod check;
 mod cluster_cache;
 pub mod convert;
 pub mod create;

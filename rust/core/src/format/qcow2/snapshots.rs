@@ -11,9 +11,9 @@ use crate::storage::Storage;
 use crate::units::HostOffset;
 
 /// Bytes of the table at most: 1 KiB for each of [`MAX_SNAPSHOTS`], 64 MiB.
-const MAX_TABLE_LEN: u64 = 1024 * MAX_SNAPSHOTS;
+pub(super) const MAX_TABLE_LEN: u64 = 1024 * MAX_SNAPSHOTS;
 /// Bytes of extra data of one snapshot at most.
-const MAX_EXTRA_LEN: u32 = 1024;
+pub(super) const MAX_EXTRA_LEN: u32 = 1024;
 
 /// One internal snapshot.
 #[derive(Clone, Debug)]
