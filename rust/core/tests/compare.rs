@@ -75,7 +75,7 @@ fn a_comparison_says_what_qemu_says() {
     let images = [
         image(path("raw"), raw, SIZE, &[(70_000, &noise)]),
         image(path("same"), qcow2, SIZE, &[(70_000, &noise)]),
-        image(path("zeroes"), qcow2, SIZE, &[(70_000, &noise), (5 << 20, &[0; 70_000])]),
+        image(path("zeroes"), qcow2, SIZE, &[(70_000, &noise), (5 << 20, &vec![0; 70_000])]),
         image(path("last"), raw, SIZE, &[(70_000, &noise), (SIZE - 1, b"x")]),
         image(path("longer"), raw, SIZE + 4096, &[(70_000, &noise)]),
         image(path("longer-data"), qcow2, SIZE + (1 << 20), &[(70_000, &noise), (SIZE + 70_000, b"x")]),
