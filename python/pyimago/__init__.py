@@ -207,8 +207,8 @@ def hash(
 ) -> str:
     """A hash of what a guest sees of the image at `path`: 64 hexadecimal digits, on all cores.
 
-    Equal content has an equal hash, whatever the formats and what is allocated; the disk's size counts. Ranges
-    that are known to be zero cost nothing. It is BLAKE3 over the size and the BLAKE3 digests of the blocks of
+    Equal content has an equal hash, whatever the formats and what is allocated; the disk's size counts.
+    Ranges that are known to be zero cost nothing. It is BLAKE3 over the size and the BLAKE3 digests of the blocks of
     2 MiB that are not all zeroes, each after its number; the engine's documentation has the exact definition.
 
     Raises:
