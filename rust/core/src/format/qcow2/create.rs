@@ -109,6 +109,11 @@ pub fn create(
     plan.write(storage.as_ref(), raw_data).map_err(|error| in_file(storage.as_ref(), error))
 }
 
+/// Whether an image of these options can be made.
+pub(super) fn check(options: &CreateOptions) -> Result<()> {
+    Plan::new(options).map(drop)
+}
+
 /// A new image, laid out: header, refcount table, refcount blocks, L1 table, L2 tables (only for a raw data file).
 struct Plan {
     cluster_bits: u32,
