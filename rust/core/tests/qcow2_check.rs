@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use imago_core::ErrorKind;
 use imago_core::access::check::FindingKind::{self, *};
 use imago_core::access::check::{CheckOptions, Repair, Report, check};
+use imago_core::access::job::Job;
 use imago_core::format::FormatKind;
 use imago_testkit::qcow2::Qcow2;
 use imago_testkit::qemu;
@@ -15,12 +16,12 @@ use tempfile::TempDir;
 const COPIED: u64 = 1 << 63;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
-fn options<'a>(repair: Repair) -> CheckOptions<'a> {
+fn options(repair: Repair) -> CheckOptions {
     CheckOptions { format: Some(FormatKind::Qcow2), repair, ..CheckOptions::default() }
 }
 
 fn checked(path: &Path, repair: Repair) -> Report {
-    check(path, options(repair)).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    check(path, options(repair), &mut Job::default()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// The numbers of `qemu-img check --output=json`, without those that are 0.
@@ -545,7 +546,9 @@ fn a_good_image_is_clean_and_its_numbers_are_those_of_qemu() {
     for layout in LAYOUTS {
         let made = make(layout);
         let before = fs::read(&made.path).unwrap();
-        let report = check(&made.path, CheckOptions { deep: true, ..options(Repair::None) }).unwrap();
+        let report =
+            check(&made.path, CheckOptions { deep: true, ..options(Repair::None) }, &mut Job::default())
+                .unwrap();
         assert!(report.is_clean() && report.findings.is_empty(), "{layout}: {:#?}", report.findings);
         assert_eq!(numbers(&report), qemu_numbers(&made.path, None), "{layout}");
         assert!(fs::read(&made.path).unwrap() == before, "{layout}: a check changed the image");
@@ -572,7 +575,7 @@ fn damaged(case: &Case) -> Made {
 fn misjudged(case: &Case) -> Result<(), String> {
     let made = damaged(case);
     let before = fs::read(&made.path).unwrap();
-    let report = check(&made.path, options(Repair::None)).map_err(|e| e.to_string())?;
+    let report = check(&made.path, options(Repair::None), &mut Job::default()).map_err(|e| e.to_string())?;
     let found: BTreeMap<FindingKind, u64> = kinds(&report);
     let as_expected = found.len() == case.finds.len()
         && case.finds.iter().all(|(kind, n)| found.get(kind).is_some_and(|found| *n == 0 || n == found));

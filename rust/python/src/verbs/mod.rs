@@ -19,6 +19,7 @@ macro_rules! faces {
     };
 }
 
+pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;

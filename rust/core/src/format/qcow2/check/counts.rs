@@ -83,13 +83,17 @@ impl Tally {
                 return;
             }
             let mut many = Box::new([0; LEAF as usize]);
-            few.iter().for_each(|(index, count)| many[usize::from(*index)] = *count);
+            for (index, count) in &*few {
+                many[usize::from(*index)] = *count;
+            }
             *self = Tally::Many(many);
         }
         let Tally::Many(many) = self else { unreachable!("made so above") };
         let counts = &mut many[range.clone()];
         if weight == 1 && counts.iter().all(|count| *count < BYTE_MAX) {
-            counts.iter_mut().for_each(|count| *count += 1);
+            for count in counts {
+                *count += 1;
+            }
         } else {
             range.zip(counts).for_each(|(index, count)| increase(count, index));
         }
@@ -209,7 +213,7 @@ impl Counts {
 
     /// Calls `visit` with the counts of `clusters` in parts, each with its first cluster. A part is of one leaf.
     pub(super) fn visit(&self, clusters: Range<u64>, mut visit: impl FnMut(u64, &[u64])) {
-        let mut part = [0; LEAF as usize];
+        let mut part = vec![0; LEAF.min(clusters.end - clusters.start) as usize];
         let mut next = clusters.start;
         while next < clusters.end {
             let base = next / LEAF * LEAF;

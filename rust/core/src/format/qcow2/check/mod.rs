@@ -27,7 +27,7 @@ use self::structures::Claim;
 use self::tables::TableUse;
 use super::header::Header;
 use super::l2::Geometry;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::{CompressedCluster, ImplicitReference};
 use crate::storage::Storage;
 
@@ -127,38 +127,44 @@ impl<'a> Survey<'a> {
         self.active_l1()?;
         self.snapshots()?;
         self.bitmaps()?;
+        self.encryption_header()?;
         self.walk(control)?;
         self.compare(control)?;
         self.overlaps()
     }
 
-    /// Parts in which [`compressed_in`](Self::compressed_in) lists the compressed clusters, after [`count`](Self::count).
-    pub fn parts(&self) -> usize {
-        self.tables.len() * self.parts_of_table()
-    }
-
-    /// The compressed clusters of part number `part`, those of snapshots too.
-    pub fn compressed_in(&self, part: usize, found: &mut Vec<CompressedCluster>) -> Result<()> {
-        self.compressed_of(part, found)
-    }
-
-    /// Notes that a compressed cluster could not be unpacked.
-    pub fn note_undecodable(&self, cluster: &CompressedCluster, why: &Error) {
-        let place = Place::at(cluster.host.0).guest(cluster.guest.0);
-        self.note(FindingKind::Undecodable, place, 1, || why.message().to_owned());
+    /// Calls `visit` on all threads with every compressed cluster, those of snapshots too, after [`count`](Self::count). What
+    /// it makes of `S`, a state that each thread has, is its own affair; an error says that the cluster cannot be unpacked.
+    pub(crate) fn each_compressed<S: Default>(
+        &self,
+        control: &mut Control<'_>,
+        visit: impl Fn(&mut S, &CompressedCluster) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let parts = self.tables.len() * self.parts_of_table();
+        control.pass(self.table_bytes(), parts, |(clusters, state): &mut (Vec<_>, S), part| {
+            clusters.clear();
+            self.compressed_of(part, clusters)?;
+            for cluster in clusters {
+                if let Err(why) = visit(state, cluster) {
+                    let place = Place::at(cluster.host.0).guest(cluster.guest.0);
+                    self.note(FindingKind::Undecodable, place, 1, || why.message().to_owned());
+                }
+            }
+            Ok(())
+        })
     }
 
     /// What was found.
     pub fn into_report(self) -> Report {
         let total_clusters = self.header.size.div_ceil(self.cluster_size());
-        self.notes.into_report(Report {
+        Report {
             total_clusters,
             image_end_offset: (self.last_used.into_inner() + 1) << self.header.cluster_bits,
             allocated_clusters: self.allocated.into_inner(),
             fragmented_clusters: self.fragmented.into_inner(),
             compressed_clusters: self.compressed.into_inner(),
-            ..Report::default()
-        })
+            ..self.notes.into_report()
+        }
     }
 
     fn cluster_size(&self) -> u64 {

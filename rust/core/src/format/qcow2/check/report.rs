@@ -210,8 +210,8 @@ impl Notes {
         self.errors.load(Ordering::Relaxed)
     }
 
-    /// Puts them, in order, into a report.
-    pub(super) fn into_report(self, report: Report) -> Report {
+    /// What was found, in order.
+    pub(super) fn into_report(self) -> Report {
         let mut findings = self.findings.into_inner();
         findings.sort_by_key(|finding| (finding.severity, finding.offset, finding.guest, finding.kind));
         Report {
@@ -219,7 +219,7 @@ impl Notes {
             corruptions: self.corruptions.into_inner(),
             leaks: self.leaks.into_inner(),
             check_errors: self.errors.into_inner(),
-            ..report
+            ..Report::default()
         }
     }
 }

@@ -10,8 +10,10 @@ use super::report::{FindingKind, Place};
 use super::{READ, Survey};
 use crate::error::Result;
 use crate::format::qcow2::bitmaps;
+use crate::format::qcow2::extensions::CRYPTO_HEADER;
 use crate::format::qcow2::header::MAX_L1_LEN;
 use crate::format::qcow2::l2::OFFSET_MASK;
+use crate::format::qcow2::rewrite::HeaderArea;
 use crate::format::qcow2::snapshots::{MAX_EXTRA_LEN, MAX_TABLE_LEN};
 use crate::ondisk::{RawSnapshot, bytes_fit};
 
@@ -24,6 +26,7 @@ const SNAPSHOT_L1: &str = "the L1 table of a snapshot";
 const BITMAP_DIRECTORY: &str = "the bitmap directory";
 const BITMAP_TABLE: &str = "a bitmap table";
 const BITMAP_DATA: &str = "a cluster of a bitmap";
+const ENCRYPTION_HEADER: &str = "the encryption header";
 
 /// Clusters of a structure that nothing else may be in.
 #[derive(Debug)]
@@ -171,6 +174,18 @@ impl Survey<'_> {
             self.claim_often(BITMAP_TABLE, offset, u64::from(entries) * 8, times);
             self.bitmap_table(offset, entries, times)?;
             self.bitmap_tables.push((offset, entries));
+        }
+        Ok(())
+    }
+
+    /// Counts the space of a LUKS header.
+    pub(super) fn encryption_header(&mut self) -> Result<()> {
+        let area = HeaderArea::read(self.storage)?;
+        let Some(pointer) = area.extension(CRYPTO_HEADER) else { return Ok(()) };
+        if let ([offset, len], _) = pointer.as_chunks::<8>()
+            && let (offset, len) = (u64::from_be_bytes(*offset), u64::from_be_bytes(*len))
+        {
+            self.claim(ENCRYPTION_HEADER, offset, len);
         }
         Ok(())
     }

@@ -135,7 +135,7 @@ impl Survey<'_> {
     pub(super) fn walk(&self, control: &mut Control<'_>) -> Result<()> {
         let size = self.cluster_size();
         let runs = runs(&self.tables, size, |table| table.offset);
-        control.spread(runs.len(), |buffer: &mut Vec<u8>, number| {
+        control.pass(self.table_bytes(), runs.len(), |buffer: &mut Vec<u8>, number| {
             let run = &self.tables[runs[number].clone()];
             self.read_each(buffer, run.iter().map(|table| table.offset), |n, bytes| {
                 let table = &run[n];
@@ -145,7 +145,7 @@ impl Survey<'_> {
                     Err(error) => {
                         self.note(FindingKind::Unreadable, Place::at(table.offset).guest(guest), 1, || {
                             error.to_string()
-                        })
+                        });
                     }
                 }
                 if table.offset + size > self.file_len {
@@ -377,6 +377,10 @@ impl Survey<'_> {
     fn packed_cluster(&self, guest: u64, entry: Entry) -> CompressedCluster {
         let entry = Entry { descriptor: entry.descriptor & !COPIED, ..entry };
         entry.compressed(GuestOffset(guest), self.geometry)
+    }
+
+    pub(super) fn table_bytes(&self) -> u64 {
+        (self.tables.len() as u64) << self.header.cluster_bits
     }
 
     pub(super) fn parts_of_table(&self) -> usize {
