@@ -12,7 +12,7 @@ use super::probe::probe;
 use super::unpack;
 use crate::error::{Error, Result};
 use crate::format::FormatKind;
-use crate::format::qcow2::check::{Control, DataFile, Survey, data_file};
+use crate::format::qcow2::check::{Control, DataFile, Survey, data_file, repair};
 pub use crate::format::qcow2::check::{Finding, FindingKind, Repair, Report, Severity};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
@@ -53,7 +53,7 @@ pub fn check_storage(storage: Arc<dyn Storage>, options: CheckOptions, job: &mut
 }
 
 fn check_aligned(storage: &dyn Storage, options: CheckOptions, job: &mut Job<'_>) -> Result<Report> {
-    let CheckOptions { format, repair, deep, data_file: given, gate, lock } = options;
+    let CheckOptions { format, repair: what_to_repair, deep, data_file: given, gate, lock } = options;
     let format = match format {
         Some(format) => format,
         None => probe(storage)?,
@@ -61,25 +61,30 @@ fn check_aligned(storage: &dyn Storage, options: CheckOptions, job: &mut Job<'_>
     if format == FormatKind::Raw {
         return Err(Error::unsupported("a raw image has no metadata that could be checked"));
     }
-    if repair != Repair::None {
-        return Err(Error::unsupported("images are only checked yet, not repaired"));
-    }
     let data = match (data_file(storage)?, given) {
         (DataFile::None, _) => None,
         (DataFile::External(_), Some(data)) => Some(aligned(data)),
         (DataFile::External(reference), None) => {
             let mut opener = Opener::new(&gate, false, lock);
             opener.note(storage)?;
-            Some(opener.open_data_file_named(storage.path(), reference, repair != Repair::None)?)
+            Some(opener.open_data_file_named(storage.path(), reference, what_to_repair != Repair::None)?)
         }
     };
     let wanted = job.wanted();
     let wanted = || wanted.check();
     let mut report = |done, total| job.report(done, total);
-    let passes = 1 + u64::from(deep);
+    // A repair looks, clears flags, sets flags, and looks again.
+    let passes = if what_to_repair == Repair::None { 1 } else { 4 } + u64::from(deep);
     let mut control = Control::new(cores(), passes, &mut report, &wanted);
+    let repaired = match what_to_repair {
+        Repair::None => None,
+        what => Some(repair(storage, data.as_deref(), what, &mut control)?),
+    };
     let mut survey = Survey::open(storage, data.as_deref())?;
     survey.count(&mut control)?;
+    if let Some(repaired) = repaired {
+        survey.after_repair(repaired)?;
+    }
     if deep {
         survey.each_compressed(&mut control, |bytes, cluster| unpack::cluster(storage, cluster, bytes))?;
     }
