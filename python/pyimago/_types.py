@@ -56,6 +56,46 @@ class NewImage(Layout, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """Whether two images show a guest the same bytes.
+
+    Attributes:
+        difference: What differs first: "content", with `strict` also "size" and "status" (what is allocated
+            and what is known to be zero); None: nothing.
+        offset: Where in the guest's disk, in bytes; the start of a sector for content.
+        sizes_differ: The disks have different sizes; without a difference the rest of the longer one is
+            zeroes.
+    """
+
+    difference: Literal["size", "status", "content"] | None
+    offset: int | None
+    sizes_differ: bool
+
+    @property
+    def identical(self) -> bool:
+        """Whether nothing differs."""
+        return self.difference is None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """How large a file a new image would need, in bytes.
+
+    Attributes:
+        required: With the source's content, or empty; the tables are counted as if all of the disk were
+            allocated, so that it is an upper bound.
+        fully_allocated: When all of the disk is allocated.
+    """
+
+    required: int
+    fully_allocated: int
+
+    def to_dict(self) -> dict[str, int]:
+        """The document that `qemu-img measure --output=json` prints."""
+        return {"required": self.required, "fully-allocated": self.fully_allocated}
+
+
+@dataclass(frozen=True, slots=True)
 class ImageInfo:
     """What an image says of itself, under the names of `qemu-img info`; no other file was opened for it.
 

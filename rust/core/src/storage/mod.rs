@@ -262,3 +262,6 @@ impl StorageOpenOptions {
         self.lock
     }
 }
+
+#[cfg(test)]
+pub(crate) mod simulated;
