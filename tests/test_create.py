@@ -68,7 +68,7 @@ async def test_the_backing_file_is_looked_at_unless_unsafe(face: Face, tmp_path:
         await create(face, top, MIB, format="qcow2", backing="base", backing_format="qcow2")
     with pytest.raises(ValueError, match="format"):
         await create(face, top, MIB, format="qcow2", backing="base")
-    assert os.listdir(tmp_path) == ["base"]
+    assert [file.name for file in tmp_path.iterdir()] == ["base"]
     await create(face, top, MIB, format="qcow2", backing="nbd://host/x", backing_format="raw", unsafe=True)
     assert pyimago.info(top).backing_filename == "nbd://host/x"
 
@@ -105,7 +105,7 @@ async def test_files_are_replaced_only_on_demand(face: Face, tmp_path: Path) -> 
         with pytest.raises(pyimago.ImageLockedError):
             await create(face, path, MIB, format="raw", overwrite=True)
         await image.write(b"data", 0)
-    assert os.listdir(tmp_path) == ["image"]
+    assert [file.name for file in tmp_path.iterdir()] == ["image"]
 
 
 @pytest.mark.parametrize("format", ["qcow2", "raw"])

@@ -19,7 +19,9 @@ Progress: TypeAlias = Callable[[int, int], object]
 
 
 class Layout(TypedDict, total=False):
-    """How a new image is laid out; what is absent or None is what `qemu-img` takes. Raw has only `preallocation`.
+    """How a new image is laid out; what is absent or None is what `qemu-img` takes.
+
+    Raw images have `preallocation` only.
 
     Attributes:
         preallocation: What is set aside for the disk's bytes: "off" (default); "metadata" (qcow2), a place

@@ -19,7 +19,7 @@ pub(super) fn make(
     // A symbolic link stays; what it leads to is replaced.
     let target = if replaced.is_some() { resolve(target)? } else { target.to_owned() };
     let partial = Partial::new(&target)?;
-    let made = (|| {
+    let done = (|| {
         let file = File::create_sync(&partial.0, CreateMode::New)?;
         if let Some(replaced) = replaced {
             file.take_mode_of(replaced)?;
@@ -27,7 +27,7 @@ pub(super) fn make(
         make(file)?;
         File::rename_sync(&partial.0, &target)
     })();
-    made.map_err(|error| if error.path() == Some(&partial.0) { error.about(&target) } else { error })
+    done.map_err(|error| if error.path() == Some(&partial.0) { error.about(&target) } else { error })
 }
 
 /// The path without symbolic links and dots.

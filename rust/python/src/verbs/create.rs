@@ -146,7 +146,7 @@ impl Creation {
             (None, false) if has_backing => BackingCheck::TakeSize,
             (None, _) => {
                 return Err(PyValueError::new_err(
-                    "size is missing: only a backing file that is looked at (not unsafe) can tell it",
+                    "size is missing: only a backing file that is looked at can tell it",
                 ));
             }
             (Some(_), false) => BackingCheck::Open,
