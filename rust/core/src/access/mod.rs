@@ -21,6 +21,7 @@ mod probe;
 mod range_lock;
 mod read;
 mod sweep;
+mod target;
 mod unpack;
 mod write;
 mod zero;
