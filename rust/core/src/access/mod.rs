@@ -16,6 +16,7 @@ pub mod pool;
 mod probe;
 mod range_lock;
 mod read;
+mod snapshots;
 mod unpack;
 mod write;
 mod zero;
