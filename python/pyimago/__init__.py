@@ -89,22 +89,37 @@ __all__ = [
 ]
 
 
-def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImage]) -> None:
-    """Create an image of `size` bytes in a new file at `path`.
+def create(
+    path: StrPath,
+    size: int | None = None,
+    *,
+    format: Format,
+    overwrite: bool = False,
+    unsafe: bool = False,
+    **layout: Unpack[NewImage],
+) -> None:
+    """Create an image of `size` bytes in a file at `path`.
 
     Args:
         path: The file to create; one that is there already is a `FileExistsError` and stays as it is.
-        size: Size of the guest's disk in bytes; qcow2 rounds it up to a multiple of 512.
+        size: Size of the guest's disk in bytes; qcow2 rounds it up to a multiple of 512. None takes the size
+            of the backing file's disk.
         format: "raw" or "qcow2".
-        **layout: For qcow2 only: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
+        overwrite: Replace a file that is at `path`, once the new image is whole. A data file is never
+            replaced.
+        unsafe: Record the backing file's name byte by byte and look at nothing. Otherwise that file has to be
+            there and be an image of the format `backing_format`, which has to be given.
+        **layout: `preallocation`; for qcow2 only: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
             `compression_type`, `lazy_refcounts`, `backing`, `backing_format`, `data_file`, `data_file_raw`;
             see `NewImage`.
 
     Raises:
-        ValueError: An option is out of its range, or options exclude each other.
-        OSError: The file cannot be created or written.
+        ValueError: An option is out of its range, or options exclude each other. No file was touched.
+        OSError: A file cannot be created, read or written.
+        InvalidImageError: The backing file is no image of its format.
+        ImageLockedError: The file to replace is in use.
     """
-    _native.create(path, size, format, layout)
+    _native.create(path, size, format, layout, overwrite=overwrite, unchecked=unsafe)
 
 
 def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
@@ -159,7 +174,7 @@ def convert(
         implicit: Which files that the source names may be opened, as in `open`.
         progress: Called now and then with the bytes done and all bytes; what it raises ends the conversion.
         **layout: Of a qcow2 target: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
-            `compression_type`, `lazy_refcounts`; see `Layout`.
+            `compression_type`, `lazy_refcounts`; of either: `preallocation`; see `Layout`.
 
     Raises:
         ImagoError: The source cannot be read as an image, or the target is in use.

@@ -269,9 +269,23 @@ def open_awaited(
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
 ) -> Awaitable[FormatAccess]: ...
-def create(path: StrPath, size: int, format: Format, layout: Mapping[str, object]) -> None: ...
+def create(
+    path: StrPath,
+    size: int | None,
+    format: Format,
+    layout: Mapping[str, object],
+    *,
+    overwrite: bool,
+    unchecked: bool,
+) -> None: ...
 def create_awaited(
-    path: StrPath, size: int, format: Format, layout: Mapping[str, object]
+    path: StrPath,
+    size: int | None,
+    format: Format,
+    layout: Mapping[str, object],
+    *,
+    overwrite: bool,
+    unchecked: bool,
 ) -> Awaitable[None]: ...
 def info(path: StrPath, format: Format | None, chain: Implicit | None) -> list[dict[str, Any]]: ...
 def info_awaited(

@@ -77,9 +77,17 @@ def open(
     )
 
 
-async def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImage]) -> None:
+async def create(
+    path: StrPath,
+    size: int | None = None,
+    *,
+    format: Format,
+    overwrite: bool = False,
+    unsafe: bool = False,
+    **layout: Unpack[NewImage],
+) -> None:
     """As `pyimago.create`, awaited."""
-    await _native.create_awaited(path, size, format, layout)
+    await _native.create_awaited(path, size, format, layout, overwrite=overwrite, unchecked=unsafe)
 
 
 async def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
