@@ -4,6 +4,7 @@
 //! None is held while guest data moves; `slices` and `pending` are not held over I/O at all.
 
 mod allocate;
+pub mod amend;
 mod bitmaps;
 mod cache;
 pub mod create;

@@ -2,11 +2,14 @@
 //!
 //! Everything here is in memory until a flush takes [`Refcounts::take_dirty`]; only the table's growth writes at once.
 
+mod resized;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+pub(super) use self::resized::Resized;
 use super::header::Header;
 use super::l2::OFFSET_MASK;
 use super::pending::Dropped;
