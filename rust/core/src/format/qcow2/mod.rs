@@ -16,10 +16,10 @@ mod info;
 mod l2;
 mod map;
 pub mod measure;
+mod names;
 mod pending;
-mod references;
 mod refcounts;
-#[allow(dead_code, reason = "not every part has its user yet")]
+mod references;
 mod rewrite;
 mod snapshots;
 mod tables;

@@ -501,12 +501,7 @@ impl Refcounts {
     }
 
     /// Makes block number `index` in a cluster of its own, wherever one is free; false: the table is full.
-    fn place_block(
-        &mut self,
-        storage: &dyn Storage,
-        reserved: &FxHashSet<u64>,
-        index: u64,
-    ) -> Result<bool> {
+    fn place_block(&mut self, storage: &dyn Storage, reserved: &FxHashSet<u64>, index: u64) -> Result<bool> {
         let Some(taken) = self.take(storage, reserved, 1)? else {
             return Ok(false);
         };

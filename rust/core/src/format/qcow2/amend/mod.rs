@@ -13,16 +13,16 @@ use std::sync::Arc;
 use rustc_hash::FxHashSet;
 
 use super::create::Version;
-use super::extensions::{self, MAX_BACKING_FORMAT_LEN};
+use super::extensions;
 use super::features::{
     AUTOCLEAR_BITMAPS, AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_COMPRESSION,
     INCOMPATIBLE_KNOWN, incompatible_names, name_table,
 };
-use super::header::{Header, MAX_BACKING_NAME_LEN, MAX_REFCOUNT_ORDER, V2_REFCOUNT_ORDER, in_file};
+use super::header::{Header, V2_REFCOUNT_ORDER, in_file, order_of_refcount_bits};
 use super::pending::Dropped;
 use super::refcounts::{Refcounts, Resized};
 use super::rewrite::HeaderArea;
-use super::{Driver, refuse_unsafe_writes};
+use super::{Driver, names, refuse_unsafe_writes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Format, ImplicitReference};
 use crate::ondisk::clusters_for;
@@ -101,17 +101,7 @@ fn change_fields(area: &mut HeaderArea, old: &Header, options: &AmendOptions) ->
     };
     let raw = &mut area.raw;
     raw.version = version.into();
-    let order = match options.refcount_bits {
-        None => old.refcount_order,
-        Some(bits) if bits.is_power_of_two() && bits.trailing_zeros() <= MAX_REFCOUNT_ORDER => {
-            bits.trailing_zeros()
-        }
-        Some(bits) => {
-            return Err(Error::invalid_input(format!(
-                "refcounts of {bits} bits are not possible; powers of two from 1 to 64 are"
-            )));
-        }
-    };
+    let order = options.refcount_bits.map_or(Ok(old.refcount_order), order_of_refcount_bits)?;
     raw.refcount_order = order.into();
     match options.lazy_refcounts {
         Some(true) if version == 2 => return Err(Error::invalid_input("lazy refcounts need version 3")),
@@ -170,49 +160,29 @@ fn change_references(area: &mut HeaderArea, old: &Header, options: &AmendOptions
         }
         Some(DataFileChange::Drop) => area.set_extension(extensions::DATA_FILE, None),
         Some(DataFileChange::Set(name)) => {
-            let name = name.as_os_str().as_bytes();
-            check_name(name, "the data file's name")?;
-            area.set_extension(extensions::DATA_FILE, Some(name.to_vec()));
+            names::check_data_file(name)?;
+            area.set_extension(extensions::DATA_FILE, Some(name.as_os_str().as_bytes().to_vec()));
         }
     }
     match &options.backing {
         None => {}
         Some(BackingChange::Drop) => area.set_backing(b"", None),
         Some(BackingChange::Set(backing)) => {
-            let name = backing.name.as_os_str().as_bytes();
-            check_name(name, "the backing file's name")?;
-            if name.len() > MAX_BACKING_NAME_LEN as usize {
-                return Err(Error::invalid_input("the backing file's name has more than 1023 bytes"));
-            }
+            names::check_backing(backing)?;
             if old.is_data_file_raw() && options.data_file_raw != Some(false) {
                 return Err(Error::invalid_input(
                     "a raw data file holds the whole disk and cannot have a backing file",
                 ));
             }
-            backing.format.as_deref().map_or(Ok(()), check_format)?;
-            area.set_backing(name, backing.format.as_deref());
+            area.set_backing(backing.name.as_os_str().as_bytes(), backing.format.as_deref());
         }
         Some(BackingChange::Format(_)) if old.backing.is_none() => {
             return Err(Error::invalid_input("the image has no backing file whose format could change"));
         }
         Some(BackingChange::Format(format)) => {
-            check_format(format)?;
+            names::check_format(format)?;
             area.set_extension(extensions::BACKING_FORMAT, Some(format.as_bytes().to_vec()));
         }
-    }
-    Ok(())
-}
-
-fn check_name(name: &[u8], what: &str) -> Result<()> {
-    if name.is_empty() || name.contains(&0) {
-        return Err(Error::invalid_input(format!("{what} is empty or has a NUL in it")));
-    }
-    Ok(())
-}
-
-fn check_format(format: &str) -> Result<()> {
-    if format.is_empty() || format.contains('\0') || format.len() > MAX_BACKING_FORMAT_LEN {
-        return Err(Error::invalid_input("the backing file's format is no format's name"));
     }
     Ok(())
 }
