@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from pyimago._types import (
+        Amendment,
         Comparison,
         Format,
         ImageInfo,
@@ -59,6 +60,7 @@ __all__ = [
     "compare",
     "hash",
     "measure",
+    "amend",
     "ImageInfo",
     "Comparison",
     "Measurement",
@@ -264,6 +266,38 @@ def measure(
     from pyimago._types import Measurement
 
     return Measurement(*_native.measure(source, size, source_format, format, implicit, layout))
+
+
+def amend(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    progress: Progress | None = None,
+    **changes: Unpack[Amendment],
+) -> None:
+    """Change what the image at `path` is and which files it names; what it holds stays the same.
+
+    Nobody else may have the image open. What cannot be done is refused before the file is touched; after a crash
+    the image is the old or the new one, with lost space at worst. The content of no other file is looked at: a new
+    `backing` has to show the same bytes as the old one did, or the guest sees others.
+
+    Args:
+        path: The image.
+        format: Its format; probed unless given. Only qcow2 has anything to amend.
+        progress: Called now and then with the bytes of tables that are done and all of them; what it raises
+            ends the work, with the image as it was.
+        **changes: What is to change: `version`, `lazy_refcounts`, `refcount_bits`, `backing`,
+            `backing_format`, `data_file`, `data_file_raw`; see `Amendment`.
+
+    Raises:
+        ValueError: A value is out of its range, or the changes exclude each other or do not go with the image.
+        UnsupportedFeatureError: The new version cannot have what the image has, or the image has to be
+            repaired first.
+        ImageLockedError: The image is in use.
+        ImagoError: It is no image that can be amended.
+        OSError: The file cannot be read or written.
+    """
+    _native.amend(path, format, progress, changes)
 
 
 def __dir__() -> list[str]:

@@ -347,3 +347,9 @@ def measure_awaited(
     implicit: Implicit,
     layout: Mapping[str, object],
 ) -> Awaitable[tuple[int, int]]: ...
+def amend(
+    path: StrPath, format: Format | None, progress: Progress | None, changes: Mapping[str, object]
+) -> None: ...
+def amend_awaited(
+    path: StrPath, format: Format | None, progress: Progress | None, changes: Mapping[str, object]
+) -> Awaitable[None]: ...

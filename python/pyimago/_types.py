@@ -62,6 +62,31 @@ class NewImage(Layout, total=False):
     data_file_raw: bool
 
 
+class Amendment(TypedDict, total=False):
+    """What of a qcow2 image is to change; what is absent stays as it is.
+
+    Attributes:
+        version: 2 ("0.10") or 3 ("1.1").
+        lazy_refcounts: Put off refcount updates while the image is open (version 3).
+        refcount_bits: Bits of a refcount: 1, 2, 4, 8, 16, 32 or 64; 16 in version 2.
+        backing: The backing file, as the image is to spell it; it is not looked at. None: no backing file.
+        backing_format: Its format, as the image is to spell it. Without it a new `backing` has none;
+            without `backing` it is that of the one that is there.
+        data_file: The external data file, as the image is to spell it; it is not looked at. None: no
+            name, who opens the image brings the file.
+        data_file_raw: Whether the data file is a raw image of the disk. It can cease to be one, and not
+            become one.
+    """
+
+    version: Literal[2, 3, "0.10", "1.1"] | None
+    lazy_refcounts: bool | None
+    refcount_bits: int | None
+    backing: StrPath | None
+    backing_format: str | None
+    data_file: StrPath | None
+    data_file_raw: bool | None
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Whether two images show a guest the same bytes.

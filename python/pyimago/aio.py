@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from pyimago._native import FormatAccess
     from pyimago._types import (
+        Amendment,
         Backing,
         Comparison,
         DataFile,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         StrPath,
     )
 
-__all__ = ["open", "create", "info", "info_chain", "convert", "compare", "hash", "measure"]
+__all__ = ["open", "create", "info", "info_chain", "convert", "compare", "hash", "measure", "amend"]
 
 
 class _Opening:
@@ -169,3 +170,17 @@ async def measure(
     from pyimago._types import Measurement
 
     return Measurement(*await _native.measure_awaited(source, size, source_format, format, implicit, layout))
+
+
+async def amend(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    progress: Progress | None = None,
+    **changes: Unpack[Amendment],
+) -> None:
+    """As `pyimago.amend`, awaited; cancelling the task ends it, with the old or the new image.
+
+    `progress` is called on another thread.
+    """
+    await _native.amend_awaited(path, format, progress, changes)

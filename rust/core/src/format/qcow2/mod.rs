@@ -4,6 +4,7 @@
 //! None is held while guest data moves; `slices` and `pending` are not held over I/O at all.
 
 mod allocate;
+pub mod amend;
 mod bitmaps;
 mod cache;
 pub mod create;
@@ -15,10 +16,10 @@ mod info;
 mod l2;
 mod map;
 pub mod measure;
+mod names;
 mod pending;
-mod references;
 mod refcounts;
-#[allow(dead_code, reason = "not every part has its user yet")]
+mod references;
 mod rewrite;
 mod snapshots;
 mod tables;

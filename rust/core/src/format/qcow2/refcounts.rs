@@ -2,11 +2,14 @@
 //!
 //! Everything here is in memory until a flush takes [`Refcounts::take_dirty`]; only the table's growth writes at once.
 
+mod resized;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+pub(super) use self::resized::Resized;
 use super::header::Header;
 use super::l2::OFFSET_MASK;
 use super::pending::Dropped;
@@ -498,12 +501,7 @@ impl Refcounts {
     }
 
     /// Makes block number `index` in a cluster of its own, wherever one is free; false: the table is full.
-    fn place_block(
-        &mut self,
-        storage: &dyn Storage,
-        reserved: &FxHashSet<u64>,
-        index: u64,
-    ) -> Result<bool> {
+    fn place_block(&mut self, storage: &dyn Storage, reserved: &FxHashSet<u64>, index: u64) -> Result<bool> {
         let Some(taken) = self.take(storage, reserved, 1)? else {
             return Ok(false);
         };

@@ -56,7 +56,9 @@ pub(super) fn show(storage: &dyn Storage, header: &mut Header, id_or_name: &str)
     let size = snapshot.disk_size().unwrap_or(header.size);
     let entry_size = if header.is_extended_l2() { 16 } else { 8 };
     if u64::from(snapshot.l1_entries) < l1_entries_for(size, header.cluster_bits, entry_size) {
-        return Err(Error::corrupt("the snapshot's L1 table is too short for its disk").at(snapshot.l1_offset.0));
+        return Err(
+            Error::corrupt("the snapshot's L1 table is too short for its disk").at(snapshot.l1_offset.0)
+        );
     }
     (header.size, header.l1_offset, header.l1_entries) = (size, snapshot.l1_offset, snapshot.l1_entries);
     Ok(())
