@@ -4,6 +4,7 @@
 //! must be committed after the data landed. [`access`](crate::access) carries them out.
 
 pub mod inflight;
+pub mod preallocation;
 pub mod qcow2;
 pub mod raw;
 

@@ -14,9 +14,12 @@ mod header;
 mod info;
 mod l2;
 mod map;
+pub mod measure;
 mod pending;
-mod references;
 mod refcounts;
+mod references;
+#[allow(dead_code, reason = "not every part has its user yet")]
+mod rewrite;
 mod snapshots;
 mod tables;
 mod write;
