@@ -1,7 +1,8 @@
 //! Internal snapshots: listing, taking, applying, deleting, renaming.
 //!
-//! The recipes are in docs/qcow2.md ("Taking a snapshot" and what follows it). All of them run while nobody writes to the image, with
-//! `flushing` held from the flush at their start to their end: what they look at in the file is the latest state.
+//! The recipes are in docs/qcow2.md ("Taking a snapshot" and what follows it). All of them run while nobody writes to the image: after the
+//! flush at their start what they look at in the file is the latest state. They hold `flushing` whenever refcounts change, so that no flush writes
+//! what is only being tried.
 
 mod apply;
 mod create;
@@ -113,7 +114,7 @@ impl Driver {
             return Ok(Row { host: HostOffset(0), len });
         }
         let count = len.div_ceil(self.geometry.cluster_size());
-        let host = HostOffset(self.take_row(count, quarantine)? << self.geometry.cluster_bits);
+        let host = HostOffset(self.take_row_held(count, quarantine)? << self.geometry.cluster_bits);
         let row = Row { host, len };
         // Past the latch, to the row's end: a table past the end of the file would be refused.
         let mut padded = bytes.to_vec();
@@ -208,7 +209,9 @@ impl Driver {
         let index = new.find(id_or_name)?;
         new.snapshots[index].rename(name)?;
         let bytes = new.to_bytes(&header)?;
-        self.begin_writing()?;
+        drop(quarantine);
+        self.start_writing()?;
+        let mut quarantine = self.flushing.lock();
         let row = self.put_row(&bytes, &mut quarantine)?;
         self.or_latch(|| {
             self.write_changed_refcounts()?;
