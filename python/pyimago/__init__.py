@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from pyimago._types import (
         Amendment,
+        CheckResult,
         Comparison,
         Format,
         ImageInfo,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         Measurement,
         NewImage,
         Progress,
+        Repair,
         StrPath,
     )
 
@@ -57,11 +59,14 @@ __all__ = [
     "info",
     "info_chain",
     "convert",
+    "check",
     "compare",
     "hash",
     "measure",
     "amend",
     "ImageInfo",
+    "CheckResult",
+    "Finding",
     "Comparison",
     "Measurement",
     "aio",
@@ -185,6 +190,37 @@ def convert(
     _native.convert(source, target, source_format, format, implicit, progress, layout)
 
 
+def check(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    repair: Repair = "none",
+    deep: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> CheckResult:
+    """Check the qcow2 image at `path`: is what its metadata says true?
+
+    Args:
+        path: The image. Unless something is to be repaired nothing is written to it.
+        format: Its format; probed unless given.
+        repair: "leaks" gives back space that nothing uses; "all" makes refcounts and flags right, too. What
+            cannot be repaired stays in the result. Either is safe at any loss of power.
+        deep: Unpack every compressed cluster, too.
+        implicit: Which files that the image names may be opened, as in `open`; only a data file is.
+        progress: Called now and then with the bytes of tables done and all; what it raises ends the check.
+
+    Raises:
+        UnsupportedFeatureError: The image is raw: there is nothing to check.
+        InvalidImageError: The header makes no sense.
+        ImageLockedError: The image is in use, for a repair by anybody, otherwise by a writer.
+        OSError: The file cannot be read, or for a repair written.
+    """
+    from pyimago._types import CheckResult
+
+    return CheckResult.from_document(*_native.check(path, format, repair, deep, implicit, progress))
+
+
 def compare(
     first: StrPath,
     second: StrPath,
@@ -306,7 +342,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> object:
     # Dataclasses take longer to import than all the rest together.
-    if name in {"ImageInfo", "Comparison", "Measurement"}:
+    if name in {"ImageInfo", "CheckResult", "Finding", "Comparison", "Measurement"}:
         from pyimago import _types
 
         return getattr(_types, name)

@@ -13,6 +13,7 @@ from pyimago._types import (
     Format,
     Implicit,
     Progress,
+    Repair,
     StrPath,
 )
 
@@ -31,6 +32,8 @@ __all__ = [
     "StorageOpenOptions",
     "SyncFormatAccess",
     "Throttled",
+    "check",
+    "check_awaited",
     "compare",
     "compare_awaited",
     "convert",
@@ -309,6 +312,22 @@ def convert_awaited(
     progress: Progress | None,
     layout: Mapping[str, object],
 ) -> Awaitable[None]: ...
+def check(
+    path: StrPath,
+    format: Format | None,
+    repair: Repair,
+    deep: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> tuple[dict[str, Any], list[tuple[str, str, int | None, int | None, str]]]: ...
+def check_awaited(
+    path: StrPath,
+    format: Format | None,
+    repair: Repair,
+    deep: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> Awaitable[tuple[dict[str, Any], list[tuple[str, str, int | None, int | None, str]]]]: ...
 def compare(
     first: StrPath,
     second: StrPath,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyimago._types import (
         Amendment,
         Backing,
+        CheckResult,
         Comparison,
         DataFile,
         Format,
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
         Measurement,
         NewImage,
         Progress,
+        Repair,
         StrPath,
     )
 
-__all__ = ["open", "create", "info", "info_chain", "convert", "compare", "hash", "measure", "amend"]
+__all__ = ["open", "create", "info", "info_chain", "convert", "check", "compare", "hash", "measure", "amend"]
 
 
 class _Opening:
@@ -126,6 +128,23 @@ async def convert(
     awaits does not end the conversion; raise from `progress` to do that.
     """
     await _native.convert_awaited(source, target, source_format, format, implicit, progress, layout)
+
+
+async def check(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    repair: Repair = "none",
+    deep: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> CheckResult:
+    """As `pyimago.check`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    from pyimago._types import CheckResult
+
+    return CheckResult.from_document(
+        *await _native.check_awaited(path, format, repair, deep, implicit, progress)
+    )
 
 
 async def compare(

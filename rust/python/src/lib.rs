@@ -46,6 +46,8 @@ mod _native {
     #[pymodule_export]
     use crate::verbs::amend::{amend, amend_awaited};
     #[pymodule_export]
+    use crate::verbs::check::{check, check_awaited};
+    #[pymodule_export]
     use crate::verbs::compare::{compare, compare_awaited, hash, hash_awaited};
     #[pymodule_export]
     use crate::verbs::convert::{convert, convert_awaited};

@@ -3,6 +3,7 @@
 mod align;
 pub mod amend;
 mod chain;
+pub mod check;
 mod cluster_cache;
 pub mod compare;
 pub mod convert;

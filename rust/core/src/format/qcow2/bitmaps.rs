@@ -9,6 +9,7 @@ use super::header::{Header, in_file};
 use crate::error::{Error, Result};
 use crate::ondisk::{RawBitmapEntry, Table};
 use crate::storage::Storage;
+use crate::units::HostOffset;
 
 /// The bitmap was not saved: its contents mean nothing.
 const IN_USE: u32 = 1 << 0;
@@ -34,6 +35,10 @@ pub(crate) struct Bitmap {
     /// Bytes that one bit stands for.
     pub(crate) granularity: u64,
     flags: u32,
+    /// Where its table is.
+    pub(crate) table_offset: HostOffset,
+    /// Entries of its table.
+    pub(crate) table_entries: u32,
     /// Where its directory entry is in the file.
     entry_offset: u64,
 }
@@ -121,8 +126,15 @@ fn entry(bytes: &[u8], entry_offset: u64, header: &Header, file_len: u64) -> Res
             entry_len: 8,
             max_len: MAX_TABLE_LEN,
         };
-        table.check(header.cluster_size(), file_len)?;
-        return Ok((Bitmap { name, granularity: 1 << raw.granularity_bits, flags, entry_offset }, len));
+        let bitmap = Bitmap {
+            name,
+            granularity: 1 << raw.granularity_bits,
+            flags,
+            table_offset: table.check(header.cluster_size(), file_len)?,
+            table_entries: raw.table_entries.get(),
+            entry_offset,
+        };
+        return Ok((bitmap, len));
     };
     Err(format!("the bitmap \"{}\" makes no sense: {problem}", name.escape_debug()))
 }

@@ -7,6 +7,7 @@ mod allocate;
 pub mod amend;
 mod bitmaps;
 mod cache;
+pub mod check;
 pub mod create;
 mod extensions;
 mod features;
@@ -145,13 +146,7 @@ impl Driver {
             }
             refuse_unsafe_writes(&header)?;
         }
-        let geometry = Geometry {
-            cluster_bits: header.cluster_bits,
-            extended: header.is_extended_l2(),
-            external_data: header.has_data_file(),
-            zero_flag: header.version >= 3,
-            compression: header.compression,
-        };
+        let geometry = Geometry::of(&header);
         let capacity = if writable { header::MAX_L1_LEN as usize / 8 } else { 0 };
         let l1 = tables::read_l1(storage.as_ref(), &header, capacity)?;
         let (refcounts, reserved) = if writable {
@@ -191,8 +186,7 @@ impl Driver {
 
     /// The external data file that the header names. [`needs_data_file`](Driver::needs_data_file) may be true without one.
     pub fn data_file_reference(&self) -> Option<ImplicitReference> {
-        let name = self.header().data_file.clone()?;
-        Some(ImplicitReference { name, format: Some("raw".into()) })
+        self.header().data_file_reference()
     }
 
     /// Whether guest data is in an external data file.
