@@ -1,6 +1,7 @@
 //! A guest request becomes extents, extents become storage operations.
 
 mod align;
+pub mod bitmaps;
 mod chain;
 mod cluster_cache;
 pub mod compare;

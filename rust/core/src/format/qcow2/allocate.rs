@@ -17,14 +17,30 @@ impl Driver {
                 return Ok(taken);
             }
             drop(refcounts);
-            self.grow_refcount_table()?;
+            self.grow_refcount_table(1)?;
         }
     }
 
-    fn grow_refcount_table(&self) -> Result<()> {
+    /// Takes exactly `count` free clusters in a row, at least one; the number of the first.
+    pub(super) fn take_contiguous(&self, count: u64) -> Result<u64> {
+        loop {
+            let mut refcounts = self.refcounts.lock();
+            // Past the latch, as above.
+            let first = refcounts.take_contiguous(&*self.storage, &self.reserved.read(), count);
+            self.note_moved_metadata(&mut refcounts);
+            if let Some(first) = first? {
+                return Ok(first);
+            }
+            drop(refcounts);
+            self.grow_refcount_table(count)?;
+        }
+    }
+
+    /// Makes the refcount table longer unless it counts `count` free clusters in a row.
+    fn grow_refcount_table(&self, count: u64) -> Result<()> {
         let one_flush = self.flushing.lock();
         let mut refcounts = self.refcounts.lock();
-        let grown = refcounts.grow_if_full(&self.metadata, &self.header(), &self.reserved.read());
+        let grown = refcounts.grow_for(&self.metadata, &self.header(), &self.reserved.read(), count);
         self.change_header(|header| {
             (header.refcount_table_offset, header.refcount_table_clusters) = refcounts.table_place();
         });

@@ -2,6 +2,8 @@
 //!
 //! Everything here is in memory until a flush takes [`Refcounts::take_dirty`]; only the table's growth writes at once.
 
+mod contiguous;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -190,7 +192,7 @@ impl Refcounts {
     }
 
     /// Takes up to `wanted` free clusters in a row, at least one; their refcounts become 1. `None`: the table is
-    /// full, see [`grow_if_full`](Self::grow_if_full).
+    /// full, see [`grow_for`](Self::grow_for).
     ///
     /// A run ends where a new refcount block has to stand. That a cluster of metadata (`reserved`) counts as free is
     /// corruption, found before anything is put there (I6).
@@ -255,7 +257,7 @@ impl Refcounts {
         }
     }
 
-    /// Makes the free cluster `cluster`, which block number `index` counts, that block.
+    /// Makes the free cluster `cluster`, which block number `index` or one that exists counts, that block.
     fn add_block(&mut self, storage: &dyn Storage, index: u64, cluster: u64) -> Result<()> {
         let bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
         // At once, over whatever the cluster held before: nothing names it yet, so a full medium is found out here, where
@@ -270,20 +272,6 @@ impl Refcounts {
         self.untouched = self.untouched.max((cluster + 1) << self.cluster_bits);
         self.new_metadata.push(cluster);
         Ok(())
-    }
-
-    /// Makes the table larger if nothing that it counts is free. It writes at once, and what a flush took before would land
-    /// on top of that: the caller holds `flushing`.
-    pub(super) fn grow_if_full(
-        &mut self,
-        storage: &dyn Storage,
-        header: &Header,
-        reserved: &FxHashSet<u64>,
-    ) -> Result<()> {
-        if self.first_free(storage)? / self.per_block() < self.table.len() as u64 {
-            return Ok(());
-        }
-        self.grow_table(storage, header, reserved)
     }
 
     /// Moves the table to a larger one behind everything that the old one could count.
