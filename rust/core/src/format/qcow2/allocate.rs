@@ -26,7 +26,7 @@ impl Driver {
         loop {
             let mut refcounts = self.refcounts.lock();
             // Past the latch, as above.
-            let first = refcounts.take_contiguous(&*self.storage, &self.reserved.read(), count);
+            let first = refcounts.take_row(&*self.storage, &self.reserved.read(), count);
             self.note_moved_metadata(&mut refcounts);
             if let Some(first) = first? {
                 return Ok(first);

@@ -38,8 +38,8 @@ use self::pending::{Pending, Quarantine};
 use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
-    Allocation, Bitmaps, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, InPlace, Lookup,
-    Mapping, WriteStep, ZeroIntent, ZeroStep,
+    Allocation, Bitmaps, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, InPlace,
+    Lookup, Mapping, WriteStep, ZeroIntent, ZeroStep,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;

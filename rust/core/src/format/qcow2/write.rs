@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 
 use super::Driver;
 use super::cache::Slice;
+use super::features;
 use super::l2::{Entry, Unit};
 use super::pending::Dropped;
-use super::features;
 use crate::error::{Error, Result};
 use crate::format::{Allocation, InPlace, Lookup, WriteStep};
 use crate::storage::Storage;

@@ -22,7 +22,12 @@ pub(super) enum Place {
 }
 
 /// The entries of a bitmap's table, each valid. Bitmaps whose contents mean nothing may have any number of them.
-pub(super) fn read_table(storage: &dyn Storage, header: &Header, entry: &Entry, size: u64) -> Result<Vec<Place>> {
+pub(super) fn read_table(
+    storage: &dyn Storage,
+    header: &Header,
+    entry: &Entry,
+    size: u64,
+) -> Result<Vec<Place>> {
     let blame = |message: String| {
         let name = entry.name();
         Error::corrupt(format!("the bitmap \"{}\" {message}", name.escape_debug()))
@@ -30,23 +35,26 @@ pub(super) fn read_table(storage: &dyn Storage, header: &Header, entry: &Entry, 
     let needed = directory::table_entries(size, entry.granularity_bits, header.cluster_bits);
     let entries = u64::from(entry.table.entries);
     if entries != needed && !entry.is_in_use() {
-        return Err(blame(format!("has a table of {entries} entries, but a disk of {size} bytes needs {needed}"))
-            .at(entry.table.offset.0));
+        return Err(blame(format!(
+            "has a table of {entries} entries, but a disk of {size} bytes needs {needed}"
+        ))
+        .at(entry.table.offset.0));
     }
     // A file may end in its last cluster, where the rest reads as zeroes.
     let there = (storage.len()?.saturating_sub(entry.table.offset.0) / 8).min(entries);
     let mut words = read_words(storage, entry.table.offset, there)?;
     words.resize(entries as usize, 0);
-    let place = |(index, word): (u64, u64)| {
-        let offset = HostOffset(word & OFFSET_MASK);
-        match word & !OFFSET_MASK {
-            0 if offset.0 == 0 => Ok(Place::Zeroes),
-            0 if offset.is_aligned(header.cluster_size()) => Ok(Place::At(offset)),
-            ALL_ONES if offset.0 == 0 => Ok(Place::Ones),
-            _ => Err(blame(format!("has a table with the entry {word:#x}, which makes no sense"))
-                .at(entry.table.offset.0 + index * 8)),
-        }
-    };
+    let place =
+        |(index, word): (u64, u64)| {
+            let offset = HostOffset(word & OFFSET_MASK);
+            match word & !OFFSET_MASK {
+                0 if offset.0 == 0 => Ok(Place::Zeroes),
+                0 if offset.is_aligned(header.cluster_size()) => Ok(Place::At(offset)),
+                ALL_ONES if offset.0 == 0 => Ok(Place::Ones),
+                _ => Err(blame(format!("has a table with the entry {word:#x}, which makes no sense"))
+                    .at(entry.table.offset.0 + index * 8)),
+            }
+        };
     (0..).zip(words).map(place).collect()
 }
 

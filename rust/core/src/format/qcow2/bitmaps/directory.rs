@@ -239,8 +239,5 @@ fn parse(bytes: &[u8], header: &Header, file_len: u64) -> Result<(Entry, usize),
         let (name, extra, granularity_bits) = (name.to_vec(), extra.to_vec(), raw.granularity_bits);
         return Ok((Entry { name, flags, granularity_bits, extra, table }, len));
     };
-    Err(format!(
-        "the bitmap \"{}\" makes no sense: {problem}",
-        String::from_utf8_lossy(name).escape_debug()
-    ))
+    Err(format!("the bitmap \"{}\" makes no sense: {problem}", String::from_utf8_lossy(name).escape_debug()))
 }

@@ -12,6 +12,7 @@ mod bits;
 mod data;
 mod directory;
 mod record;
+mod resize;
 mod store;
 mod verbs;
 

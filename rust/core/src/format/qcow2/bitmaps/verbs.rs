@@ -201,9 +201,7 @@ impl Driver {
 
 fn find(bitmaps: &[Bitmap], name: &str) -> Result<usize> {
     let found = bitmaps.iter().position(|bitmap| bitmap.entry.is_called(name));
-    found.ok_or_else(|| {
-        Error::invalid_input(format!("the image has no bitmap \"{}\"", name.escape_debug()))
-    })
+    found.ok_or_else(|| Error::invalid_input(format!("the image has no bitmap \"{}\"", name.escape_debug())))
 }
 
 /// The bitmap of that name, unless it may only be removed, or only be left alone.
@@ -213,7 +211,9 @@ fn find_consistent(bitmaps: &[Bitmap], name: &str) -> Result<usize> {
         Err(Error::invalid_input(format!("the bitmap \"{}\" {problem}", name.escape_debug())))
     };
     if bitmaps[index].is_inconsistent() {
-        return refuse("was not stored after the last writes and is inconsistent; remove it and make a full backup");
+        return refuse(
+            "was not stored after the last writes and is inconsistent; remove it and make a full backup",
+        );
     }
     if bitmaps[index].entry.is_foreign() {
         return refuse("has extra data of an unknown kind and cannot be used here");

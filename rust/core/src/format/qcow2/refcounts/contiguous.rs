@@ -8,7 +8,7 @@ impl Refcounts {
     ///
     /// Unlike [`take`](Self::take) it goes on past the end of a block. That a cluster of metadata (`reserved`) counts as free
     /// is corruption (I6).
-    pub(in super::super) fn take_contiguous(
+    pub(in super::super) fn take_row(
         &mut self,
         storage: &dyn Storage,
         reserved: &FxHashSet<u64>,
@@ -125,7 +125,7 @@ mod tests {
         for count in [1, 62, 63, 64, 65, 200, 500] {
             let mut refcounts = refcounts(2, 64);
             let none = FxHashSet::default();
-            let first = refcounts.take_contiguous(&storage, &none, count).unwrap().unwrap();
+            let first = refcounts.take_row(&storage, &none, count).unwrap().unwrap();
             for cluster in first..first + count {
                 assert_eq!(refcounts.get(&storage, cluster).unwrap(), 1, "cluster {cluster} of {count}");
             }
@@ -143,8 +143,8 @@ mod tests {
     fn a_row_past_the_tables_reach_asks_for_a_longer_table() {
         let storage = Memory::new(1 << 20);
         let mut refcounts = refcounts(2, 2);
-        assert!(refcounts.take_contiguous(&storage, &FxHashSet::default(), 100).unwrap().is_none());
-        assert!(refcounts.take_contiguous(&storage, &FxHashSet::default(), 62).unwrap().is_some());
+        assert!(refcounts.take_row(&storage, &FxHashSet::default(), 100).unwrap().is_none());
+        assert!(refcounts.take_row(&storage, &FxHashSet::default(), 62).unwrap().is_some());
     }
 
     #[test]
@@ -154,7 +154,7 @@ mod tests {
         for cluster in (0..40).step_by(4) {
             refcounts.set(&storage, cluster, 1).unwrap();
         }
-        assert_eq!(refcounts.take_contiguous(&storage, &FxHashSet::default(), 4).unwrap(), Some(37));
-        assert_eq!(refcounts.take_contiguous(&storage, &FxHashSet::default(), 2).unwrap(), Some(2));
+        assert_eq!(refcounts.take_row(&storage, &FxHashSet::default(), 4).unwrap(), Some(37));
+        assert_eq!(refcounts.take_row(&storage, &FxHashSet::default(), 2).unwrap(), Some(2));
     }
 }
