@@ -184,7 +184,7 @@ impl Image {
     }
 
     #[inline]
-    fn check_write(&self, offset: u64, len: u64) -> Result<()> {
+    pub(super) fn check_write(&self, offset: u64, len: u64) -> Result<()> {
         if !self.writable() {
             return Err(self.read_only());
         }
