@@ -20,6 +20,7 @@ from pyimago._errors import (
     UnsupportedFeatureError,
 )
 from pyimago._native import (
+    Bitmap,
     Extent,
     File,
     FormatAccess,
@@ -74,6 +75,7 @@ __all__ = [
     "SyncFormatAccess",
     "FormatAccess",
     "Extent",
+    "Bitmap",
     # Formats
     "Raw",
     "Qcow2",

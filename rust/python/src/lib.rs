@@ -7,8 +7,10 @@
 )]
 
 mod access;
+mod bitmaps;
 mod bridge;
 mod buffers;
+mod cursor;
 mod errors;
 mod extents;
 mod formats;
@@ -31,6 +33,8 @@ fn wait_for_operations(py: Python<'_>) {
 
 #[pymodule(gil_used = false)]
 mod _native {
+    #[pymodule_export]
+    use crate::bitmaps::{AsyncBitmaps, AsyncDirtyIterator, Bitmap, Bitmaps, DirtyIterator};
     #[pymodule_export]
     use crate::bridge::CompletedFuture;
     #[pymodule_export]

@@ -2,6 +2,7 @@
 
 mod align;
 pub mod amend;
+pub mod bitmaps;
 mod chain;
 pub mod check;
 mod cluster_cache;
