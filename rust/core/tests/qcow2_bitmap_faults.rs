@@ -108,7 +108,9 @@ impl Model {
             }
             Step::Merge { target, source } => {
                 let size = self.size;
-                let Some(runs) = self.bitmaps.get(source).map(|bitmap| bitmap.runs(size)) else { return false };
+                let Some(runs) = self.bitmaps.get(source).map(|bitmap| bitmap.runs(size)) else {
+                    return false;
+                };
                 let Some(bitmap) = self.bitmaps.get_mut(target) else { return false };
                 runs.into_iter().for_each(|(offset, len)| bitmap.mark(offset, len));
             }
@@ -162,7 +164,8 @@ fn script(rng: &mut Rng, size: u64, steps: usize) -> Vec<Step> {
         all.push(match rng.below(16) {
             0..5 => Step::Write { offset, len, seed: rng.below(255) as u8 + 1 },
             5 => {
-                let intent = [ZeroIntent::Keep, ZeroIntent::Unmap, ZeroIntent::Discard][rng.below(3) as usize];
+                let intent =
+                    [ZeroIntent::Keep, ZeroIntent::Unmap, ZeroIntent::Discard][rng.below(3) as usize];
                 Step::Zero { offset, len, intent }
             }
             6..9 => Step::Add { name, granularity: 512 << rng.below(8), state },
@@ -243,10 +246,7 @@ fn configs() -> Vec<Config> {
         Config { refcount_bits: 1, ..Config::plain(12, 1 << 20) },
         Config { extended_l2: true, ..Config::plain(14, 1_000_192) },
         Config { data_file: DataFile::Plain, ..Config::plain(16, 3 << 20) },
-        Config {
-            backing: Some(images::Backing { qcow2: true, len: 100_000 }),
-            ..Config::plain(10, 200_192)
-        },
+        Config { backing: Some(images::Backing { qcow2: true, len: 100_000 }), ..Config::plain(10, 200_192) },
     ]
 }
 
