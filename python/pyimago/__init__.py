@@ -20,6 +20,7 @@ from pyimago._errors import (
     UnsupportedFeatureError,
 )
 from pyimago._native import (
+    Bitmap,
     Extent,
     File,
     FormatAccess,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from pyimago._types import (
+        Amendment,
         CheckResult,
         Comparison,
         Format,
@@ -62,6 +64,7 @@ __all__ = [
     "compare",
     "hash",
     "measure",
+    "amend",
     "ImageInfo",
     "CheckResult",
     "Finding",
@@ -72,6 +75,7 @@ __all__ = [
     "SyncFormatAccess",
     "FormatAccess",
     "Extent",
+    "Bitmap",
     # Formats
     "Raw",
     "Qcow2",
@@ -94,22 +98,37 @@ __all__ = [
 ]
 
 
-def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImage]) -> None:
-    """Create an image of `size` bytes in a new file at `path`.
+def create(
+    path: StrPath,
+    size: int | None = None,
+    *,
+    format: Format,
+    overwrite: bool = False,
+    unsafe: bool = False,
+    **layout: Unpack[NewImage],
+) -> None:
+    """Create an image of `size` bytes in a file at `path`.
 
     Args:
         path: The file to create; one that is there already is a `FileExistsError` and stays as it is.
-        size: Size of the guest's disk in bytes; qcow2 rounds it up to a multiple of 512.
+        size: Size of the guest's disk in bytes; qcow2 rounds it up to a multiple of 512. None takes the size
+            of the backing file's disk.
         format: "raw" or "qcow2".
-        **layout: For qcow2 only: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
+        overwrite: Replace a file that is at `path`, once the new image is whole. A data file is never
+            replaced.
+        unsafe: Record the backing file's name byte by byte and look at nothing. Otherwise that file has to be
+            there and be an image of the format `backing_format`, which has to be given.
+        **layout: `preallocation`; for qcow2 only: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
             `compression_type`, `lazy_refcounts`, `backing`, `backing_format`, `data_file`, `data_file_raw`;
             see `NewImage`.
 
     Raises:
-        ValueError: An option is out of its range, or options exclude each other.
-        OSError: The file cannot be created or written.
+        ValueError: An option is out of its range, or options exclude each other. No file was touched.
+        OSError: A file cannot be created, read or written.
+        InvalidImageError: The backing file is no image of its format.
+        ImageLockedError: The file to replace is in use.
     """
-    _native.create(path, size, format, layout)
+    _native.create(path, size, format, layout, overwrite=overwrite, unchecked=unsafe)
 
 
 def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
@@ -164,7 +183,7 @@ def convert(
         implicit: Which files that the source names may be opened, as in `open`.
         progress: Called now and then with the bytes done and all bytes; what it raises ends the conversion.
         **layout: Of a qcow2 target: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
-            `compression_type`, `lazy_refcounts`; see `Layout`.
+            `compression_type`, `lazy_refcounts`; of either: `preallocation`; see `Layout`.
 
     Raises:
         ImagoError: The source cannot be read as an image, or the target is in use.
@@ -285,6 +304,38 @@ def measure(
     from pyimago._types import Measurement
 
     return Measurement(*_native.measure(source, size, source_format, format, implicit, layout))
+
+
+def amend(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    progress: Progress | None = None,
+    **changes: Unpack[Amendment],
+) -> None:
+    """Change what the image at `path` is and which files it names; what it holds stays the same.
+
+    Nobody else may have the image open. What cannot be done is refused before the file is touched; after a crash
+    the image is the old or the new one, with lost space at worst. The content of no other file is looked at: a new
+    `backing` has to show the same bytes as the old one did, or the guest sees others.
+
+    Args:
+        path: The image.
+        format: Its format; probed unless given. Only qcow2 has anything to amend.
+        progress: Called now and then with the bytes of tables that are done and all of them; what it raises
+            ends the work, with the image as it was.
+        **changes: What is to change: `version`, `lazy_refcounts`, `refcount_bits`, `backing`,
+            `backing_format`, `data_file`, `data_file_raw`; see `Amendment`.
+
+    Raises:
+        ValueError: A value is out of its range, or the changes exclude each other or do not go with the image.
+        UnsupportedFeatureError: The new version cannot have what the image has, or the image has to be
+            repaired first.
+        ImageLockedError: The image is in use.
+        ImagoError: It is no image that can be amended.
+        OSError: The file cannot be read or written.
+    """
+    _native.amend(path, format, progress, changes)
 
 
 def __dir__() -> list[str]:

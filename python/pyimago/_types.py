@@ -20,9 +20,14 @@ Progress: TypeAlias = Callable[[int, int], object]
 
 
 class Layout(TypedDict, total=False):
-    """How a new qcow2 image is laid out; what is absent or None is what `qemu-img` takes.
+    """How a new image is laid out; what is absent or None is what `qemu-img` takes.
+
+    Raw images have `preallocation` only.
 
     Attributes:
+        preallocation: What is set aside for the disk's bytes: "off" (default); "metadata" (qcow2), a place
+            for every cluster; "falloc", the space too; "full", the space too, written full of zeroes. Over a
+            backing file it needs `extended_l2`.
         cluster_size: Bytes of a cluster: a power of two from 512 to 2 MiB (default 64 KiB).
         refcount_bits: Bits of a refcount: 1, 2, 4, 8, 16 (default), 32 or 64.
         version: 2 ("0.10") or 3 ("1.1", the default).
@@ -31,6 +36,7 @@ class Layout(TypedDict, total=False):
         lazy_refcounts: Put off refcount updates while the image is open.
     """
 
+    preallocation: Literal["off", "metadata", "falloc", "full"] | None
     cluster_size: int | None
     refcount_bits: int | None
     version: Literal[2, 3, "0.10", "1.1"] | None
@@ -43,9 +49,10 @@ class NewImage(Layout, total=False):
     """The same, and what other files the image names.
 
     Attributes:
-        backing: The backing file, as the image is to spell it; it is not looked at.
+        backing: The backing file, as the image is to spell it: a relative name starts at the image's
+            directory. A name that others would take for a protocol's (`a:b`) is recorded as `./a:b`.
         backing_format: Its format, as the image is to spell it.
-        data_file: The external data file, as the image is to spell it; it is created too.
+        data_file: The external data file, as the image is to spell it (as `backing`); it is created too.
         data_file_raw: The data file is to be a raw image of the disk at all times; one that is there is
             adopted.
     """
@@ -54,6 +61,31 @@ class NewImage(Layout, total=False):
     backing_format: str | None
     data_file: StrPath | None
     data_file_raw: bool
+
+
+class Amendment(TypedDict, total=False):
+    """What of a qcow2 image is to change; what is absent stays as it is.
+
+    Attributes:
+        version: 2 ("0.10") or 3 ("1.1").
+        lazy_refcounts: Put off refcount updates while the image is open (version 3).
+        refcount_bits: Bits of a refcount: 1, 2, 4, 8, 16, 32 or 64; 16 in version 2.
+        backing: The backing file, as the image is to spell it; it is not looked at. None: no backing file.
+        backing_format: Its format, as the image is to spell it. Without it a new `backing` has none;
+            without `backing` it is that of the one that is there.
+        data_file: The external data file, as the image is to spell it; it is not looked at. None: no
+            name, who opens the image brings the file.
+        data_file_raw: Whether the data file is a raw image of the disk. It can cease to be one, and not
+            become one.
+    """
+
+    version: Literal[2, 3, "0.10", "1.1"] | None
+    lazy_refcounts: bool | None
+    refcount_bits: int | None
+    backing: StrPath | None
+    backing_format: str | None
+    data_file: StrPath | None
+    data_file_raw: bool | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from pyimago._native import FormatAccess
     from pyimago._types import (
+        Amendment,
         Backing,
         CheckResult,
         Comparison,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
         StrPath,
     )
 
-__all__ = ["open", "create", "info", "info_chain", "convert", "check", "compare", "hash", "measure"]
+__all__ = ["open", "create", "info", "info_chain", "convert", "check", "compare", "hash", "measure", "amend"]
 
 
 class _Opening:
@@ -79,9 +80,17 @@ def open(
     )
 
 
-async def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImage]) -> None:
+async def create(
+    path: StrPath,
+    size: int | None = None,
+    *,
+    format: Format,
+    overwrite: bool = False,
+    unsafe: bool = False,
+    **layout: Unpack[NewImage],
+) -> None:
     """As `pyimago.create`, awaited."""
-    await _native.create_awaited(path, size, format, layout)
+    await _native.create_awaited(path, size, format, layout, overwrite=overwrite, unchecked=unsafe)
 
 
 async def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
@@ -180,3 +189,17 @@ async def measure(
     from pyimago._types import Measurement
 
     return Measurement(*await _native.measure_awaited(source, size, source_format, format, implicit, layout))
+
+
+async def amend(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    progress: Progress | None = None,
+    **changes: Unpack[Amendment],
+) -> None:
+    """As `pyimago.amend`, awaited; cancelling the task ends it, with the old or the new image.
+
+    `progress` is called on another thread.
+    """
+    await _native.amend_awaited(path, format, progress, changes)

@@ -22,7 +22,7 @@ pub struct Measured {
 /// data in less than a cluster counts as a cluster; with a backing file in `target` all of the disk counts.
 pub fn measure(source: Option<&Arc<Image>>, target: &CreateOptions) -> Result<Measured> {
     let options = match target {
-        CreateOptions::Raw { size } => {
+        CreateOptions::Raw { size, .. } => {
             let size = source.map_or(*size, |source| source.size());
             return Ok(Measured { required: size, fully_allocated: size });
         }

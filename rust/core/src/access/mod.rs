@@ -1,6 +1,8 @@
 //! A guest request becomes extents, extents become storage operations.
 
 mod align;
+pub mod amend;
+pub mod bitmaps;
 mod chain;
 pub mod check;
 mod cluster_cache;
@@ -21,7 +23,9 @@ pub mod pool;
 mod probe;
 mod range_lock;
 mod read;
+mod snapshots;
 mod sweep;
+mod target;
 mod unpack;
 mod write;
 mod zero;

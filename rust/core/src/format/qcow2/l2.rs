@@ -230,6 +230,11 @@ impl Entry {
         Entry { descriptor: host.0 | COPIED, bitmap }
     }
 
+    /// A (not extended) entry whose data is at `host`; `copied`: nobody shares it.
+    pub(super) fn data(host: HostOffset, copied: bool) -> Entry {
+        Entry { descriptor: host.0 | if copied { COPIED } else { 0 }, bitmap: 0 }
+    }
+
     /// An entry without space whose every unit reads as zeroes.
     pub(super) fn zeroes(geometry: Geometry) -> Entry {
         if geometry.extended {

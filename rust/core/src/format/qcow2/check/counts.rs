@@ -291,7 +291,7 @@ mod tests {
             counts.refer(range, 1, Some(copied), |cluster| found.push(cluster));
             found
         };
-        assert_eq!(contradicted(60..4200, true), []);
+        assert_eq!(contradicted(60..4200, true), Vec::<u64>::new());
         assert_eq!(contradicted(58..62, true), [58, 59]);
         assert_eq!(contradicted(4198..4202, false), [4198, 4199]);
         assert_eq!(contradicted(9000..9100, false), []);

@@ -10,7 +10,7 @@ use zerocopy::FromBytes;
 use super::report::{FindingKind, Place};
 use super::{READ, Survey};
 use crate::error::Result;
-use crate::format::qcow2::bitmaps;
+use crate::format::qcow2::bitmaps::{self, BitmapTable};
 use crate::format::qcow2::extensions::CRYPTO_HEADER;
 use crate::format::qcow2::header::MAX_L1_LEN;
 use crate::format::qcow2::l2::OFFSET_MASK;
@@ -165,12 +165,14 @@ impl Survey<'_> {
         };
         let mut tables = BTreeMap::<(u64, u32), u64>::new();
         for bitmap in &bitmaps {
-            *tables.entry((bitmap.table_offset.0, bitmap.table_entries)).or_default() += 1;
-            let bits = self.header.size.div_ceil(bitmap.granularity);
+            let BitmapTable { offset, entries } = bitmap.table;
+            *tables.entry((offset.0, entries)).or_default() += 1;
+            let bits = self.header.size.div_ceil(bitmap.granularity());
             let needed = bits.div_ceil(8).div_ceil(self.cluster_size());
-            if u64::from(bitmap.table_entries) < needed && !bitmap.is_in_use() {
-                let (name, entries) = (bitmap.name.escape_debug(), bitmap.table_entries);
-                self.note(FindingKind::Bitmap, Place::at(bitmap.table_offset.0), 1, || {
+            if u64::from(entries) < needed && !bitmap.is_in_use() {
+                let name = bitmap.name();
+                self.note(FindingKind::Bitmap, Place::at(offset.0), 1, || {
+                    let name = name.escape_debug();
                     format!("the table of bitmap \"{name}\" has {entries} entries; the disk needs {needed}")
                 });
             }
