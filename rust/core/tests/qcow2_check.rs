@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use imago_core::ErrorKind;
 use imago_core::access::check::FindingKind::{self, *};
 use imago_core::access::check::{CheckOptions, Repair, Report, check};
 use imago_core::access::job::Job;
 use imago_core::format::FormatKind;
 use imago_testkit::check as oracle;
+use imago_testkit::images;
 use imago_testkit::qcow2::Qcow2;
 use imago_testkit::qemu;
 use tempfile::TempDir;
@@ -710,4 +712,52 @@ fn repairs_count_what_they_fixed_as_qemu_does() {
         }
     }
     assert!(compared > 10, "{compared} repairs compared");
+}
+
+/// A dirty image: refcounts that were never written, and a snapshot that shares clusters.
+fn dirty() -> Made {
+    let case = CASES.iter().find(|case| case.name.starts_with("dirty,")).expect("a case of that name");
+    damaged(case)
+}
+
+#[test]
+fn a_dirty_image_is_read_as_it_is_and_repaired_before_it_is_written() {
+    if !qemu::qemu_or_skip() {
+        return;
+    }
+    let made = dirty();
+    let before = fs::read(&made.path).unwrap();
+    let shown = contents(&made);
+    let image = images::open(&made.path, false).unwrap();
+    let mut found = vec![0; 8 << 20];
+    image.read(&mut found, 0).unwrap();
+    image.close().unwrap();
+    assert!(Some(&found) == shown[0].as_ref().ok());
+    assert!(fs::read(&made.path).unwrap() == before, "opened for reading, and changed");
+    let image = images::open(&made.path, true).unwrap();
+    image.write(&[9; 70_000], 4 << 20).unwrap();
+    image.close().unwrap();
+    drop(image);
+    found[4 << 20..(4 << 20) + 70_000].fill(9);
+    let after = contents(&made);
+    assert!(Some(&found) == after[0].as_ref().ok() && shown[1..] == after[1..]);
+    oracle::check(&fs::read(&made.path).unwrap()).assert_clean();
+    qemu::assert_clean(&made.path);
+}
+
+#[test]
+fn a_dirty_image_that_cannot_be_made_right_is_not_opened_for_writing() {
+    if !qemu::qemu_or_skip() {
+        return;
+    }
+    let made = dirty();
+    let mut patient = Patient { bytes: fs::read(&made.path).unwrap() };
+    patient.change(patient.l2(OWN + 0x10000), |word| word | 1 << 5);
+    fs::write(&made.path, &patient.bytes).unwrap();
+    let shown = contents(&made);
+    let error = images::open(&made.path, true).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert_eq!(error.path(), Some(&*made.path));
+    assert!(shown == contents(&made), "the content has changed");
+    images::open(&made.path, false).unwrap().close().unwrap();
 }

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::align::aligned;
+use super::check;
 use super::gate::{Gate, ReferenceKind};
 use super::image::{Base, CHAIN_MAX, Image};
 use super::probe::probe;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::qcow2::Driver;
+use crate::format::qcow2::{Driver, needs_cleaning};
 use crate::format::raw::Raw;
 use crate::format::{Format, FormatKind, ImplicitReference};
 use crate::storage::file::File;
@@ -44,7 +45,7 @@ impl Link {
         };
         Ok(match found {
             FormatKind::Raw => Link::Raw { driver: Raw::open(storage, writable)?, probed: kind.is_none() },
-            FormatKind::Qcow2 => Link::Qcow2(Box::new(Driver::open(storage, writable)?)),
+            FormatKind::Qcow2 => Link::Qcow2(Box::new(open_qcow2(storage, writable)?)),
         })
     }
 
@@ -80,6 +81,16 @@ impl Link {
             }
         }
     }
+}
+
+/// Opens a qcow2 image. One that is to be written and was not closed cleanly is repaired first; if that cannot make it right, or
+/// it could not be opened otherwise, nothing is opened.
+pub(super) fn open_qcow2(storage: Arc<dyn Storage>, writable: bool) -> Result<Driver> {
+    if writable && storage.capabilities().write && needs_cleaning(&*storage)? {
+        drop(Driver::open(Arc::clone(&storage), false)?);
+        check::make_clean(&*storage)?;
+    }
+    Driver::open(storage, writable)
 }
 
 /// Opens what images name.

@@ -17,6 +17,9 @@ pub use crate::format::qcow2::check::{Finding, FindingKind, Repair, Report, Seve
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
 
+/// Passes over all tables that a repair takes: it looks, clears flags, sets flags, and looks again.
+const REPAIR_PASSES: u64 = 4;
+
 /// How to check an image; the default only looks, at metadata only, and probes the format.
 #[derive(Clone, Debug, Default)]
 pub struct CheckOptions {
@@ -73,20 +76,53 @@ fn check_aligned(storage: &dyn Storage, options: CheckOptions, job: &mut Job<'_>
     let wanted = job.wanted();
     let wanted = || wanted.check();
     let mut report = |done, total| job.report(done, total);
-    // A repair looks, clears flags, sets flags, and looks again.
-    let passes = if what_to_repair == Repair::None { 1 } else { 4 } + u64::from(deep);
+    let passes = if what_to_repair == Repair::None { 1 } else { REPAIR_PASSES } + u64::from(deep);
     let mut control = Control::new(cores(), passes, &mut report, &wanted);
-    let repaired = match what_to_repair {
-        Repair::None => None,
-        what => Some(repair(storage, data.as_deref(), what, &mut control)?),
+    let data = data.as_deref();
+    let survey = match what_to_repair {
+        Repair::None => {
+            let mut survey = Survey::open(storage, data)?;
+            survey.count(&mut control)?;
+            survey
+        }
+        what => repaired(storage, data, what, &mut control)?,
     };
-    let mut survey = Survey::open(storage, data.as_deref())?;
-    survey.count(&mut control)?;
-    if let Some(repaired) = repaired {
-        survey.after_repair(repaired)?;
-    }
     if deep {
         survey.each_compressed(&mut control, |bytes, cluster| unpack::cluster(storage, cluster, bytes))?;
     }
     Ok(survey.into_report())
+}
+
+/// Repairs an image, and surveys it again.
+fn repaired<'a>(
+    storage: &'a dyn Storage,
+    data: Option<&dyn Storage>,
+    what: Repair,
+    control: &mut Control<'_>,
+) -> Result<Survey<'a>> {
+    let repaired = repair(storage, data, what, control)?;
+    let mut survey = Survey::open(storage, data)?;
+    survey.count(control)?;
+    survey.after_repair(repaired)?;
+    Ok(survey)
+}
+
+/// Repairs an image that was not closed cleanly, so that it can be written again; an error if that does not make it right.
+pub(super) fn make_clean(storage: &dyn Storage) -> Result<()> {
+    let wanted = || Ok(());
+    let mut report = |_, _| {};
+    let mut control = Control::new(cores(), REPAIR_PASSES, &mut report, &wanted);
+    let survey = repaired(storage, None, Repair::All, &mut control)?;
+    let Report { corruptions, check_errors, .. } = survey.into_report();
+    if corruptions == 0 && check_errors == 0 {
+        return Ok(());
+    }
+    let error = Error::corrupt(format!(
+        "the image was not closed cleanly, and a repair leaves {corruptions} corruptions and {check_errors} parts that \
+         cannot be checked: open it read-only and save what can be read"
+    ));
+    Err(match storage.path() {
+        Some(path) => error.in_file(path),
+        None => error,
+    })
 }

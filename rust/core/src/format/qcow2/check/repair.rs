@@ -66,9 +66,7 @@ pub(crate) fn repair(
     if what == Repair::All && !rebuild {
         survey.change_refcounts(Change::Raise, control)?;
     }
-    // With wrong refcounts around, what the flags should be is not for a repair of leaks to say.
-    let with_flags = what == Repair::All || flags_only;
-    if with_flags {
+    if what == Repair::All || flags_only {
         repaired.flags += survey.change_flags(false, control)?;
     }
     if rebuild {
@@ -76,9 +74,8 @@ pub(crate) fn repair(
     } else if !survey.is_lost() {
         survey.change_refcounts(Change::Lower, control)?;
     }
-    if with_flags {
-        repaired.flags += survey.change_flags(true, control)?;
-    }
+    // In a repair of leaks too: refcounts have become 1 there.
+    repaired.flags += survey.change_flags(true, control)?;
     Ok(repaired)
 }
 
