@@ -345,7 +345,7 @@ fn lose_power(config: &Config, script: &[Step], seed: u64, broken: Option<u64>) 
     for crash in sim.crash_images(seed, 20) {
         let last = versions.iter().rposition(|version| version.epochs.1 <= crash.epoch).expect("the first");
         let begun = versions.iter().rposition(|version| version.epochs.0 <= crash.epoch).expect("the first");
-        allowed(&crash.bytes, &versions[last..=begun]).map_err(|error| format!("{crash:?}: {error}"))?;
+        allowed(&crash.media[0], &versions[last..=begun]).map_err(|error| format!("{crash:?}: {error}"))?;
     }
     Ok(syncs)
 }
