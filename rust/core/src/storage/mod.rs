@@ -270,3 +270,6 @@ impl StorageOpenOptions {
         self.lock
     }
 }
+
+#[cfg(test)]
+pub(crate) mod simulated;
