@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::inflight::{Guard, Inflight, Ticket};
 use crate::format::{Format, FormatKind, ImplicitReference};
 
+use super::below::Below;
 use super::cluster_cache::ClusterCache;
 use super::range_lock::RangeLocks;
 
@@ -47,6 +48,8 @@ const NO_DATA_FILE: u8 = 2;
 pub struct Image {
     pub(super) format: Arc<dyn Format>,
     pub(super) base: Base,
+    /// The images below that were opened for this one, once they were asked.
+    below: OnceLock<Below>,
     /// Shared by every write, held alone by whoever changes the image as a whole.
     pub(super) writing: RwLock<()>,
     /// Guest ranges in which someone allocates or zeroes.
@@ -79,6 +82,7 @@ impl Image {
         Image {
             format,
             base,
+            below: OnceLock::new(),
             writing: RwLock::new(()),
             ranges: RangeLocks::default(),
             unpacked: ClusterCache::default(),
@@ -136,6 +140,12 @@ impl Image {
             Base::Image { image, .. } => Some(image),
             Base::None | Base::Unopened(_) => None,
         }
+    }
+
+    /// The images below that were opened for this one.
+    #[inline]
+    pub(super) fn below(&self) -> &Below {
+        self.below.get_or_init(|| Below::of(self))
     }
 
     /// Images in the chain from this one down, itself included.

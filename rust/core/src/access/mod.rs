@@ -1,6 +1,7 @@
 //! A guest request becomes extents, extents become storage operations.
 
 mod align;
+mod below;
 mod chain;
 mod cluster_cache;
 pub mod compare;
@@ -19,8 +20,8 @@ pub mod pool;
 mod probe;
 mod range_lock;
 mod read;
-mod target;
 mod sweep;
+mod target;
 mod unpack;
 mod write;
 mod zero;

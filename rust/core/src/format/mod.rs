@@ -311,6 +311,11 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// the answer is not at hand.
     fn map(&self, offset: GuestOffset, len: u64, lookup: Lookup) -> Result<Option<Mapping<'_>>>;
 
+    /// Where [`map`](Format::map) can answer anew: at multiples of this (bytes, a power of two), but for the end of the disk.
+    fn mapping_unit(&self) -> u64 {
+        1
+    }
+
     /// The next step of writing `len` bytes at `offset`.
     ///
     /// The caller holds a range lock over the (sub)clusters that an allocation may touch, see

@@ -261,6 +261,10 @@ impl Format for Driver {
         self.map_run(offset, len, lookup).map_err(|e| self.located(e))
     }
 
+    fn mapping_unit(&self) -> u64 {
+        self.geometry.unit_size()
+    }
+
     fn in_place(&self, offset: GuestOffset, len: u64) -> Result<Option<InPlace<'_>>> {
         self.find_in_place(offset, len).map_err(|e| self.located(e))
     }
