@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         ImageInfo,
         Implicit,
         Layout,
+        Measurement,
         NewImage,
         Progress,
         StrPath,
@@ -57,8 +58,10 @@ __all__ = [
     "convert",
     "compare",
     "hash",
+    "measure",
     "ImageInfo",
     "Comparison",
+    "Measurement",
     "aio",
     # Access
     "SyncFormatAccess",
@@ -223,8 +226,9 @@ def hash(
     """A hash of what a guest sees of the image at `path`: 64 hexadecimal digits, on all cores.
 
     Equal content has an equal hash, whatever the formats and what is allocated; the disk's size counts.
-    Ranges that are known to be zero cost nothing. It is BLAKE3 over the size and the BLAKE3 digests of the blocks of
-    2 MiB that are not all zeroes, each after its number; the engine's documentation has the exact definition.
+    Ranges that are known to be zero cost nothing. It is BLAKE3 over the size and the BLAKE3 digests of the
+    blocks of 2 MiB that are not all zeroes, each after its number; the engine's documentation has the exact
+    definition.
 
     Raises:
         ImagoError: A file cannot be read as an image.
@@ -233,13 +237,42 @@ def hash(
     return _native.hash(path, format, implicit, progress).hex()
 
 
+def measure(
+    source: StrPath | None = None,
+    *,
+    size: int | None = None,
+    source_format: Format | None = None,
+    format: Format = "raw",
+    implicit: Implicit = "beside",
+    **layout: Unpack[NewImage],
+) -> Measurement:
+    """How large a file an image would need: a new one of `size`, or one with the content of `source`.
+
+    Args:
+        source: An image to convert, read with its backing chain.
+        size: Size of an empty disk in bytes, instead of a source.
+        source_format: The source's format; probed unless given.
+        format: The new image's format.
+        implicit: Which files that the source names may be opened, as in `open`.
+        **layout: Of a qcow2 image, as in `create`.
+
+    Raises:
+        ValueError: Source and size are both given, or neither; or the layout is impossible.
+        ImagoError: The source cannot be read as an image.
+        OSError: A file cannot be read.
+    """
+    from pyimago._types import Measurement
+
+    return Measurement(*_native.measure(source, size, source_format, format, implicit, layout))
+
+
 def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> object:
     # Dataclasses take longer to import than all the rest together.
-    if name in {"ImageInfo", "Comparison"}:
+    if name in {"ImageInfo", "Comparison", "Measurement"}:
         from pyimago import _types
 
         return getattr(_types, name)

@@ -41,6 +41,8 @@ __all__ = [
     "hash_awaited",
     "info",
     "info_awaited",
+    "measure",
+    "measure_awaited",
     "open",
     "open_awaited",
 ]
@@ -329,3 +331,19 @@ def hash(path: StrPath, format: Format | None, implicit: Implicit, progress: Pro
 def hash_awaited(
     path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None
 ) -> Awaitable[bytes]: ...
+def measure(
+    source: StrPath | None,
+    size: int | None,
+    source_format: Format | None,
+    format: Format,
+    implicit: Implicit,
+    layout: Mapping[str, object],
+) -> tuple[int, int]: ...
+def measure_awaited(
+    source: StrPath | None,
+    size: int | None,
+    source_format: Format | None,
+    format: Format,
+    implicit: Implicit,
+    layout: Mapping[str, object],
+) -> Awaitable[tuple[int, int]]: ...

@@ -85,6 +85,24 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Measurement:
+    """How large a file a new image would need, in bytes.
+
+    Attributes:
+        required: With the source's content, or empty; the tables are counted as if all of the disk were
+            allocated, so that it is an upper bound.
+        fully_allocated: When all of the disk is allocated.
+    """
+
+    required: int
+    fully_allocated: int
+
+    def to_dict(self) -> dict[str, int]:
+        """The document that `qemu-img measure --output=json` prints."""
+        return {"required": self.required, "fully-allocated": self.fully_allocated}
+
+
+@dataclass(frozen=True, slots=True)
 class ImageInfo:
     """What an image says of itself, under the names of `qemu-img info`; no other file was opened for it.
 

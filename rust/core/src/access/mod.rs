@@ -15,6 +15,7 @@ pub mod image;
 pub mod info;
 pub mod job;
 pub mod map;
+pub mod measure;
 pub mod open;
 pub mod pool;
 mod probe;

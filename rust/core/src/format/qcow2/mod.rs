@@ -14,6 +14,7 @@ mod header;
 mod info;
 mod l2;
 mod map;
+pub mod measure;
 mod pending;
 mod refcounts;
 #[allow(dead_code, reason = "not every part has its user yet")]
