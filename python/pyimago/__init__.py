@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from pyimago._types import (
+        CacheStats,
+        CacheUse,
         Comparison,
         Format,
         ImageInfo,
@@ -60,6 +62,8 @@ __all__ = [
     "hash",
     "measure",
     "ImageInfo",
+    "CacheStats",
+    "CacheUse",
     "Comparison",
     "Measurement",
     "aio",
@@ -272,7 +276,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> object:
     # Dataclasses take longer to import than all the rest together.
-    if name in {"ImageInfo", "Comparison", "Measurement"}:
+    if name in {"ImageInfo", "CacheStats", "CacheUse", "Comparison", "Measurement"}:
         from pyimago import _types
 
         return getattr(_types, name)

@@ -230,3 +230,39 @@ fn what_is_deep_down_is_read_without_waiting() {
     assert_eq!(bytes, [0; 4096]);
     assert!(image.direct_reads(70 * 65536, 65536).unwrap().is_none());
 }
+
+/// How often each image of the chain has been asked where something is.
+fn look_ups(image: &Arc<Image>) -> Vec<u64> {
+    std::iter::successors(Some(image), |image| image.backing())
+        .map(|image| image.cache_stats().expect("qcow2 has caches").l2)
+        .map(|cache| cache.hits + cache.misses)
+        .collect()
+}
+
+#[test]
+fn a_hot_read_asks_the_top_and_the_holder() {
+    let directory = TempDir::new().unwrap();
+    let image = ladder(directory.path());
+    let mut bytes = vec![0; 65536];
+    image.read(&mut bytes, 5 * 65536).unwrap();
+    let before = look_ups(&image);
+    for at in 0..100 {
+        image.read(&mut bytes[..600], 5 * 65536 + at * 600).unwrap();
+    }
+    let asked: Vec<u64> = look_ups(&image).iter().zip(before).map(|(after, before)| after - before).collect();
+    for (depth, asked) in asked.iter().enumerate() {
+        // Image 5 holds it, 58 below the top.
+        assert_eq!(*asked, if depth == 0 || depth == 58 { 100 } else { 0 }, "depth {depth}");
+    }
+}
+
+#[test]
+fn extents_ask_each_level_once_for_each_of_its_own_runs() {
+    let directory = TempDir::new().unwrap();
+    let image = ladder(directory.path());
+    let extents = image.extents(0, image.size()).unwrap().count();
+    assert_eq!(extents, 65, "one for each image, and the rest");
+    for (depth, asked) in look_ups(&image).iter().enumerate() {
+        assert!((1..=6).contains(asked), "depth {depth}: {asked} look-ups for 65 runs");
+    }
+}

@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::inflight::{Guard, Inflight, Ticket};
-use crate::format::{Format, FormatKind, ImplicitReference};
+use crate::format::{CacheStats, Format, FormatKind, ImplicitReference};
 
 use super::below::Below;
 use super::cluster_cache::ClusterCache;
@@ -132,6 +132,11 @@ impl Image {
     /// The driver of its format.
     pub fn format(&self) -> &Arc<dyn Format> {
         &self.format
+    }
+
+    /// How the caches of its metadata have been used, its own and not those of the images below; `None` where there are none.
+    pub fn cache_stats(&self) -> Option<CacheStats> {
+        self.format.cache_stats()
     }
 
     /// The backing image, where there is one.

@@ -218,6 +218,37 @@ pub enum FormatSpecificInfo {
     Qcow2(qcow2_info::Qcow2Info),
 }
 
+/// How one cache of metadata has been used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheUse {
+    /// Look-ups that found what they asked for in memory. Those of several threads at once may be counted as one.
+    pub hits: u64,
+    /// Look-ups that had to read the file; exact.
+    pub misses: u64,
+    /// Bytes it may hold.
+    pub capacity: u64,
+    /// Bytes it holds.
+    pub used: u64,
+}
+
+/// The caches of an image's metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Of the mapping (L2 tables).
+    pub l2: CacheUse,
+    /// Of the refcounts; an image that is only read needs none.
+    pub refcount: CacheUse,
+}
+
+/// Bytes that caches of metadata may hold; `None` is the format's choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheSizes {
+    /// Of the mapping (L2 tables).
+    pub l2: Option<u64>,
+    /// Of the refcounts.
+    pub refcount: Option<u64>,
+}
+
 pub mod qcow2_info {
     //! The part of `info` that only qcow2 has; names as in QEMU's JSON.
 
@@ -345,6 +376,11 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// Leaves the image clean, after a flush; nothing is written afterwards.
     fn close(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// How the caches of its metadata have been used; `None` where there are none.
+    fn cache_stats(&self) -> Option<CacheStats> {
+        None
     }
 
     /// What `info` shows.
