@@ -126,7 +126,7 @@ class Lab:
         return path
 
     def chain(self, links: int) -> Path:
-        """The top of so many images, each the next one's backing file; the clusters of the disk are spread over them evenly."""
+        """The top of a chain of so many images; the clusters of the disk are spread over them evenly."""
         folder = self.folder / f"chain-{links}"
         if not folder.exists():
             folder.mkdir()

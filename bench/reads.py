@@ -224,13 +224,13 @@ def deep_awaited(lab: Lab, links: int) -> Generator[Sides]:
 
 @contextmanager
 def opening(lab: Lab, links: int) -> Generator[Sides]:
-    """Opening and closing a chain, against `qemu-img info` of its top alone."""
+    """Opening and closing a chain, against `qemu-img info` of all its images."""
     path = lab.chain(links)
 
     def ours() -> None:
         pyimago.open(path, format="qcow2").close()
 
-    info = ("qemu-img", "info", "-f", "qcow2", str(path))
+    info = ("qemu-img", "info", "--backing-chain", "-f", "qcow2", str(path))
     yield {OURS: lambda: cost(1, ours), "info": lambda: cost(1, lambda: run(*info))}
 
 

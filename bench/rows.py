@@ -114,8 +114,8 @@ ROWS = (
     Row(
         "chain-open",
         "opening and closing that chain",
-        "`qemu-img info` of its top",
-        (),
+        "`qemu-img info --backing-chain`",
+        (Bound("≥", 1, "wall"),),
         partial(reads.opening, links=LINKS),
     ),
     Row(
