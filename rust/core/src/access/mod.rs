@@ -21,6 +21,7 @@ pub mod pool;
 mod probe;
 mod range_lock;
 mod read;
+mod snapshots;
 mod sweep;
 mod target;
 mod unpack;
