@@ -7,7 +7,7 @@ use imago_core::Image;
 use imago_core::access::create::{CreateOptions, create};
 use imago_core::access::open::OpenOptions;
 use imago_core::format::qcow2::create::CreateOptions as Qcow2;
-use imago_core::format::{CacheSizes, CacheStats, FormatKind};
+use imago_core::format::{CacheSizes, CacheStats, CacheUse, FormatKind};
 use imago_core::{ErrorKind, Result};
 use tempfile::TempDir;
 
@@ -52,7 +52,7 @@ fn look_ups_are_counted_and_the_size_is_kept() {
     read_all(&image);
     let second = stats(&image);
     assert_eq!((second.l2.misses, second.l2.hits), (128, first.l2.hits + 128), "{second:?}");
-    assert_eq!(second.refcount, Default::default(), "nothing was written");
+    assert_eq!(second.refcount, CacheUse::default(), "nothing was written");
 
     let small = CacheSizes { l2: Some(16 * 512), refcount: None };
     let image = open(&path, false, small).unwrap();
