@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from pyimago._types import (
         Amendment,
         CheckResult,
+        CacheStats,
+        CacheUse,
         Comparison,
         Format,
         ImageInfo,
@@ -68,6 +70,8 @@ __all__ = [
     "ImageInfo",
     "CheckResult",
     "Finding",
+    "CacheStats",
+    "CacheUse",
     "Comparison",
     "Measurement",
     "aio",
@@ -342,9 +346,20 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
+_TYPES = {
+    "CacheStats",
+    "CacheUse",
+    "CheckResult",
+    "Comparison",
+    "Finding",
+    "ImageInfo",
+    "Measurement",
+}
+"""Dataclasses, which take longer to import than all the rest together."""
+
+
 def __getattr__(name: str) -> object:
-    # Dataclasses take longer to import than all the rest together.
-    if name in {"ImageInfo", "CheckResult", "Finding", "Comparison", "Measurement"}:
+    if name in _TYPES:
         from pyimago import _types
 
         return getattr(_types, name)
