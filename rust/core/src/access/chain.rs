@@ -30,7 +30,9 @@ impl Link {
     ) -> Result<Self> {
         let storage = aligned(storage);
         match kind.map_or_else(|| probe(&*storage), Ok)? {
-            FormatKind::Raw => Err(named(storage.path(), Error::unsupported("raw images have no snapshots"))),
+            FormatKind::Raw => {
+                Err(named(storage.path(), Error::unsupported("raw images have no snapshots")))
+            }
             FormatKind::Qcow2 => Ok(Link::Qcow2(Box::new(Driver::open_snapshot(storage, id_or_name)?))),
         }
     }

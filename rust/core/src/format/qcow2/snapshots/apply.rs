@@ -75,19 +75,13 @@ impl Driver {
 
     /// The L2 tables of `new` that are not among `old`, and the other way round; those that both have keep all their references. A new one on top of
     /// other metadata is corruption (I6).
-    fn exchanged(
-        &self,
-        mut new: Vec<HostOffset>,
-        mut old: Vec<HostOffset>,
-    ) -> Result<(Vec<HostOffset>, Vec<HostOffset>)> {
+    fn exchanged(&self, mut new: Vec<HostOffset>, mut old: Vec<HostOffset>) -> Result<(Vec<HostOffset>, Vec<HostOffset>)> {
         let set = |tables: &[HostOffset]| -> FxHashSet<HostOffset> { tables.iter().copied().collect() };
         let (in_new, in_old) = (set(&new), set(&old));
         new.retain(|table| !in_old.contains(table));
         old.retain(|table| !in_new.contains(table));
         let reserved = self.reserved.read();
-        if let Some(table) =
-            new.iter().find(|table| reserved.contains(&(table.0 >> self.geometry.cluster_bits)))
-        {
+        if let Some(table) = new.iter().find(|table| reserved.contains(&(table.0 >> self.geometry.cluster_bits))) {
             return Err(Error::corrupt("an L2 table of the snapshot overlaps other metadata").at(table.0));
         }
         Ok((new, old))

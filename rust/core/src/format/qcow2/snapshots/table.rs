@@ -55,11 +55,8 @@ impl Snapshot {
         raw.l1_offset = l1.0.0.into();
         raw.l1_entries = l1.1.into();
         (raw.date_sec, raw.date_nsec) = (date.0.into(), date.1.into());
-        let extra = RawSnapshotExtra {
-            disk_size: disk_size.into(),
-            icount: U64::MAX_VALUE,
-            ..FromZeros::new_zeroed()
-        };
+        let extra =
+            RawSnapshotExtra { disk_size: disk_size.into(), icount: U64::MAX_VALUE, ..FromZeros::new_zeroed() };
         let mut snapshot = Snapshot {
             l1_offset: l1.0,
             l1_entries: l1.1,
@@ -123,8 +120,7 @@ impl Snapshot {
     /// What `info` shows of it.
     pub(crate) fn info(&self) -> SnapshotInfo {
         let (extra, len) = self.known_extra();
-        let icount =
-            Some(extra.icount.get()).filter(|icount| len == size_of_val(&extra) && *icount != u64::MAX);
+        let icount = Some(extra.icount.get()).filter(|icount| len == size_of_val(&extra) && *icount != u64::MAX);
         SnapshotInfo {
             id: String::from_utf8_lossy(&self.id).into_owned(),
             name: String::from_utf8_lossy(&self.name).into_owned(),
