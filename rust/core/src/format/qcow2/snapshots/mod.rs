@@ -199,8 +199,8 @@ impl Driver {
         change().inspect_err(|error| self.metadata.close(error))
     }
 
-    /// Writes the table once more with the extra data that version 3 wants, durably and named by nobody yet, where
-    /// entries lack it. Returns where it is, and where the old one is.
+    /// Writes the table once more with the extra data that version 3 wants, where entries lack it: named by nobody yet, and
+    /// durable with the next flush. Returns where it is, and where the old one is.
     pub(super) fn put_version_3_table(&self) -> Result<Option<(HostOffset, Dropped)>> {
         let mut quarantine = self.flushing.lock();
         let header = Header { version: 3, ..Header::clone(&self.header()) };
@@ -209,10 +209,6 @@ impl Driver {
             return Ok(None);
         }
         let row = self.put_row(&table.to_bytes(&header)?, &mut quarantine)?;
-        self.or_latch(|| {
-            self.write_changed_refcounts()?;
-            self.metadata.sync()
-        })?;
         Ok(Some((row.host, Dropped { host: header.snapshot_offset, len: table.len })))
     }
 
