@@ -65,7 +65,9 @@ impl OpenOptions {
         let mut link = match &self.snapshot {
             None => Link::open(storage, self.write, self.format)?,
             Some(_) if self.write => {
-                return Err(Error::invalid_input("a snapshot is only read; apply it to write to what it has"));
+                return Err(Error::invalid_input(
+                    "a snapshot is only read; apply it to write to what it has",
+                ));
             }
             Some(id_or_name) => Link::open_snapshot(storage, self.format, id_or_name)?,
         };

@@ -7,6 +7,7 @@ mod allocate;
 pub mod amend;
 mod bitmaps;
 mod cache;
+mod corruption;
 pub mod create;
 mod extensions;
 mod features;
@@ -277,15 +278,16 @@ impl Format for Driver {
     }
 
     fn in_place(&self, offset: GuestOffset, len: u64) -> Result<Option<InPlace<'_>>> {
-        self.find_in_place(offset, len).map_err(|e| self.located(e))
+        self.find_in_place(offset, len).map_err(|e| self.failed_write(e))
     }
 
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
-        self.start_writing().and_then(|()| self.plan_write(offset, len)).map_err(|e| self.located(e))
+        self.start_writing().map_err(|e| self.located(e))?;
+        self.plan_write(offset, len).map_err(|e| self.failed_write(e))
     }
 
     fn commit(&self, allocation: Allocation) -> Result<()> {
-        self.publish(&allocation).map_err(|e| self.located(e))
+        self.publish(&allocation).map_err(|e| self.failed_write(e))
     }
 
     fn abandon(&self, allocation: Allocation) {
@@ -293,7 +295,8 @@ impl Format for Driver {
     }
 
     fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>> {
-        self.start_writing().and_then(|()| self.plan_zero(offset, len, intent)).map_err(|e| self.located(e))
+        self.start_writing().map_err(|e| self.located(e))?;
+        self.plan_zero(offset, len, intent).map_err(|e| self.failed_write(e))
     }
 
     fn write_alignment(&self) -> u64 {
@@ -304,7 +307,7 @@ impl Format for Driver {
         if !self.writable {
             return Ok(());
         }
-        self.write_back().map_err(|e| self.located(e))
+        self.write_back().map_err(|e| self.failed_write(e))
     }
 
     fn close(&self) -> Result<()> {
