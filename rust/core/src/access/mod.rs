@@ -1,7 +1,10 @@
 //! A guest request becomes extents, extents become storage operations.
 
 mod align;
+pub mod amend;
+pub mod bitmaps;
 mod chain;
+pub mod check;
 mod cluster_cache;
 pub mod compare;
 pub mod convert;

@@ -23,7 +23,13 @@ impl Driver {
         }
     }
 
-    /// Takes exactly `count` free clusters in a row, at least one; the number of the first. The caller holds `flushing`.
+    /// Takes exactly `count` free clusters in a row, at least one; the number of the first.
+    pub(super) fn take_row(&self, count: u64) -> Result<u64> {
+        let mut one_flush = self.flushing.lock();
+        self.take_row_held(count, &mut one_flush)
+    }
+
+    /// The same, of a caller that holds `flushing`.
     pub(super) fn take_row_held(&self, count: u64, _: &mut Quarantine) -> Result<u64> {
         loop {
             let mut refcounts = self.refcounts.lock();

@@ -3,12 +3,14 @@
 //! Everything here is in memory until a flush takes [`Refcounts::take_dirty`]; only the table's growth writes at once.
 
 mod contiguous;
+mod resized;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+pub(super) use self::resized::Resized;
 use super::header::Header;
 use super::l2::OFFSET_MASK;
 use super::pending::Dropped;
@@ -484,7 +486,7 @@ pub(super) fn block_of_ones(used: u64, order: u32, size: u64) -> Vec<u8> {
 }
 
 /// Refcount number `index` of a block; widths below a byte start at the byte's low bits.
-fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
+pub(super) fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
     let i = index as usize;
     match order {
         0..=2 => {
@@ -499,7 +501,7 @@ fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
 }
 
 /// Writes refcount number `index`, which the width can hold; returns the bytes it touched.
-fn write_count(bytes: &mut [u8], order: u32, index: u64, count: u64) -> Range<usize> {
+pub(super) fn write_count(bytes: &mut [u8], order: u32, index: u64, count: u64) -> Range<usize> {
     let i = index as usize;
     if order < 3 {
         let (per_byte, bits) = (8 >> order, 1 << order);

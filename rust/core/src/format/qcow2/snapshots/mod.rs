@@ -9,7 +9,7 @@ mod create;
 mod delete;
 mod table;
 
-pub(crate) use self::table::{Snapshot, SnapshotTable};
+pub(crate) use self::table::{MAX_EXTRA_LEN, MAX_TABLE_LEN, Snapshot, SnapshotTable};
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
