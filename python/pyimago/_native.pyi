@@ -13,6 +13,7 @@ from pyimago._types import (
     Format,
     Implicit,
     Progress,
+    Repair,
     StrPath,
 )
 
@@ -36,6 +37,8 @@ __all__ = [
     "StorageOpenOptions",
     "SyncFormatAccess",
     "Throttled",
+    "check",
+    "check_awaited",
     "compare",
     "compare_awaited",
     "convert",
@@ -46,6 +49,8 @@ __all__ = [
     "hash_awaited",
     "info",
     "info_awaited",
+    "measure",
+    "measure_awaited",
     "open",
     "open_awaited",
 ]
@@ -326,9 +331,23 @@ def open_awaited(
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
 ) -> Awaitable[FormatAccess]: ...
-def create(path: StrPath, size: int, format: Format, layout: Mapping[str, object]) -> None: ...
+def create(
+    path: StrPath,
+    size: int | None,
+    format: Format,
+    layout: Mapping[str, object],
+    *,
+    overwrite: bool,
+    unchecked: bool,
+) -> None: ...
 def create_awaited(
-    path: StrPath, size: int, format: Format, layout: Mapping[str, object]
+    path: StrPath,
+    size: int | None,
+    format: Format,
+    layout: Mapping[str, object],
+    *,
+    overwrite: bool,
+    unchecked: bool,
 ) -> Awaitable[None]: ...
 def info(path: StrPath, format: Format | None, chain: Implicit | None) -> list[dict[str, Any]]: ...
 def info_awaited(
@@ -352,6 +371,22 @@ def convert_awaited(
     progress: Progress | None,
     layout: Mapping[str, object],
 ) -> Awaitable[None]: ...
+def check(
+    path: StrPath,
+    format: Format | None,
+    repair: Repair,
+    deep: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> tuple[dict[str, Any], list[tuple[str, str, int | None, int | None, str]]]: ...
+def check_awaited(
+    path: StrPath,
+    format: Format | None,
+    repair: Repair,
+    deep: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> Awaitable[tuple[dict[str, Any], list[tuple[str, str, int | None, int | None, str]]]]: ...
 def compare(
     first: StrPath,
     second: StrPath,
@@ -374,3 +409,25 @@ def hash(path: StrPath, format: Format | None, implicit: Implicit, progress: Pro
 def hash_awaited(
     path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None
 ) -> Awaitable[bytes]: ...
+def measure(
+    source: StrPath | None,
+    size: int | None,
+    source_format: Format | None,
+    format: Format,
+    implicit: Implicit,
+    layout: Mapping[str, object],
+) -> tuple[int, int]: ...
+def measure_awaited(
+    source: StrPath | None,
+    size: int | None,
+    source_format: Format | None,
+    format: Format,
+    implicit: Implicit,
+    layout: Mapping[str, object],
+) -> Awaitable[tuple[int, int]]: ...
+def amend(
+    path: StrPath, format: Format | None, progress: Progress | None, changes: Mapping[str, object]
+) -> None: ...
+def amend_awaited(
+    path: StrPath, format: Format | None, progress: Progress | None, changes: Mapping[str, object]
+) -> Awaitable[None]: ...

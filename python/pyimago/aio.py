@@ -15,19 +15,23 @@ if TYPE_CHECKING:
 
     from pyimago._native import FormatAccess
     from pyimago._types import (
+        Amendment,
         Backing,
+        CheckResult,
         Comparison,
         DataFile,
         Format,
         ImageInfo,
         Implicit,
         Layout,
+        Measurement,
         NewImage,
         Progress,
+        Repair,
         StrPath,
     )
 
-__all__ = ["open", "create", "info", "info_chain", "convert", "compare", "hash"]
+__all__ = ["open", "create", "info", "info_chain", "convert", "check", "compare", "hash", "measure", "amend"]
 
 
 class _Opening:
@@ -76,9 +80,17 @@ def open(
     )
 
 
-async def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImage]) -> None:
+async def create(
+    path: StrPath,
+    size: int | None = None,
+    *,
+    format: Format,
+    overwrite: bool = False,
+    unsafe: bool = False,
+    **layout: Unpack[NewImage],
+) -> None:
     """As `pyimago.create`, awaited."""
-    await _native.create_awaited(path, size, format, layout)
+    await _native.create_awaited(path, size, format, layout, overwrite=overwrite, unchecked=unsafe)
 
 
 async def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
@@ -118,6 +130,23 @@ async def convert(
     await _native.convert_awaited(source, target, source_format, format, implicit, progress, layout)
 
 
+async def check(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    repair: Repair = "none",
+    deep: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> CheckResult:
+    """As `pyimago.check`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    from pyimago._types import CheckResult
+
+    return CheckResult.from_document(
+        *await _native.check_awaited(path, format, repair, deep, implicit, progress)
+    )
+
+
 async def compare(
     first: StrPath,
     second: StrPath,
@@ -145,3 +174,32 @@ async def hash(
 ) -> str:
     """As `pyimago.hash`, awaited; cancelling the task ends it. Callables are called on another thread."""
     return (await _native.hash_awaited(path, format, implicit, progress)).hex()
+
+
+async def measure(
+    source: StrPath | None = None,
+    *,
+    size: int | None = None,
+    source_format: Format | None = None,
+    format: Format = "raw",
+    implicit: Implicit = "beside",
+    **layout: Unpack[NewImage],
+) -> Measurement:
+    """As `pyimago.measure`, awaited. A function given as `implicit` is called on another thread."""
+    from pyimago._types import Measurement
+
+    return Measurement(*await _native.measure_awaited(source, size, source_format, format, implicit, layout))
+
+
+async def amend(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    progress: Progress | None = None,
+    **changes: Unpack[Amendment],
+) -> None:
+    """As `pyimago.amend`, awaited; cancelling the task ends it, with the old or the new image.
+
+    `progress` is called on another thread.
+    """
+    await _native.amend_awaited(path, format, progress, changes)

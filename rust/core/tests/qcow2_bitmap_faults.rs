@@ -350,7 +350,7 @@ fn lose_power(
     for crash in sim.crash_images(seed, images) {
         let last = versions.iter().rposition(|version| version.epochs.1 <= crash.epoch).expect("the first");
         let begun = versions.iter().rposition(|version| version.epochs.0 <= crash.epoch).expect("the first");
-        allowed(&crash.bytes, &versions[last..=begun]).map_err(|error| format!("{crash:?}: {error}"))?;
+        allowed(&crash.media[0], &versions[last..=begun]).map_err(|error| format!("{crash:?}: {error}"))?;
     }
     Ok(versions[1..].iter().map(|version| version.epochs).collect())
 }

@@ -349,13 +349,13 @@ fn an_image_over_a_backing_file_keeps_its_name_beside_the_bitmaps() {
         image.write(&[1], 0).unwrap();
         image.close().unwrap();
         drop(image);
-        let content = built.checked_content().unwrap();
+        let content = built.checked_view().unwrap().disk;
         assert!(content[1..] == built.backing[1..]);
         let image = open(&built.path, true).unwrap();
         image.bitmaps().remove("b").unwrap();
         image.close().unwrap();
         drop(image);
-        assert!(built.checked_content().unwrap()[1..] == built.backing[1..]);
+        assert!(built.checked_view().unwrap().disk[1..] == built.backing[1..]);
     }
 }
 

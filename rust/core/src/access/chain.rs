@@ -22,6 +22,19 @@ pub(super) enum Link {
 }
 
 impl Link {
+    /// The disk as a snapshot inside the image in `storage` has it, read-only.
+    pub(super) fn open_snapshot(
+        storage: Arc<dyn Storage>,
+        kind: Option<FormatKind>,
+        id_or_name: &str,
+    ) -> Result<Self> {
+        let storage = aligned(storage);
+        match kind.map_or_else(|| probe(&*storage), Ok)? {
+            FormatKind::Raw => Err(named(storage.path(), Error::unsupported("raw images have no snapshots"))),
+            FormatKind::Qcow2 => Ok(Link::Qcow2(Box::new(Driver::open_snapshot(storage, id_or_name)?))),
+        }
+    }
+
     /// Opens the image in `storage`; without a `kind` its first bytes decide.
     pub(super) fn open(storage: Arc<dyn Storage>, writable: bool, kind: Option<FormatKind>) -> Result<Self> {
         let storage = aligned(storage);
@@ -98,17 +111,29 @@ impl<'a> Opener<'a> {
         if !driver.needs_data_file() {
             return Ok(());
         }
-        let Some(reference) = driver.data_file_reference() else {
+        let storage =
+            self.open_data_file_named(driver.path(), driver.data_file_reference(), driver.writable())?;
+        driver.set_data_storage(storage)
+    }
+
+    /// Opens the external data file that `image` names, if it names one.
+    pub(super) fn open_data_file_named(
+        &mut self,
+        image: Option<&Path>,
+        reference: Option<ImplicitReference>,
+        write: bool,
+    ) -> Result<Arc<dyn Storage>> {
+        let Some(reference) = reference else {
             return Err(named(
-                driver.path(),
+                image,
                 Error::invalid_input(
                     "the image keeps its data in an external data file that it does not name: set one",
                 ),
             ));
         };
-        let storage = self.open(driver.path(), &reference, ReferenceKind::DataFile, driver.writable())?;
+        let storage = self.open(image, &reference, ReferenceKind::DataFile, write)?;
         self.note(&*storage)?;
-        driver.set_data_storage(aligned(storage))
+        Ok(aligned(storage))
     }
 
     /// Opens the chain below an image: the backing file it names, and what that names in turn.

@@ -1,8 +1,10 @@
 //! A guest request becomes extents, extents become storage operations.
 
 mod align;
+pub mod amend;
 pub mod bitmaps;
 mod chain;
+pub mod check;
 mod cluster_cache;
 pub mod compare;
 pub mod convert;
@@ -15,12 +17,15 @@ pub mod image;
 pub mod info;
 pub mod job;
 pub mod map;
+pub mod measure;
 pub mod open;
 pub mod pool;
 mod probe;
 mod range_lock;
 mod read;
+mod snapshots;
 mod sweep;
+mod target;
 mod unpack;
 mod write;
 mod zero;

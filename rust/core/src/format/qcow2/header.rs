@@ -160,6 +160,12 @@ impl Header {
         }
     }
 
+    /// The external data file, where the image names it.
+    pub(crate) fn data_file_reference(&self) -> Option<ImplicitReference> {
+        let name = self.data_file.clone()?;
+        Some(ImplicitReference { name, format: Some("raw".into()) })
+    }
+
     /// Writes the three feature fields (version 3 only): 24 bytes of one sector, so that all or nothing of them changes.
     pub(crate) fn rewrite_features(
         &self,
@@ -175,6 +181,37 @@ impl Header {
         storage.writev_at(fields.as_bytes().into(), offset_of!(RawHeader, incompatible) as u64)
     }
 
+    /// Points the header to another L1 table and changes the disk's size: 24 bytes of one sector, so that all or nothing of it changes.
+    pub(crate) fn rewrite_disk(
+        &self,
+        storage: &dyn Storage,
+        size: u64,
+        l1_offset: HostOffset,
+        l1_entries: u32,
+    ) -> Result<()> {
+        debug_assert!(l1_offset.is_aligned(self.cluster_size()));
+        let mut fields = [0; 24];
+        fields[..8].copy_from_slice(U64::new(size).as_bytes());
+        fields[8..12].copy_from_slice(U32::new(self.crypt_method).as_bytes());
+        fields[12..16].copy_from_slice(U32::new(l1_entries).as_bytes());
+        fields[16..].copy_from_slice(U64::new(l1_offset.0).as_bytes());
+        storage.writev_at((&fields).into(), offset_of!(RawHeader, size) as u64)
+    }
+
+    /// Points the header to another snapshot table: 12 bytes of one sector, so that all or nothing of them changes.
+    pub(crate) fn rewrite_snapshots(
+        &self,
+        storage: &dyn Storage,
+        offset: HostOffset,
+        count: u32,
+    ) -> Result<()> {
+        debug_assert!(offset.is_aligned(self.cluster_size()));
+        let mut fields = [0; 12];
+        fields[..4].copy_from_slice(U32::new(count).as_bytes());
+        fields[4..].copy_from_slice(U64::new(offset.0).as_bytes());
+        storage.writev_at((&fields).into(), offset_of!(RawHeader, snapshot_count) as u64)
+    }
+
     /// Points the header to another refcount table: 12 bytes of one sector, so that all or nothing of them changes.
     pub(crate) fn rewrite_refcount_table(
         &self,
@@ -188,6 +225,17 @@ impl Header {
         fields[8..].copy_from_slice(U32::new(clusters).as_bytes());
         storage.writev_at((&fields).into(), offset_of!(RawHeader, refcount_table_offset) as u64)
     }
+}
+
+/// The order of refcounts of so many bits, a width that was asked for.
+pub(super) fn order_of_refcount_bits(bits: u32) -> Result<u32> {
+    let order = bits.trailing_zeros();
+    if !bits.is_power_of_two() || order > MAX_REFCOUNT_ORDER {
+        return Err(Error::invalid_input(format!(
+            "refcounts of {bits} bits are not possible; powers of two from 1 to 64 are"
+        )));
+    }
+    Ok(order)
 }
 
 /// Entries of an L1 table for a disk of `size` bytes.

@@ -4,8 +4,10 @@
 //! None is held while guest data moves; `slices` and `pending` are not held over I/O at all.
 
 mod allocate;
+pub mod amend;
 mod bitmaps;
 mod cache;
+pub mod check;
 pub mod create;
 mod extensions;
 mod features;
@@ -14,9 +16,11 @@ mod header;
 mod info;
 mod l2;
 mod map;
+pub mod measure;
+mod names;
 mod pending;
 mod refcounts;
-#[allow(dead_code, reason = "not every part has its user yet")]
+mod references;
 mod rewrite;
 mod snapshots;
 mod tables;
@@ -39,7 +43,7 @@ use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
     Allocation, Bitmaps, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, InPlace,
-    Lookup, Mapping, WriteStep, ZeroIntent, ZeroStep,
+    Lookup, Mapping, Snapshots, WriteStep, ZeroIntent, ZeroStep,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -121,27 +125,33 @@ impl Driver {
     /// An image whose header names an external data file needs [`set_data_storage`](Driver::set_data_storage) before any data is read or written.
     pub fn open(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
         let path = storage.path().map(Path::to_owned);
-        Self::open_inner(storage, writable).map_err(|error| match path {
+        Self::open_inner(storage, writable, None).map_err(|error| match path {
             Some(path) => error.in_file(path),
             None => error,
         })
     }
 
-    fn open_inner(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
-        let header = Header::read(storage.as_ref())?;
+    /// Opens the disk as it was when a snapshot (id or name) was taken, with its size then, for reading.
+    pub fn open_snapshot(storage: Arc<dyn Storage>, id_or_name: &str) -> Result<Self> {
+        let path = storage.path().map(Path::to_owned);
+        Self::open_inner(storage, false, Some(id_or_name)).map_err(|error| match path {
+            Some(path) => error.in_file(path),
+            None => error,
+        })
+    }
+
+    fn open_inner(storage: Arc<dyn Storage>, writable: bool, snapshot: Option<&str>) -> Result<Self> {
+        let mut header = Header::read(storage.as_ref())?;
+        if let Some(snapshot) = snapshot {
+            snapshots::show(storage.as_ref(), &mut header, snapshot)?;
+        }
         if writable {
             if !storage.capabilities().write {
                 return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
             }
             refuse_unsafe_writes(&header)?;
         }
-        let geometry = Geometry {
-            cluster_bits: header.cluster_bits,
-            extended: header.is_extended_l2(),
-            external_data: header.has_data_file(),
-            zero_flag: header.version >= 3,
-            compression: header.compression,
-        };
+        let geometry = Geometry::of(&header);
         let capacity = if writable { header::MAX_L1_LEN as usize / 8 } else { 0 };
         let l1 = tables::read_l1(storage.as_ref(), &header, capacity)?;
         let (refcounts, bitmaps, reserved) = if writable {
@@ -184,8 +194,7 @@ impl Driver {
 
     /// The external data file that the header names. [`needs_data_file`](Driver::needs_data_file) may be true without one.
     pub fn data_file_reference(&self) -> Option<ImplicitReference> {
-        let name = self.header().data_file.clone()?;
-        Some(ImplicitReference { name, format: Some("raw".into()) })
+        self.header().data_file_reference()
     }
 
     /// Whether guest data is in an external data file.
@@ -315,7 +324,13 @@ impl Format for Driver {
         Some(self)
     }
 
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
     fn info(&self) -> Result<FormatInfo> {
+        // Tables move when they change.
+        let _one_flush = self.flushing.lock();
         format_info(self.storage.as_ref(), &self.header()).map_err(|e| self.located(e))
     }
 }

@@ -3,12 +3,14 @@
 //! Everything here is in memory until a flush takes [`Refcounts::take_dirty`]; only the table's growth writes at once.
 
 mod contiguous;
+mod resized;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+pub(super) use self::resized::Resized;
 use super::header::Header;
 use super::l2::OFFSET_MASK;
 use super::pending::Dropped;
@@ -34,6 +36,14 @@ struct Block {
 impl Block {
     fn new(bytes: Box<[u8]>, dirty: Range<usize>) -> Self {
         Block { bytes, dirty, landing: false }
+    }
+
+    fn note_dirty(&mut self, touched: &Range<usize>) {
+        self.dirty = if self.dirty.is_empty() {
+            touched.clone()
+        } else {
+            self.dirty.start.min(touched.start)..self.dirty.end.max(touched.end)
+        };
     }
 }
 
@@ -183,11 +193,7 @@ impl Refcounts {
         let order = self.order;
         let block = self.block(storage, index, host)?;
         let touched = write_count(&mut block.bytes, order, cluster % per_block, count);
-        block.dirty = if block.dirty.is_empty() {
-            touched
-        } else {
-            block.dirty.start.min(touched.start)..block.dirty.end.max(touched.end)
-        };
+        block.note_dirty(&touched);
         Ok(())
     }
 
@@ -347,12 +353,7 @@ impl Refcounts {
         let mut free = Vec::new();
         for cluster in first..=last {
             match self.get(storage, cluster)? {
-                0 => {
-                    return Err(Error::corrupt(
-                        "a cluster in use has refcount 0; repair the image (qemu-img check -r all)",
-                    )
-                    .at(cluster << self.cluster_bits));
-                }
+                0 => return Err(uncounted(cluster << self.cluster_bits)),
                 count => self.set(storage, cluster, count - 1)?,
             }
             if self.get(storage, cluster)? == 0 {
@@ -361,6 +362,90 @@ impl Refcounts {
             }
         }
         Ok(free)
+    }
+
+    /// What the width holds at most.
+    fn max(&self) -> u64 {
+        if self.order == 6 { u64::MAX } else { (1 << (1 << self.order)) - 1 }
+    }
+
+    /// Replaces the refcount of every cluster that a range touches, all of which are counted, by what `change` makes of it.
+    fn update(
+        &mut self,
+        storage: &dyn Storage,
+        range: Dropped,
+        mut change: impl FnMut(u64, u64) -> Result<u64>,
+    ) -> Result<()> {
+        let (bits, order, per_block) = (self.cluster_bits, self.order, self.per_block());
+        let mut cluster = range.host.0 >> bits;
+        let end = ((range.host.0 + range.len - 1) >> bits) + 1;
+        while cluster < end {
+            let index = cluster / per_block;
+            let stop = end.min((index + 1) * per_block);
+            let host = self.block_offset(index)?.ok_or_else(|| uncounted(cluster << bits))?;
+            let block = self.block(storage, index, host)?;
+            while cluster < stop {
+                let count = match read_count(&block.bytes, order, cluster % per_block) {
+                    0 => return Err(uncounted(cluster << bits)),
+                    count => count,
+                };
+                let new = change(cluster, count)?;
+                if new != count {
+                    let touched = write_count(&mut block.bytes, order, cluster % per_block, new);
+                    block.note_dirty(&touched);
+                }
+                cluster += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds one reference to every cluster that the range touches.
+    pub(super) fn add_reference(&mut self, storage: &dyn Storage, range: Dropped) -> Result<()> {
+        let (max, bits, order) = (self.max(), self.cluster_bits, self.order);
+        self.update(storage, range, |cluster, count| {
+            if count < max {
+                return Ok(count + 1);
+            }
+            Err(Error::unsupported(format!(
+                "a refcount of {} bits cannot count one more reference than {max}; give the image wider refcounts \
+                 (qemu-img amend -o refcount_bits=...) or delete snapshots",
+                1 << order
+            ))
+            .at(cluster << bits))
+        })
+    }
+
+    /// Takes one reference off every cluster that the range touches, unless it is the last: that stays, and goes to `last`.
+    pub(super) fn drop_shared(
+        &mut self,
+        storage: &dyn Storage,
+        range: Dropped,
+        last: &mut Vec<Dropped>,
+    ) -> Result<()> {
+        let bits = self.cluster_bits;
+        self.update(storage, range, |cluster, count| {
+            if count > 1 {
+                return Ok(count - 1);
+            }
+            let host = HostOffset(cluster << bits);
+            match last.last_mut() {
+                Some(before) if before.host + before.len == host => before.len += 1 << bits,
+                _ => last.push(Dropped { host, len: 1 << bits }),
+            }
+            Ok(count)
+        })
+    }
+
+    /// Whether the cluster at `host` has exactly one reference.
+    pub(super) fn is_single(&mut self, storage: &dyn Storage, host: HostOffset) -> Result<bool> {
+        Ok(self.get(storage, host.0 >> self.cluster_bits)? == 1)
+    }
+
+    /// Forgets every change since all was on disk; the caller knows that it was, that nothing was taken since, and holds `flushing`.
+    pub(super) fn forget_changes(&mut self) {
+        debug_assert!(self.dirty_entries.is_empty());
+        self.blocks.retain(|_, block| block.dirty.is_empty());
     }
 
     /// Takes the changes that are not on disk yet; once they are, [`landed`](Self::landed) is to be told.
@@ -387,6 +472,10 @@ impl Refcounts {
     }
 }
 
+fn uncounted(host: u64) -> Error {
+    Error::corrupt("a cluster in use has refcount 0; repair the image (qemu-img check -r all)").at(host)
+}
+
 /// A refcount block of `size` bytes whose first `used` clusters have refcount 1.
 pub(super) fn block_of_ones(used: u64, order: u32, size: u64) -> Vec<u8> {
     let mut bytes = vec![0; size as usize];
@@ -397,7 +486,7 @@ pub(super) fn block_of_ones(used: u64, order: u32, size: u64) -> Vec<u8> {
 }
 
 /// Refcount number `index` of a block; widths below a byte start at the byte's low bits.
-fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
+pub(super) fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
     let i = index as usize;
     match order {
         0..=2 => {
@@ -412,7 +501,7 @@ fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
 }
 
 /// Writes refcount number `index`, which the width can hold; returns the bytes it touched.
-fn write_count(bytes: &mut [u8], order: u32, index: u64, count: u64) -> Range<usize> {
+pub(super) fn write_count(bytes: &mut [u8], order: u32, index: u64, count: u64) -> Range<usize> {
     let i = index as usize;
     if order < 3 {
         let (per_byte, bits) = (8 >> order, 1 << order);

@@ -26,15 +26,15 @@ pub(crate) struct Entry {
     /// One bit stands for 2 to this power bytes.
     pub(crate) granularity_bits: u8,
     extra: Vec<u8>,
-    pub(super) table: BitmapTable,
+    pub(crate) table: BitmapTable,
 }
 
 /// Where a bitmap's table is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BitmapTable {
-    pub(super) offset: HostOffset,
+pub(crate) struct BitmapTable {
+    pub(crate) offset: HostOffset,
     /// Entries of 8 bytes, one for each cluster of bits.
-    pub(super) entries: u32,
+    pub(crate) entries: u32,
 }
 
 impl BitmapTable {

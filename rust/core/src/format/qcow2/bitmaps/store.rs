@@ -175,7 +175,7 @@ impl Driver {
     /// them yet, so that a failure (a full medium) does no harm.
     fn write_fresh(&self, fresh: &mut Fresh, mut bytes: Vec<u8>) -> Result<HostOffset> {
         let count = clusters_for(bytes.len() as u64, self.geometry.cluster_bits);
-        let first = self.take_contiguous(count)?;
+        let first = self.take_row(count)?;
         let host = HostOffset(first << self.geometry.cluster_bits);
         fresh.0.push(Dropped { host, len: count << self.geometry.cluster_bits });
         bytes.resize((count << self.geometry.cluster_bits) as usize, 0);
