@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 
     from pyimago._types import (
         Amendment,
-        CheckResult,
         CacheStats,
         CacheUse,
+        CheckResult,
         Comparison,
+        Finding,
         Format,
         ImageInfo,
         Implicit,
