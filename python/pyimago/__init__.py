@@ -37,7 +37,16 @@ from pyimago._native import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from pyimago._types import Format, ImageInfo, Implicit, Layout, NewImage, Progress, StrPath
+    from pyimago._types import (
+        Comparison,
+        Format,
+        ImageInfo,
+        Implicit,
+        Layout,
+        NewImage,
+        Progress,
+        StrPath,
+    )
 
 __all__ = [
     # Whole images
@@ -46,7 +55,10 @@ __all__ = [
     "info",
     "info_chain",
     "convert",
+    "compare",
+    "hash",
     "ImageInfo",
+    "Comparison",
     "aio",
     # Access
     "SyncFormatAccess",
@@ -153,14 +165,67 @@ def convert(
     _native.convert(source, target, source_format, format, implicit, progress, layout)
 
 
+def compare(
+    first: StrPath,
+    second: StrPath,
+    *,
+    first_format: Format | None = None,
+    second_format: Format | None = None,
+    strict: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> Comparison:
+    """Whether the images at `first` and `second` show a guest the same bytes, on all cores.
+
+    Args:
+        first: An image, read with its backing chain.
+        second: Another.
+        first_format: The first one's format; probed unless given.
+        second_format: The second one's.
+        strict: Sizes, and what is allocated or known to be zero, count too. Otherwise a longer disk is equal
+            if its rest is zeroes.
+        implicit: Which files that the images name may be opened, as in `open`.
+        progress: Called now and then with the bytes done and all bytes; what it raises ends the comparison.
+
+    Raises:
+        ImagoError: A file cannot be read as an image.
+        OSError: A file cannot be read.
+    """
+    from pyimago._types import Comparison
+
+    return Comparison(
+        *_native.compare(first, second, first_format, second_format, strict, implicit, progress)
+    )
+
+
+def hash(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> str:
+    """A hash of what a guest sees of the image at `path`: 64 hexadecimal digits, on all cores.
+
+    Equal content has an equal hash, whatever the formats and what is allocated; the disk's size counts.
+    Ranges that are known to be zero cost nothing. It is BLAKE3 over the size and the BLAKE3 digests of the blocks of
+    2 MiB that are not all zeroes, each after its number; the engine's documentation has the exact definition.
+
+    Raises:
+        ImagoError: A file cannot be read as an image.
+        OSError: A file cannot be read.
+    """
+    return _native.hash(path, format, implicit, progress).hex()
+
+
 def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> object:
     # Dataclasses take longer to import than all the rest together.
-    if name == "ImageInfo":
-        from pyimago._types import ImageInfo
+    if name in {"ImageInfo", "Comparison"}:
+        from pyimago import _types
 
-        return ImageInfo
+        return getattr(_types, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,10 +31,14 @@ __all__ = [
     "StorageOpenOptions",
     "SyncFormatAccess",
     "Throttled",
+    "compare",
+    "compare_awaited",
     "convert",
     "convert_awaited",
     "create",
     "create_awaited",
+    "hash",
+    "hash_awaited",
     "info",
     "info_awaited",
     "open",
@@ -289,3 +293,25 @@ def convert_awaited(
     progress: Progress | None,
     layout: Mapping[str, object],
 ) -> Awaitable[None]: ...
+def compare(
+    first: StrPath,
+    second: StrPath,
+    first_format: Format | None,
+    second_format: Format | None,
+    strict: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> tuple[Literal["size", "status", "content"] | None, int | None, bool]: ...
+def compare_awaited(
+    first: StrPath,
+    second: StrPath,
+    first_format: Format | None,
+    second_format: Format | None,
+    strict: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> Awaitable[tuple[Literal["size", "status", "content"] | None, int | None, bool]]: ...
+def hash(path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None) -> bytes: ...
+def hash_awaited(
+    path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None
+) -> Awaitable[bytes]: ...

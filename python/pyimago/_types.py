@@ -56,6 +56,28 @@ class NewImage(Layout, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """Whether two images show a guest the same bytes.
+
+    Attributes:
+        difference: What differs first: "content", with `strict` also "size" and "status" (what is allocated
+            and what is known to be zero); None: nothing.
+        offset: Where in the guest's disk, in bytes; the start of a sector for content.
+        sizes_differ: The disks have different sizes; without a difference the rest of the longer one is
+            zeroes.
+    """
+
+    difference: Literal["size", "status", "content"] | None
+    offset: int | None
+    sizes_differ: bool
+
+    @property
+    def identical(self) -> bool:
+        """Whether nothing differs."""
+        return self.difference is None
+
+
+@dataclass(frozen=True, slots=True)
 class ImageInfo:
     """What an image says of itself, under the names of `qemu-img info`; no other file was opened for it.
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyimago._native import FormatAccess
     from pyimago._types import (
         Backing,
+        Comparison,
         DataFile,
         Format,
         ImageInfo,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         StrPath,
     )
 
-__all__ = ["open", "create", "info", "info_chain", "convert"]
+__all__ = ["open", "create", "info", "info_chain", "convert", "compare", "hash"]
 
 
 class _Opening:
@@ -115,3 +116,32 @@ async def convert(
     awaits does not end the conversion; raise from `progress` to do that.
     """
     await _native.convert_awaited(source, target, source_format, format, implicit, progress, layout)
+
+
+async def compare(
+    first: StrPath,
+    second: StrPath,
+    *,
+    first_format: Format | None = None,
+    second_format: Format | None = None,
+    strict: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> Comparison:
+    """As `pyimago.compare`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    from pyimago._types import Comparison
+
+    return Comparison(
+        *await _native.compare_awaited(first, second, first_format, second_format, strict, implicit, progress)
+    )
+
+
+async def hash(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> str:
+    """As `pyimago.hash`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    return (await _native.hash_awaited(path, format, implicit, progress)).hex()

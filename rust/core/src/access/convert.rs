@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::create::{self, CreateOptions};
 use super::image::{Base, Image};
+pub use super::job::Progress;
 use super::map::Extents;
 use super::open::{Backing, OpenOptions};
 use super::pool::cores;
@@ -25,15 +26,6 @@ const CHUNK: u64 = 2 << 20;
 const SPARSE: usize = 4096;
 
 static ZEROES: [u8; SPARSE] = [0; SPARSE];
-
-/// Bytes of the source's disk that are done, and all of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes done.
-    pub done: u64,
-    /// Bytes of the disk.
-    pub total: u64,
-}
 
 /// How to convert.
 pub struct ConvertOptions<'a> {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::inflight::{Guard, Inflight, Ticket};
@@ -47,6 +47,8 @@ const NO_DATA_FILE: u8 = 2;
 pub struct Image {
     pub(super) format: Arc<dyn Format>,
     pub(super) base: Base,
+    /// Shared by every write, held alone by whoever changes the image as a whole.
+    pub(super) writing: RwLock<()>,
     /// Guest ranges in which someone allocates or zeroes.
     pub(super) ranges: RangeLocks,
     pub(super) unpacked: ClusterCache,
@@ -77,6 +79,7 @@ impl Image {
         Image {
             format,
             base,
+            writing: RwLock::new(()),
             ranges: RangeLocks::default(),
             unpacked: ClusterCache::default(),
             probed_raw: false,
@@ -157,6 +160,20 @@ impl Image {
         let _operation = self.inflight.guard();
         self.check_open()?;
         if self.writable() { self.format.flush().map_err(|e| self.name(e)) } else { Ok(()) }
+    }
+
+    /// Changes the image as a whole (its size, its snapshots) while nobody writes to it: writes in flight end first, and others wait
+    /// until `change` has returned. Reads go on meanwhile. `change` must not write through the image itself.
+    #[expect(dead_code, reason = "resizing and snapshots are to come")]
+    pub(super) fn exclusively<R>(&self, change: impl FnOnce(&dyn Format) -> Result<R>) -> Result<R> {
+        // Not among the format's operations, as a flush is not: what it frees may be free at its end.
+        let _operation = self.inflight.guard();
+        self.check_open()?;
+        if !self.writable() {
+            return Err(self.name(Error::new(ErrorKind::ReadOnly, "the image was opened read-only")));
+        }
+        let _alone = self.writing.write();
+        change(&*self.format).map_err(|e| self.name(e))
     }
 
     /// Waits for the operations in flight, flushes, leaves the image clean and lets its locks go. What comes later is

@@ -20,6 +20,7 @@ impl Image {
         let bufs = bufs.into();
         self.check_write(offset, bufs.len() as u64)?;
         let _operation = self.enter()?;
+        let _writing = self.writing.read();
         if self.probed_raw && offset < probe::LEN as u64 && !bufs.is_empty() {
             return self.write_start(bufs, offset);
         }

@@ -16,6 +16,7 @@ impl Image {
     pub fn write_zeroes(&self, offset: u64, len: u64, intent: ZeroIntent) -> Result<()> {
         self.check_write(offset, len)?;
         let _operation = self.enter()?;
+        let _writing = self.writing.read();
         let _range = self.ranges.lock(offset, len, self.format.write_alignment());
         let (mut at, end) = (offset, offset + len);
         while at < end {

@@ -263,3 +263,6 @@ impl StorageOpenOptions {
         self.lock
     }
 }
+
+#[cfg(test)]
+pub(crate) mod simulated;

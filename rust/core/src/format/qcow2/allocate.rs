@@ -24,7 +24,10 @@ impl Driver {
     fn grow_refcount_table(&self) -> Result<()> {
         let one_flush = self.flushing.lock();
         let mut refcounts = self.refcounts.lock();
-        let grown = refcounts.grow_if_full(&self.metadata, &self.header, &self.reserved.read());
+        let grown = refcounts.grow_if_full(&self.metadata, &self.header(), &self.reserved.read());
+        self.change_header(|header| {
+            (header.refcount_table_offset, header.refcount_table_clusters) = refcounts.table_place();
+        });
         self.note_moved_metadata(&mut refcounts);
         drop(one_flush);
         grown

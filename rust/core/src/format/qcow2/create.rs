@@ -10,7 +10,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::extensions::{Extensions, MAX_BACKING_FORMAT_LEN};
 use super::features::{
     AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DATA_FILE,
-    INCOMPATIBLE_EXTENDED_L2, name_table,
+    INCOMPATIBLE_EXTENDED_L2, MAX_CLUSTER_WITHOUT_NAMES, name_table,
 };
 use super::header::{
     COMPRESSION_ZSTD, MAGIC, MAX_BACKING_NAME_LEN, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_ORDER,
@@ -25,8 +25,6 @@ use crate::storage::{Storage, ZeroMode};
 
 /// Sizes are rounded up to this, as QEMU does: it knows no smaller unit.
 const SECTOR: u64 = 512;
-/// QEMU leaves the feature name table out of clusters up to this size, where a backing file's name needs the space.
-const MAX_CLUSTER_WITHOUT_NAMES: u64 = 4096;
 /// Bytes gathered before they are written.
 const WRITE_SIZE: usize = 1 << 20;
 /// In L1 and L2 entries: the cluster's refcount is exactly 1. (I5)

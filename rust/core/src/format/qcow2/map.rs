@@ -85,7 +85,7 @@ impl Units<'_> {
 impl Driver {
     /// Where entry number `index` of the L1 table is in the file.
     pub(super) fn l1_entry_offset(&self, index: usize) -> HostOffset {
-        self.header.l1_offset + index as u64 * 8
+        self.header().l1_offset + index as u64 * 8
     }
 
     /// The L2 table that maps `guest`, if there is one.

@@ -1,6 +1,6 @@
 //! qcow2, versions 2 and 3. The page `docs/qcow2.md` has the layout, the limits, the invariants I1 to I8 and the write recipes.
 //!
-//! Lock order, outermost first: `tables`, `flushing`, `pending`, `refcounts`, a shard of `slices`, `reserved`.
+//! Lock order, outermost first: `tables`, `flushing`, `pending`, `refcounts`, a shard of `slices`, `reserved`, `header`.
 //! None is held while guest data moves; `slices` and `pending` are not held over I/O at all.
 
 mod allocate;
@@ -16,6 +16,8 @@ mod l2;
 mod map;
 mod pending;
 mod refcounts;
+#[allow(dead_code, reason = "not every part has its user yet")]
+mod rewrite;
 mod snapshots;
 mod tables;
 mod write;
@@ -23,7 +25,7 @@ mod zero;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashSet;
@@ -75,8 +77,11 @@ fn format_info(storage: &dyn Storage, header: &Header) -> Result<FormatInfo> {
 /// An open qcow2 image.
 #[derive(Debug)]
 pub struct Driver {
-    header: Header,
+    /// As it stands in the file; replaced as a whole, by whoever holds `flushing`.
+    header: RwLock<Arc<Header>>,
     geometry: Geometry,
+    /// Size of the guest's disk in bytes.
+    size: AtomicU64,
     writable: bool,
     /// Length of the image file when it was opened; an image that is written checked its tables against it then.
     file_end: u64,
@@ -85,7 +90,8 @@ pub struct Driver {
     metadata: Latched,
     /// Where guest data is: the image file, or the external data file once it is known.
     data: Option<Arc<dyn Storage>>,
-    /// The active L1 table; a table that a write made is here at once and on disk after the next flush.
+    /// The active L1 table, of a writable image with room for the longest; a table that a write made is here at once and on
+    /// disk after the next flush.
     l1: Box<[AtomicU64]>,
     slices: SliceCache,
     inflight: Inflight,
@@ -131,7 +137,8 @@ impl Driver {
             zero_flag: header.version >= 3,
             compression: header.compression,
         };
-        let l1 = tables::read_l1(storage.as_ref(), &header)?;
+        let capacity = if writable { header::MAX_L1_LEN as usize / 8 } else { 0 };
+        let l1 = tables::read_l1(storage.as_ref(), &header, capacity)?;
         let (refcounts, reserved) = if writable {
             let refcounts = Refcounts::open(storage.as_ref(), &header)?;
             let reserved = tables::reserved_clusters(storage.as_ref(), &header, &l1, &refcounts)?;
@@ -156,19 +163,20 @@ impl Driver {
             refcounts: Mutex::new(refcounts),
             reserved: RwLock::new(reserved),
             has_backing: header.backing.is_some(),
-            header,
+            size: AtomicU64::new(header.size),
+            header: RwLock::new(Arc::new(header)),
             storage,
         })
     }
 
     /// The backing file that the header names.
     pub fn backing_reference(&self) -> Option<ImplicitReference> {
-        self.header.backing.clone()
+        self.header().backing.clone()
     }
 
     /// The external data file that the header names. [`needs_data_file`](Driver::needs_data_file) may be true without one.
     pub fn data_file_reference(&self) -> Option<ImplicitReference> {
-        let name = self.header.data_file.clone()?;
+        let name = self.header().data_file.clone()?;
         Some(ImplicitReference { name, format: Some("raw".into()) })
     }
 
@@ -189,6 +197,16 @@ impl Driver {
     /// Says whether anything is to be read behind unallocated clusters, where that differs from the header's word.
     pub fn set_has_backing(&mut self, present: bool) {
         self.has_backing = present;
+    }
+
+    /// The header as it stands in the file now.
+    fn header(&self) -> Arc<Header> {
+        Arc::clone(&self.header.read())
+    }
+
+    /// Notes a change that has been written to the file's header. The caller holds `flushing`.
+    fn change_header(&self, change: impl FnOnce(&mut Header)) {
+        change(Arc::make_mut(&mut self.header.write()));
     }
 
     fn located(&self, error: Error) -> Error {
@@ -220,7 +238,7 @@ impl Format for Driver {
     }
 
     fn size(&self) -> u64 {
-        self.header.size
+        self.size.load(Ordering::Acquire)
     }
 
     fn writable(&self) -> bool {
@@ -280,7 +298,7 @@ impl Format for Driver {
     }
 
     fn info(&self) -> Result<FormatInfo> {
-        format_info(self.storage.as_ref(), &self.header).map_err(|e| self.located(e))
+        format_info(self.storage.as_ref(), &self.header()).map_err(|e| self.located(e))
     }
 }
 

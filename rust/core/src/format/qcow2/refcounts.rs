@@ -137,6 +137,11 @@ impl Refcounts {
         (first..first + self.table_clusters()).chain(blocks)
     }
 
+    /// Where the table is, and its clusters.
+    pub(super) fn table_place(&self) -> (HostOffset, u32) {
+        (self.table_offset, self.table_clusters() as u32)
+    }
+
     fn table_clusters(&self) -> u64 {
         (self.table.len() as u64 * 8).div_ceil(self.cluster_size())
     }

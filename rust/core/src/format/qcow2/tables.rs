@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustc_hash::FxHashSet;
+use zerocopy::FromZeros;
 
 use super::Driver;
 use super::header::Header;
@@ -10,7 +11,7 @@ use super::l2::{COPIED, OFFSET_MASK};
 use super::pending::Dropped;
 use super::refcounts::Refcounts;
 use super::snapshots::SnapshotTable;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ondisk::bytes_fit;
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
@@ -37,10 +38,16 @@ pub(super) fn read_words(storage: &dyn Storage, offset: HostOffset, count: u64) 
     Ok(words)
 }
 
-/// The active L1 table.
-pub(super) fn read_l1(storage: &dyn Storage, header: &Header) -> Result<Box<[AtomicU64]>> {
+/// The active L1 table, with room for `capacity` entries at least. Entries behind those of the file are 0; the
+/// memory for them is not touched before they are.
+pub(super) fn read_l1(storage: &dyn Storage, header: &Header, capacity: usize) -> Result<Box<[AtomicU64]>> {
     let words = read_words(storage, header.l1_offset, u64::from(header.l1_entries))?;
-    Ok(words.into_iter().map(AtomicU64::new).collect())
+    let l1 = <[AtomicU64]>::new_box_zeroed_with_elems(capacity.max(words.len()))
+        .map_err(|_| Error::new(ErrorKind::Io, "no memory for the L1 table"))?;
+    for (entry, word) in l1.iter().zip(words) {
+        entry.store(word, Ordering::Relaxed);
+    }
+    Ok(l1)
 }
 
 /// The clusters with metadata of the active image. Two structures in one cluster are corruption (I6).
@@ -68,13 +75,17 @@ pub(super) fn reserved_clusters(
     let clusters = |offset: HostOffset, bytes: u64| offset.0 >> bits..(offset.0 + bytes).div_ceil(1 << bits);
 
     add(0, "the header")?;
-    for cluster in clusters(header.l1_offset, l1.len() as u64 * 8) {
+    for cluster in clusters(header.l1_offset, u64::from(header.l1_entries) * 8) {
         add(cluster, "the L1 table")?;
     }
     for cluster in refcounts.metadata_clusters() {
         add(cluster, "a refcount structure")?;
     }
-    for word in l1.iter().map(|word| word.load(Ordering::Relaxed) & OFFSET_MASK).filter(|&host| host != 0) {
+    for word in l1[..header.l1_entries as usize]
+        .iter()
+        .map(|word| word.load(Ordering::Relaxed) & OFFSET_MASK)
+        .filter(|&host| host != 0)
+    {
         add(word >> bits, "an L2 table")?;
     }
     let table = SnapshotTable::read(storage, header)?;

@@ -29,13 +29,14 @@ impl Driver {
         }
         let one_starter = self.flushing.lock();
         if !self.started.load(Ordering::Acquire) {
-            let known = self.header.autoclear & features::AUTOCLEAR_KNOWN;
-            if self.header.version >= 3 && known != self.header.autoclear {
-                let header = &self.header;
+            let header = self.header();
+            let known = header.autoclear & features::AUTOCLEAR_KNOWN;
+            if header.version >= 3 && known != header.autoclear {
                 header.rewrite_features(&self.metadata, header.incompatible, header.compatible, known)?;
                 self.metadata.sync()?;
+                self.change_header(|header| header.autoclear = known);
             }
-            bitmaps::mark_in_use(&self.metadata, &self.header)?;
+            bitmaps::mark_in_use(&self.metadata, &header)?;
             self.started.store(true, Ordering::Release);
         }
         drop(one_starter);

@@ -1,6 +1,7 @@
 //! Zeroing and discarding through metadata.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Driver;
 use super::cache::Slice;
@@ -28,7 +29,7 @@ impl Driver {
         }
         // What is left of the last unit behind the disk's end is nobody's: it counts as whole.
         let end = guest + len;
-        let end = if end.0 == self.header.size { end } else { end.align_down(unit) };
+        let end = if end.0 == self.size.load(Ordering::Acquire) { end } else { end.align_down(unit) };
         if end <= guest {
             return Ok(ZeroStep::Write { len });
         }
@@ -79,6 +80,7 @@ impl Driver {
     ) -> Result<u64> {
         let geometry = self.geometry;
         let cluster_size = geometry.cluster_size();
+        let size = self.size.load(Ordering::Acquire);
         let end = guest + len;
         let mut next = guest;
         let mut pending = self.pending.lock();
@@ -86,7 +88,7 @@ impl Driver {
             let cluster = next.align_down(cluster_size);
             let to = end.min(cluster + cluster_size);
             let first = Entry::unit_index(next, geometry);
-            let last = if to.0 == self.header.size {
+            let last = if to.0 == size {
                 Entry::last_unit(geometry)
             } else {
                 Entry::unit_index(GuestOffset(to.0 - 1), geometry)

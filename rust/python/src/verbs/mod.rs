@@ -1,0 +1,44 @@
+//! What is done with a path: opening, creating, converting, comparing images.
+
+/// The synchronous and the awaited function of Python's over one implementation that is generic over the `Face`.
+macro_rules! faces {
+    ($(#[$doc:meta])* $generic:ident => $name:ident, $awaited:ident($($argument:ident: $type:ty),* $(,)?)) => {
+        $(#[$doc])*
+        #[pyfunction]
+        #[pyo3(signature = ($($argument),*))]
+        pub(crate) fn $name(py: Python<'_>, $($argument: $type),*) -> PyResult<Py<PyAny>> {
+            $generic::<$crate::operation::Blocking>(py, $($argument),*)
+        }
+
+        /// The same, awaited.
+        #[pyfunction]
+        #[pyo3(signature = ($($argument),*))]
+        pub(crate) fn $awaited(py: Python<'_>, $($argument: $type),*) -> PyResult<Py<PyAny>> {
+            $generic::<$crate::operation::Awaited>(py, $($argument),*)
+        }
+    };
+}
+
+pub(crate) mod compare;
+pub(crate) mod convert;
+pub(crate) mod create;
+mod job;
+pub(crate) mod open;
+
+use imago_core::format::FormatKind;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+/// The name of a format.
+pub(crate) struct Format(pub(crate) FormatKind);
+
+impl<'py> FromPyObject<'_, 'py> for Format {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let name = object.extract::<&str>()?;
+        FormatKind::from_name(name)
+            .map(Format)
+            .ok_or_else(|| PyValueError::new_err(format!("no format {name:?}: there are 'raw' and 'qcow2'")))
+    }
+}
