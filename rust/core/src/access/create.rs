@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::crypt::{self, Secret};
 use crate::error::Result;
 use crate::format::FormatKind;
+use crate::format::luks;
 use crate::format::qcow2::create as qcow2;
 use crate::storage::file::{CreateMode, File};
 use crate::storage::{Storage, StorageOpenOptions};
@@ -19,6 +21,13 @@ pub enum CreateOptions {
     },
     /// A qcow2 image.
     Qcow2(qcow2::CreateOptions),
+    /// A raw image encrypted with LUKS. What a new one reads as is nobody's word: not zeroes.
+    Luks {
+        /// Size in bytes; rounded up to a multiple of 512.
+        size: u64,
+        /// What it is encrypted with.
+        encryption: crypt::Options,
+    },
 }
 
 impl CreateOptions {
@@ -37,7 +46,18 @@ impl CreateOptions {
         match self {
             CreateOptions::Raw { .. } => FormatKind::Raw,
             CreateOptions::Qcow2(_) => FormatKind::Qcow2,
+            CreateOptions::Luks { .. } => FormatKind::Luks,
         }
+    }
+
+    /// What will open it, if it is encrypted.
+    pub(super) fn secret(&self) -> Option<&Secret> {
+        match self {
+            CreateOptions::Raw { .. } => None,
+            CreateOptions::Qcow2(options) => options.encryption.as_ref(),
+            CreateOptions::Luks { encryption, .. } => Some(encryption),
+        }
+        .map(|options| &options.secret)
     }
 }
 
@@ -60,6 +80,7 @@ pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
 pub(super) fn fill(path: &Path, file: &Arc<dyn Storage>, options: &CreateOptions) -> Result<()> {
     match options {
         CreateOptions::Raw { size } => file.set_len(*size)?,
+        CreateOptions::Luks { size, encryption } => luks::create(&**file, *size, encryption)?,
         CreateOptions::Qcow2(options) => {
             let existing = if options.data_file_raw { Existing::Adopted } else { Existing::Refused };
             let data = options.data_file.as_ref().map(|name| data_file(path, name, existing)).transpose()?;

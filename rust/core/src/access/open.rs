@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::chain::{Link, Opener};
 pub use super::gate::{Ask, Gate, ReferenceKind};
 use super::image::{Base, Image};
+use crate::crypt::Secret;
 use crate::error::Result;
 use crate::format::FormatKind;
 use crate::storage::file::File;
@@ -37,6 +38,8 @@ pub struct OpenOptions {
     pub data_file: Option<Arc<dyn Storage>>,
     /// Who decides on the files that the image names.
     pub gate: Gate,
+    /// What opens the image if it is encrypted, and encrypted backing files opened here.
+    pub secret: Option<Secret>,
     /// Bypass the page cache (`O_DIRECT`), for the files opened here.
     pub direct: bool,
     /// Whether the files opened here are locked.
@@ -56,11 +59,11 @@ impl OpenOptions {
 
     /// Opens the image in `storage`.
     pub fn open_storage(&self, storage: Arc<dyn Storage>) -> Result<Arc<Image>> {
-        let mut opener = Opener::new(&self.gate, self.direct, self.lock);
+        let mut opener = Opener::new(&self.gate, self.secret.as_ref(), self.direct, self.lock);
         opener.note(&*storage)?;
         opener.count(1)?;
         let path = storage.path().map(Path::to_owned);
-        let mut link = Link::open(storage, self.write, self.format)?;
+        let mut link = Link::open(storage, self.write, self.format, self.secret.as_ref())?;
         match &self.data_file {
             Some(data) => link.set_data_storage(Arc::clone(data))?,
             None => opener.open_data_file_of(&mut link)?,

@@ -57,7 +57,10 @@ mod tests {
             let lost = merge(hash, &material, 64);
             let part = 36 / hash.len() * hash.len();
             let part = part..64.min(part + hash.len());
-            assert!(lost[part.clone()].iter().zip(&key[part.clone()]).filter(|(a, b)| a == b).count() < 8, "{hash:?}");
+            assert!(
+                lost[part.clone()].iter().zip(&key[part.clone()]).filter(|(a, b)| a == b).count() < 8,
+                "{hash:?}"
+            );
             assert_eq!(lost[..part.start], key[..part.start], "{hash:?}");
             assert_eq!(lost[part.end..], key[part.end..], "{hash:?}");
         }

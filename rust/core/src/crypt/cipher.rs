@@ -264,8 +264,7 @@ where
 {
     fn boxed(mode: Mode, key: &[u8], iv: Iv) -> Box<dyn Sectors> {
         let new = |key: &[u8]| C::new_from_slice(key).expect("the length was checked");
-        let (key, tweak) =
-            if mode == Mode::Xts { key.split_at(key.len() / 2) } else { (key, [].as_slice()) };
+        let (key, tweak) = if mode == Mode::Xts { key.split_at(key.len() / 2) } else { (key, [].as_slice()) };
         Box::new(Keyed { mode, cipher: new(key), tweak: (!tweak.is_empty()).then(|| new(tweak)), iv })
     }
 

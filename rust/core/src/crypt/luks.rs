@@ -123,6 +123,15 @@ impl Options {
     }
 }
 
+/// What is behind a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Area {
+    /// An image of so many bytes, header included, with the encrypted disk behind the key slots.
+    Image(u64),
+    /// So many bytes of another image, header included, for key slots only.
+    Inside(u64),
+}
+
 /// The key that the disk is encrypted with, checked against its digest.
 pub(crate) struct MasterKey(KeyBytes);
 
@@ -156,11 +165,13 @@ pub(crate) struct NewSlot {
 }
 
 impl Header {
-    /// Checks the header in `bytes`. Its key slots lie in the first `area` bytes from its start.
-    pub(crate) fn parse(bytes: &[u8; HEADER_LEN], area: u64) -> Result<Self> {
+    /// Checks the header in `bytes`.
+    pub(crate) fn parse(bytes: &[u8; HEADER_LEN], area: Area) -> Result<Self> {
         let raw = RawHeader::read_from_bytes(bytes).expect("the array has the structure's size");
         if raw.magic != MAGIC {
-            return Err(Error::invalid_image("this is no LUKS header: it does not start with \"LUKS\\xba\\xbe\""));
+            return Err(Error::invalid_image(
+                "this is no LUKS header: it does not start with \"LUKS\\xba\\xbe\"",
+            ));
         }
         if raw.version.get() != 1 {
             let version = raw.version.get();
@@ -174,9 +185,28 @@ impl Header {
         let name = text(&raw.hash)?;
         let hash = Hash::from_name(name).ok_or_else(|| unknown("hash", name))?;
         let header = Header { raw, cipher, hash };
-        header.check_slots(area)?;
+        header.check_slots(match area {
+            Area::Inside(len) => len,
+            Area::Image(len) => header.check_payload(len)?,
+        })?;
         header.check_work()?;
         Ok(header)
+    }
+
+    /// Where the encrypted disk starts in an image of `len` bytes.
+    fn check_payload(&self, len: u64) -> Result<u64> {
+        let offset = self.payload_offset();
+        let at = offset_of!(RawHeader, payload_offset) as u64;
+        if offset == 0 {
+            return Err(Error::unsupported("the header is detached: its data is in another file").at(at));
+        }
+        if offset > len {
+            return Err(Error::invalid_image(format!(
+                "the data starts at {offset:#x}, but the file ends at {len:#x}; it was cut off, get a whole copy of it"
+            ))
+            .at(at));
+        }
+        Ok(offset)
     }
 
     fn check_slots(&self, area: u64) -> Result<()> {
@@ -190,12 +220,18 @@ impl Header {
                 return refuse(number, format!("it is neither active nor inactive but {state:#010x}"));
             }
             if stripes as usize != STRIPES {
-                return refuse(number, format!("its key has {stripes} stripes; {STRIPES} are what everybody uses"));
+                return refuse(
+                    number,
+                    format!("its key has {stripes} stripes; {STRIPES} are what everybody uses"),
+                );
             }
             let start = u64::from(slot.material_offset.get()) * SECTOR as u64;
             let end = start + self.material_len() as u64;
             if start < HEADER_LEN as u64 || end > area {
-                return refuse(number, format!("its key material at {start:#x} is not between header and data"));
+                return refuse(
+                    number,
+                    format!("its key material at {start:#x} is not between header and data"),
+                );
             }
             if ranges.iter().any(|&(from, to)| start < to && from < end) {
                 return refuse(number, "its key material overlaps another slot's".to_owned());
@@ -217,7 +253,9 @@ impl Header {
                  done for an image"
             )));
         }
-        if self.raw.digest_iterations.get() == 0 || self.slots().any(|slot| slot.active && slot.iterations == 0) {
+        if self.raw.digest_iterations.get() == 0
+            || self.slots().any(|slot| slot.active && slot.iterations == 0)
+        {
             return Err(Error::invalid_image("a key is derived with no iterations"));
         }
         Ok(())
@@ -312,6 +350,11 @@ impl Header {
 
     pub(crate) fn set_slot(&mut self, number: usize, entry: RawSlot) {
         self.raw.slots[number] = entry;
+    }
+
+    /// Marks slot `number` as one without a key.
+    pub(crate) fn deactivate(&mut self, number: usize) {
+        self.raw.slots[number].active = DISABLED.into();
     }
 
     /// Slot `number` without its key.
@@ -452,7 +495,10 @@ fn iterations_in(hash: Hash, time: Duration, len: usize) -> Result<u32> {
     };
     let wanted = u128::from(iterations) * time.as_nanos() / took.as_nanos().max(1);
     let wanted = u32::try_from(wanted).map_err(|_| {
-        Error::new(ErrorKind::InvalidInput, format!("{wanted} iterations are more than a header can hold; take less time"))
+        Error::new(
+            ErrorKind::InvalidInput,
+            format!("{wanted} iterations are more than a header can hold; take less time"),
+        )
     })?;
     Ok(wanted.max(ITERATIONS_MIN))
 }
@@ -466,7 +512,7 @@ mod tests {
     }
 
     fn parse(bytes: &[u8]) -> Result<Header> {
-        Header::parse(bytes[..HEADER_LEN].try_into().unwrap(), bytes.len() as u64)
+        Header::parse(bytes[..HEADER_LEN].try_into().unwrap(), Area::Image(bytes.len() as u64))
     }
 
     fn material(bytes: &[u8], header: &Header, slot: usize) -> KeyBytes {
@@ -482,9 +528,15 @@ mod tests {
             assert_eq!(bytes.len(), len);
             let header = parse(&bytes).unwrap();
             assert_eq!(header.payload_offset(), len as u64);
-            let opened = header.open_slot(0, &Secret::new("swordfish"), material(&bytes, &header, 0)).unwrap();
+            let opened =
+                header.open_slot(0, &Secret::new("swordfish"), material(&bytes, &header, 0)).unwrap();
             assert_eq!(opened.unwrap().0, key.0);
-            assert!(header.open_slot(0, &Secret::new("Swordfish"), material(&bytes, &header, 0)).unwrap().is_none());
+            assert!(
+                header
+                    .open_slot(0, &Secret::new("Swordfish"), material(&bytes, &header, 0))
+                    .unwrap()
+                    .is_none()
+            );
             assert!(bytes.windows(16).all(|window| window != &key.0[..16]));
         }
     }
@@ -520,7 +572,12 @@ mod tests {
         for sector in [0, 1, 20, u32::MAX] {
             refused(248, be(sector), ErrorKind::InvalidImage);
         }
-        assert!(Header::parse(good[..HEADER_LEN].try_into().unwrap(), 1 << 20).is_err());
+        refused(104, be(0), ErrorKind::Unsupported);
+        refused(104, be(u32::MAX), ErrorKind::InvalidImage);
+        refused(104, be(4000), ErrorKind::InvalidImage);
+        for area in [Area::Image(1 << 20), Area::Inside(1 << 20)] {
+            assert!(Header::parse(good[..HEADER_LEN].try_into().unwrap(), area).is_err());
+        }
     }
 
     #[test]
@@ -532,7 +589,9 @@ mod tests {
         ] {
             assert_eq!(Header::create(&options(cipher)).err().unwrap().kind(), ErrorKind::InvalidInput);
         }
-        for (secret, cost) in [("", Cost::Iterations(1000)), ("s", Cost::Iterations(999)), ("s", Cost::Iterations(u32::MAX))] {
+        for (secret, cost) in
+            [("", Cost::Iterations(1000)), ("s", Cost::Iterations(999)), ("s", Cost::Iterations(u32::MAX))]
+        {
             let options = Options { cost, ..Options::new(Secret::new(secret)) };
             assert_eq!(Header::create(&options).err().unwrap().kind(), ErrorKind::InvalidInput);
         }

@@ -7,21 +7,23 @@ use std::sync::Arc;
 use zerocopy::big_endian::U64;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::extensions::{Extensions, MAX_BACKING_FORMAT_LEN};
+use super::extensions::{CryptoExtension, Extensions, MAX_BACKING_FORMAT_LEN};
 use super::features::{
     AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DATA_FILE,
     INCOMPATIBLE_EXTENDED_L2, MAX_CLUSTER_WITHOUT_NAMES, name_table,
 };
 use super::header::{
-    COMPRESSION_ZSTD, MAGIC, MAX_BACKING_NAME_LEN, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_ORDER,
-    MAX_REFCOUNT_TABLE_LEN, MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, V2_REFCOUNT_ORDER, in_file,
-    l1_entries_for,
+    COMPRESSION_ZSTD, CRYPT_LUKS, MAGIC, MAX_BACKING_NAME_LEN, MAX_CLUSTER_BITS, MAX_L1_LEN,
+    MAX_REFCOUNT_ORDER, MAX_REFCOUNT_TABLE_LEN, MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS,
+    V2_REFCOUNT_ORDER, in_file, l1_entries_for,
 };
 use super::refcounts;
+use crate::crypt;
 use crate::error::{Error, Result};
-use crate::format::{Compression, ImplicitReference};
+use crate::format::{Compression, ImplicitReference, luks};
 use crate::ondisk::{HEADER_V2_LEN, RawHeader, clusters_for};
 use crate::storage::{Storage, ZeroMode};
+use crate::units::HostOffset;
 
 /// Sizes are rounded up to this, as QEMU does: it knows no smaller unit.
 const SECTOR: u64 = 512;
@@ -65,6 +67,8 @@ pub struct CreateOptions {
     pub data_file: Option<String>,
     /// The external data file is to be a raw image of the disk at all times.
     pub data_file_raw: bool,
+    /// Encrypt guest data with LUKS.
+    pub encryption: Option<crypt::Options>,
 }
 
 impl Default for CreateOptions {
@@ -80,6 +84,7 @@ impl Default for CreateOptions {
             backing: None,
             data_file: None,
             data_file_raw: false,
+            encryption: None,
         }
     }
 }
@@ -120,6 +125,8 @@ struct Plan {
     blocks: u64,
     l1_clusters: u64,
     l2_tables: u64,
+    /// LUKS header and key slots, behind everything else.
+    encryption: Vec<u8>,
     /// Header, extensions and the backing file's name.
     head: Vec<u8>,
 }
@@ -147,6 +154,7 @@ impl Plan {
             l1_clusters: clusters_for(l1_entries * 8, cluster_bits),
             // A raw data file is one to one behind the tables, so that both ways of reading it agree.
             l2_tables: if options.data_file_raw { l1_entries } else { 0 },
+            encryption: options.encryption.as_ref().map(luks::create_inside).transpose()?.unwrap_or_default(),
             head: Vec::new(),
         };
         plan.place_refcounts()?;
@@ -190,7 +198,7 @@ impl Plan {
 
     /// All clusters of the new image.
     fn clusters(&self) -> u64 {
-        self.l2_start() + self.l2_tables
+        self.encryption_start() + clusters_for(self.encryption.len() as u64, self.cluster_bits)
     }
 
     fn blocks_start(&self) -> u64 {
@@ -205,6 +213,10 @@ impl Plan {
         self.l1_start() + self.l1_clusters
     }
 
+    fn encryption_start(&self) -> u64 {
+        self.l2_start() + self.l2_tables
+    }
+
     fn head(&self, options: &CreateOptions, l1_entries: u32) -> Vec<u8> {
         let mut raw = RawHeader::new_zeroed();
         raw.magic = MAGIC.into();
@@ -216,6 +228,7 @@ impl Plan {
         raw.refcount_table_offset = self.cluster_size().into();
         raw.refcount_table_clusters = (self.table_clusters as u32).into();
         raw.refcount_order = self.refcount_order.into();
+        raw.crypt_method = if self.encryption.is_empty() { 0 } else { CRYPT_LUKS }.into();
         let bit = |set: bool, bit: u64| if set { bit } else { 0 };
         let zstd = options.compression == Compression::Zstd;
         raw.incompatible = (bit(options.data_file.is_some(), INCOMPATIBLE_DATA_FILE)
@@ -236,6 +249,10 @@ impl Plan {
             backing_format: options.backing.as_ref().and_then(|backing| backing.format.clone()),
             data_file: options.data_file.as_ref().map(Into::into),
             feature_names: if named { name_table() } else { Vec::new() },
+            crypto_header: (!self.encryption.is_empty()).then(|| CryptoExtension {
+                offset: HostOffset(self.encryption_start() << self.cluster_bits),
+                len: self.encryption.len() as u64,
+            }),
             ..Extensions::default()
         };
         let area = extensions.to_bytes();
@@ -279,9 +296,14 @@ impl Plan {
                     out.put(U64::new(ALL_SUBCLUSTERS).as_bytes())?;
                 }
             }
-            out.fill(self.clusters() << self.cluster_bits)?;
+            out.fill(self.encryption_start() << self.cluster_bits)?;
         }
         out.flush()?;
+        if !self.encryption.is_empty() {
+            out.offset = self.encryption_start() << self.cluster_bits;
+            out.put(&self.encryption)?;
+            out.fill(self.clusters() << self.cluster_bits)?;
+        }
 
         let (first_sector, rest) = self.head.split_at(self.head.len().min(SECTOR as usize));
         if !rest.is_empty() {
@@ -358,6 +380,8 @@ fn check_combination(options: &CreateOptions) -> Result<()> {
         "external data files need version 3"
     } else if options.data_file_raw && options.data_file.is_none() {
         "data_file_raw needs a data file"
+    } else if options.data_file_raw && options.encryption.is_some() {
+        "a raw data file shows the disk to whoever reads it and cannot be encrypted"
     } else if options.data_file_raw && options.backing.is_some() {
         "a raw data file holds the whole disk and cannot have a backing file"
     } else if options.data_file.as_ref().is_some_and(|name| names_bad(name.as_bytes())) {

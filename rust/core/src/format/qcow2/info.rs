@@ -2,11 +2,12 @@
 
 use super::bitmaps;
 use super::features::COMPATIBLE_LAZY_REFCOUNTS;
-use super::header::Header;
+use super::header::{Encryption, Header};
 use super::snapshots::SnapshotTable;
 use crate::error::Result;
 use crate::format::Compression;
-use crate::format::qcow2_info::{BitmapInfo, Qcow2Info, SnapshotInfo};
+use crate::format::luks;
+use crate::format::qcow2_info::{BitmapInfo, EncryptionInfo, Qcow2Info, SnapshotInfo};
 use crate::storage::Storage;
 
 /// Reads what the header does not say itself: snapshots and bitmaps.
@@ -30,6 +31,13 @@ pub(crate) fn info(storage: &dyn Storage, header: &Header) -> Result<Qcow2Info> 
         }
     });
     let data_file = header.data_file.as_ref().map(|name| name.to_string_lossy().into_owned());
+    let encrypted = match header.encryption {
+        None => None,
+        Some(Encryption::Aes) => Some(EncryptionInfo::Aes),
+        Some(Encryption::Luks(place)) => {
+            Some(EncryptionInfo::Luks(luks::inspect_inside(storage, place.offset, place.len)?))
+        }
+    };
     Ok(Qcow2Info {
         version: header.version,
         compression_type: match header.compression {
@@ -42,7 +50,7 @@ pub(crate) fn info(storage: &dyn Storage, header: &Header) -> Result<Qcow2Info> 
         extended_l2: header.is_extended_l2(),
         data_file,
         data_file_raw: header.has_data_file().then(|| header.is_data_file_raw()),
-        encrypted: header.encryption(),
+        encrypted,
         snapshots: snapshots.collect(),
         bitmaps: bitmaps.collect(),
     })

@@ -6,7 +6,7 @@ use rustc_hash::FxHashSet;
 use zerocopy::FromZeros;
 
 use super::Driver;
-use super::header::Header;
+use super::header::{Encryption, Header};
 use super::l2::{COPIED, OFFSET_MASK};
 use super::pending::Dropped;
 use super::refcounts::Refcounts;
@@ -95,6 +95,11 @@ pub(super) fn reserved_clusters(
     for snapshot in &table.snapshots {
         for cluster in clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8) {
             add(cluster, "a snapshot's L1 table")?;
+        }
+    }
+    if let Some(Encryption::Luks(place)) = header.encryption {
+        for cluster in clusters(place.offset, place.len) {
+            add(cluster, "the encryption header")?;
         }
     }
     if let Some(bitmaps) = &header.bitmaps {

@@ -46,7 +46,7 @@ fn rich() -> Vec<u8> {
             directory_size: 64,
             directory_offset: HostOffset(4 << 16),
         }),
-        crypto_header: false,
+        crypto_header: None,
         unknown: vec![extensions::Extension { kind: 0x1234_5678, data: b"kept".to_vec() }],
     };
     let area = extensions.to_bytes();
