@@ -34,10 +34,7 @@ fn mix(hash: Hash, stripes: &[u8], len: usize) -> KeyBytes {
         for (mixed, byte) in mixed.iter_mut().zip(stripe) {
             *mixed ^= byte;
         }
-        for (number, part) in (0_u32..).zip(mixed.chunks_mut(hash.len())) {
-            let digest = hash.digest(&[&number.to_be_bytes(), part]);
-            part.copy_from_slice(&digest[..part.len()]);
-        }
+        hash.diffuse(&mut mixed);
     }
     mixed
 }
@@ -55,8 +52,8 @@ mod tests {
             material[100] ^= 1;
             // Byte 36 of the second stripe: what one digest covers of the key, or the end of it.
             let lost = merge(hash, &material, 64);
-            let part = 36 / hash.len() * hash.len();
-            let part = part..64.min(part + hash.len());
+            let part = 36 / hash.digest_len() * hash.digest_len();
+            let part = part..64.min(part + hash.digest_len());
             assert!(
                 lost[part.clone()].iter().zip(&key[part.clone()]).filter(|(a, b)| a == b).count() < 8,
                 "{hash:?}"

@@ -140,14 +140,14 @@ impl IvGenerator {
 
 impl CipherSpec {
     /// Bytes of the whole key.
-    pub fn key_len(&self) -> usize {
+    pub fn key_len(self) -> usize {
         let bytes = self.key_bits as usize / 8;
         if self.mode == Mode::Xts { 2 * bytes } else { bytes }
     }
 
     /// Refuses what no cipher can do.
-    pub(crate) fn check(&self) -> Result<()> {
-        let CipherSpec { algorithm, key_bits, mode, iv } = *self;
+    pub(crate) fn check(self) -> Result<()> {
+        let CipherSpec { algorithm, key_bits, mode, iv } = self;
         let name = algorithm.name();
         if !key_bits.is_multiple_of(8) || !algorithm.has_key_bytes(key_bits as usize / 8) {
             return Err(Error::unsupported(format!("{name} has no keys of {key_bits} bits")));
@@ -156,11 +156,11 @@ impl CipherSpec {
             return Err(Error::unsupported("xts needs a cipher with blocks of 16 bytes, and cast5 has 8"));
         }
         if let IvGenerator::Essiv(hash) = iv
-            && !algorithm.has_key_bytes(hash.len())
+            && !algorithm.has_key_bytes(hash.digest_len())
         {
             return Err(Error::unsupported(format!(
                 "essiv takes the {} bytes of a {} for the cipher's key, and {name} has no such keys",
-                hash.len(),
+                hash.digest_len(),
                 hash.name()
             )));
         }
@@ -168,7 +168,7 @@ impl CipherSpec {
     }
 
     /// The cipher with this key, which has [`key_len`](Self::key_len) bytes.
-    pub(crate) fn with_key(&self, key: &[u8]) -> Result<SectorCipher> {
+    pub(crate) fn with_key(self, key: &[u8]) -> Result<SectorCipher> {
         self.check()?;
         if key.len() != self.key_len() {
             return Err(Error::invalid_input(format!("a key of {} bytes is needed", self.key_len())));
@@ -178,13 +178,13 @@ impl CipherSpec {
             IvGenerator::Plain64 => Iv::Plain64,
             IvGenerator::Essiv(hash) => {
                 // One block is a sector of one block in this mode, whose IV nobody looks at.
-                Iv::Essiv(self.sectors(Mode::Ecb, &hash.digest(&[key]), Iv::Plain))
+                Iv::Essiv(self.sectors(Mode::Ecb, &hash.digest(key), Iv::Plain))
             }
         };
         Ok(SectorCipher(self.sectors(self.mode, key, iv)))
     }
 
-    fn sectors(&self, mode: Mode, key: &[u8], iv: Iv) -> Box<dyn Sectors> {
+    fn sectors(self, mode: Mode, key: &[u8], iv: Iv) -> Box<dyn Sectors> {
         let bytes = if mode == Mode::Xts { key.len() / 2 } else { key.len() };
         match (self.algorithm, bytes) {
             (Algorithm::Aes, 16) => Keyed::<aes::Aes128>::boxed(mode, key, iv),

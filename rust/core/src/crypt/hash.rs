@@ -2,6 +2,8 @@
 
 use md5::digest::Digest;
 
+use super::KeyBytes;
+
 /// A hash. All that QEMU takes for LUKS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "they are what they are called")]
@@ -70,19 +72,23 @@ impl Hash {
     }
 
     /// Bytes of a digest.
-    pub fn len(self) -> usize {
+    pub(super) fn digest_len(self) -> usize {
         with_hash!(self, H => <H as Digest>::output_size())
     }
 
-    /// The digest of `parts`, one after the other.
-    pub(super) fn digest(self, parts: &[&[u8]]) -> super::KeyBytes {
+    /// The digest of `bytes`.
+    pub(super) fn digest(self, bytes: &[u8]) -> KeyBytes {
+        with_hash!(self, H => KeyBytes::new(H::digest(bytes).to_vec()))
+    }
+
+    /// Diffuses `bytes` as LUKS does: each piece as long as a digest becomes the digest of its number and itself, as far as it goes.
+    pub(super) fn diffuse(self, bytes: &mut [u8]) {
         with_hash!(self, H => {
-            let mut hash = H::new();
-            for part in parts {
-                hash.update(part);
+            for (number, piece) in (0_u32..).zip(bytes.chunks_mut(self.digest_len())) {
+                let digest = H::new().chain_update(number.to_be_bytes()).chain_update(&*piece).finalize();
+                piece.copy_from_slice(&digest[..piece.len()]);
             }
-            super::KeyBytes::new(hash.finalize().to_vec())
-        })
+        });
     }
 
     /// Fills `key` with PBKDF2 over HMAC of this hash (RFC 8018, 5.2).
@@ -92,7 +98,7 @@ impl Hash {
 
     /// Rounds of HMAC for `len` bytes of key: each digest's worth of it takes all iterations.
     pub(super) fn rounds(self, iterations: u32, len: usize) -> u64 {
-        u64::from(iterations) * len.div_ceil(self.len()) as u64
+        u64::from(iterations) * len.div_ceil(self.digest_len()) as u64
     }
 }
 
@@ -104,7 +110,7 @@ mod tests {
     fn names_lead_back() {
         for hash in Hash::ALL {
             assert_eq!(Hash::from_name(hash.name()), Some(hash));
-            assert_eq!(hash.digest(&[b"ab", b"c"]).len(), hash.len());
+            assert_eq!(hash.digest(b"abc").len(), hash.digest_len());
         }
         assert_eq!(Hash::from_name("SHA256"), None);
     }
