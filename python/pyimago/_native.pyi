@@ -41,6 +41,8 @@ __all__ = [
     "hash_awaited",
     "info",
     "info_awaited",
+    "measure",
+    "measure_awaited",
     "open",
     "open_awaited",
 ]
@@ -267,9 +269,23 @@ def open_awaited(
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
 ) -> Awaitable[FormatAccess]: ...
-def create(path: StrPath, size: int, format: Format, layout: Mapping[str, object]) -> None: ...
+def create(
+    path: StrPath,
+    size: int | None,
+    format: Format,
+    layout: Mapping[str, object],
+    *,
+    overwrite: bool,
+    unchecked: bool,
+) -> None: ...
 def create_awaited(
-    path: StrPath, size: int, format: Format, layout: Mapping[str, object]
+    path: StrPath,
+    size: int | None,
+    format: Format,
+    layout: Mapping[str, object],
+    *,
+    overwrite: bool,
+    unchecked: bool,
 ) -> Awaitable[None]: ...
 def info(path: StrPath, format: Format | None, chain: Implicit | None) -> list[dict[str, Any]]: ...
 def info_awaited(
@@ -315,3 +331,19 @@ def hash(path: StrPath, format: Format | None, implicit: Implicit, progress: Pro
 def hash_awaited(
     path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None
 ) -> Awaitable[bytes]: ...
+def measure(
+    source: StrPath | None,
+    size: int | None,
+    source_format: Format | None,
+    format: Format,
+    implicit: Implicit,
+    layout: Mapping[str, object],
+) -> tuple[int, int]: ...
+def measure_awaited(
+    source: StrPath | None,
+    size: int | None,
+    source_format: Format | None,
+    format: Format,
+    implicit: Implicit,
+    layout: Mapping[str, object],
+) -> Awaitable[tuple[int, int]]: ...

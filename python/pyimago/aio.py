@@ -22,12 +22,13 @@ if TYPE_CHECKING:
         ImageInfo,
         Implicit,
         Layout,
+        Measurement,
         NewImage,
         Progress,
         StrPath,
     )
 
-__all__ = ["open", "create", "info", "info_chain", "convert", "compare", "hash"]
+__all__ = ["open", "create", "info", "info_chain", "convert", "compare", "hash", "measure"]
 
 
 class _Opening:
@@ -76,9 +77,17 @@ def open(
     )
 
 
-async def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImage]) -> None:
+async def create(
+    path: StrPath,
+    size: int | None = None,
+    *,
+    format: Format,
+    overwrite: bool = False,
+    unsafe: bool = False,
+    **layout: Unpack[NewImage],
+) -> None:
     """As `pyimago.create`, awaited."""
-    await _native.create_awaited(path, size, format, layout)
+    await _native.create_awaited(path, size, format, layout, overwrite=overwrite, unchecked=unsafe)
 
 
 async def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
@@ -145,3 +154,18 @@ async def hash(
 ) -> str:
     """As `pyimago.hash`, awaited; cancelling the task ends it. Callables are called on another thread."""
     return (await _native.hash_awaited(path, format, implicit, progress)).hex()
+
+
+async def measure(
+    source: StrPath | None = None,
+    *,
+    size: int | None = None,
+    source_format: Format | None = None,
+    format: Format = "raw",
+    implicit: Implicit = "beside",
+    **layout: Unpack[NewImage],
+) -> Measurement:
+    """As `pyimago.measure`, awaited. A function given as `implicit` is called on another thread."""
+    from pyimago._types import Measurement
+
+    return Measurement(*await _native.measure_awaited(source, size, source_format, format, implicit, layout))

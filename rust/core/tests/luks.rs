@@ -8,6 +8,8 @@ use imago_core::access::create::{CreateOptions, create};
 use imago_core::access::info::info;
 use imago_core::access::open::{Gate, OpenOptions};
 use imago_core::crypt::{Algorithm, CipherSpec, Cost, Hash, IvGenerator, Mode, Options, Secret};
+use imago_core::format::preallocation::Preallocation;
+use imago_core::format::qcow2::create::Version;
 use imago_core::format::qcow2_info::EncryptionInfo;
 use imago_core::format::{FormatKind, FormatSpecificInfo, ZeroIntent};
 use imago_core::{ErrorKind, Image, Result};
@@ -289,7 +291,7 @@ fn an_encrypted_external_data_file_is_encrypted() {
     let data = directory.path().join("data");
     let CreateOptions::Qcow2(mut qcow2) = CreateOptions::qcow2(SIZE) else { unreachable!() };
     // An absolute name, which is where QEMU finds it too.
-    qcow2.data_file = Some(data.to_str().unwrap().to_owned());
+    qcow2.data_file = Some(data.clone());
     qcow2.encryption = Some(options(CipherSpec::default(), Hash::Sha256));
     create(&path, &CreateOptions::Qcow2(qcow2.clone())).unwrap();
     let open = || {
@@ -314,4 +316,54 @@ fn an_encrypted_external_data_file_is_encrypted() {
     let other = directory.path().join("other");
     assert_eq!(create(&other, &CreateOptions::Qcow2(qcow2)).unwrap_err().kind(), ErrorKind::InvalidInput);
     assert!(!other.exists());
+}
+
+#[test]
+fn preallocated_clusters_read_as_zeroes() {
+    let directory = tempdir().unwrap();
+    for (extended_l2, preallocation) in
+        [(false, Preallocation::Metadata), (true, Preallocation::Metadata), (false, Preallocation::Full)]
+    {
+        let path = directory.path().join("image");
+        let CreateOptions::Qcow2(mut qcow2) = CreateOptions::qcow2(SIZE) else { unreachable!() };
+        (qcow2.extended_l2, qcow2.preallocation) = (extended_l2, preallocation);
+        qcow2.encryption = Some(options(CipherSpec::default(), Hash::Sha256));
+        create(&path, &CreateOptions::Qcow2(qcow2.clone())).unwrap();
+        let len = path.metadata().unwrap().len();
+        let image = open(&path);
+        let mut wanted = vec![0; SIZE as usize];
+        assert_eq!(bytes(&image, 0, SIZE as usize), wanted);
+        image.write(&[7; 5000], 100_000).unwrap();
+        wanted[100_000..105_000].fill(7);
+        assert_eq!(bytes(&image, 0, SIZE as usize), wanted);
+        image.close().unwrap();
+        assert_eq!(path.metadata().unwrap().len(), len, "the space that was set aside was used");
+        if qemu::have_qemu() {
+            let peer = Encrypted { path: &path, format: "qcow2", secret: SECRET };
+            assert_eq!(peer.content(), wanted);
+            peer.assert_clean();
+        }
+        std::fs::remove_file(&path).unwrap();
+        (qcow2.version, qcow2.extended_l2) = (Version::V2, false);
+        assert_eq!(create(&path, &CreateOptions::Qcow2(qcow2)).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+}
+
+#[test]
+fn a_snapshot_of_an_encrypted_image_opens_with_the_secret() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("image");
+    new_image(&path, FormatKind::Qcow2, options(CipherSpec::default(), Hash::Sha256));
+    let image = open(&path);
+    image.write(&vec![1; 200_000], 0).unwrap();
+    image.create_snapshot("first").unwrap();
+    image.write(&vec![2; 100_000], 50_000).unwrap();
+    image.close().unwrap();
+    let snapshot = |secret: Option<&str>| {
+        let secret = secret.map(Secret::new);
+        OpenOptions { snapshot: Some("first".to_owned()), secret, ..Default::default() }.open(&path)
+    };
+    assert_eq!(bytes(&snapshot(Some(SECRET)).unwrap(), 0, 200_000), vec![1; 200_000]);
+    assert_eq!(snapshot(None).unwrap_err().kind(), ErrorKind::WrongSecret);
+    assert_eq!(bytes(&open(&path), 49_999, 2), [1, 2]);
 }

@@ -50,6 +50,8 @@ mod _native {
     #[pymodule_export]
     use crate::verbs::create::{create, create_awaited};
     #[pymodule_export]
+    use crate::verbs::measure::{measure, measure_awaited};
+    #[pymodule_export]
     use crate::verbs::open::{open, open_awaited};
     use pyo3::prelude::*;
     use pyo3::wrap_pyfunction;

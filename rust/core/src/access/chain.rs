@@ -25,6 +25,25 @@ pub(super) enum Link {
 }
 
 impl Link {
+    /// The disk as a snapshot inside the image in `storage` has it, read-only.
+    pub(super) fn open_snapshot(
+        storage: Arc<dyn Storage>,
+        kind: Option<FormatKind>,
+        secret: Option<&Secret>,
+        id_or_name: &str,
+    ) -> Result<Self> {
+        let storage = aligned(storage);
+        match kind.map_or_else(|| probe(&*storage), Ok)? {
+            kind @ (FormatKind::Raw | FormatKind::Luks) => {
+                Err(named(storage.path(), Error::unsupported(format!("{kind} images have no snapshots"))))
+            }
+            FormatKind::Qcow2 => {
+                let driver = Driver::open_snapshot(Arc::clone(&storage), id_or_name)?;
+                Self::unlocked(driver, storage, secret)
+            }
+        }
+    }
+
     /// Opens the image in `storage`; without a `kind` its first bytes decide.
     pub(super) fn open(
         storage: Arc<dyn Storage>,
@@ -40,14 +59,8 @@ impl Link {
         Ok(match found {
             FormatKind::Raw => Link::Raw { driver: Raw::open(storage, writable)?, probed: kind.is_none() },
             FormatKind::Qcow2 => {
-                let mut driver = Box::new(Driver::open(Arc::clone(&storage), writable)?);
-                if driver.needs_secret() {
-                    driver.unlock(needed(secret, &*storage)?)?;
-                    if !driver.needs_data_file() {
-                        set_data_storage(&mut driver, storage)?;
-                    }
-                }
-                Link::Qcow2(driver)
+                let driver = Driver::open(Arc::clone(&storage), writable)?;
+                Self::unlocked(driver, storage, secret)?
             }
             FormatKind::Luks => {
                 let volume = Volume::open(Arc::clone(&storage))?;
@@ -57,6 +70,17 @@ impl Link {
                 Link::Raw { driver, probed: false }
             }
         })
+    }
+
+    /// The image of `driver`, in `storage`, with its key.
+    fn unlocked(mut driver: Driver, storage: Arc<dyn Storage>, secret: Option<&Secret>) -> Result<Self> {
+        if driver.needs_secret() {
+            driver.unlock(needed(secret, &*storage)?)?;
+            if !driver.needs_data_file() {
+                set_data_storage(&mut driver, storage)?;
+            }
+        }
+        Ok(Link::Qcow2(Box::new(driver)))
     }
 
     pub(super) fn backing_reference(&self) -> Option<ImplicitReference> {

@@ -261,15 +261,22 @@ impl Header {
         Ok(())
     }
 
-    /// A new header with one active slot, and all of its area: header and key material, up to where data starts.
-    pub(crate) fn create(options: &Options) -> Result<(Self, MasterKey, Vec<u8>)> {
-        let Options { secret, cipher, hash, cost } = options;
+    /// Refuses options that no header can have, before anything is done.
+    pub(crate) fn check_options(options: &Options) -> Result<()> {
+        let cipher = options.cipher;
         cipher.check().map_err(|error| Error::invalid_input(error.message()))?;
         if cipher.mode != Mode::Xts && cipher.key_bits == 192 {
             return Err(Error::invalid_input(
                 "192 bits of key go with xts only: key material would end within a sector, which QEMU cannot read",
             ));
         }
+        check_new_key(&options.secret, options.cost)
+    }
+
+    /// A new header with one active slot, and all of its area: header and key material, up to where data starts.
+    pub(crate) fn create(options: &Options) -> Result<(Self, MasterKey, Vec<u8>)> {
+        let Options { secret, cipher, hash, cost } = options;
+        Self::check_options(options)?;
         let mut raw = RawHeader::new_zeroed();
         raw.magic = MAGIC;
         raw.version = 1.into();
@@ -388,16 +395,9 @@ impl Header {
         secret: &Secret,
         cost: Cost,
     ) -> Result<NewSlot> {
-        if secret.is_empty() {
-            return Err(Error::invalid_input("the secret is empty"));
-        }
+        check_new_key(secret, cost)?;
         let iterations = match cost {
             Cost::Time(time) => iterations_in(self.hash, time, self.cipher.key_len())?,
-            Cost::Iterations(iterations) if iterations < ITERATIONS_MIN => {
-                return Err(Error::invalid_input(format!(
-                    "{iterations} iterations are too few; {ITERATIONS_MIN} are the least"
-                )));
-            }
             Cost::Iterations(iterations) => iterations,
         };
         let mut entry = self.empty_slot(number);
@@ -417,6 +417,16 @@ impl Header {
     /// The cipher of the disk.
     pub(crate) fn disk_cipher(&self, key: &MasterKey) -> Result<SectorCipher> {
         self.cipher.with_key(&key.0)
+    }
+}
+
+fn check_new_key(secret: &Secret, cost: Cost) -> Result<()> {
+    match cost {
+        _ if secret.is_empty() => Err(Error::invalid_input("the secret is empty")),
+        Cost::Iterations(iterations) if iterations < ITERATIONS_MIN => Err(Error::invalid_input(format!(
+            "{iterations} iterations are too few; {ITERATIONS_MIN} are the least"
+        ))),
+        Cost::Iterations(_) | Cost::Time(_) => Ok(()),
     }
 }
 

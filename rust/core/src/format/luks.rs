@@ -5,7 +5,7 @@ use std::fmt;
 use std::mem;
 use std::sync::Arc;
 
-use crate::crypt::luks::{Area, HEADER_LEN, Header, MasterKey, NewSlot, slot_offset};
+use crate::crypt::luks::{self, Area, HEADER_LEN, Header, MasterKey, NewSlot, slot_offset};
 use crate::crypt::{
     CipherSpec, Cost, Hash, KeyBytes, Options, SECTOR, SLOTS, Secret, SectorCipher, Slot, fill_random,
 };
@@ -123,6 +123,20 @@ pub fn create(storage: &dyn Storage, size: u64, options: &Options) -> Result<()>
         storage.sync()
     };
     write().map_err(|error| in_file(storage, error))
+}
+
+/// Bytes that header and key slots of these options take.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for options that exclude each other.
+pub(crate) fn area_len(options: &Options) -> Result<u64> {
+    Header::check_options(options)?;
+    Ok(luks::area_len(options.cipher.key_len()))
+}
+
+/// Refuses options that exclude each other, as [`create`] does.
+pub fn check(options: &Options) -> Result<()> {
+    Header::check_options(options)
 }
 
 /// Header and key slots for a place inside another image: all bytes of it, with one active slot.

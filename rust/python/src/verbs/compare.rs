@@ -1,27 +1,15 @@
 //! Comparing images, and hashing their content.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
-use imago_core::Image;
 use imago_core::access::compare::{Comparison, Strictness, compare as compare_images};
 use imago_core::access::hash::hash as hash_image;
-use imago_core::access::open::OpenOptions;
 use pyo3::prelude::*;
 
 use super::Format;
 use super::job::run_job;
-use crate::errors::Failure;
+use super::open::open_plainly;
 use crate::gate::PyGate;
 use crate::operation::Face;
 use crate::path::StrPath;
-
-fn open(path: PathBuf, format: Option<Format>, implicit: &PyGate) -> Result<Arc<Image>, Failure> {
-    implicit.pass(|gate| {
-        let format = format.map(|format| format.0);
-        OpenOptions { format, gate: gate.clone(), ..OpenOptions::default() }.open(path)
-    })
-}
 
 fn compare_with<F: Face>(
     py: Python<'_>,
@@ -38,8 +26,8 @@ fn compare_with<F: Face>(
         py,
         progress,
         move |job| {
-            let first = open(first.0, first_format, &implicit)?;
-            let second = open(second.0, second_format, &implicit)?;
+            let first = open_plainly(first.0, first_format, &implicit)?;
+            let second = open_plainly(second.0, second_format, &implicit)?;
             let compared = compare_images(&first, &second, strictness, job);
             Ok(first.close().and(second.close()).and(compared)?)
         },
@@ -81,7 +69,7 @@ fn hash_with<F: Face>(
         py,
         progress,
         move |job| {
-            let image = open(path.0, format, &implicit)?;
+            let image = open_plainly(path.0, format, &implicit)?;
             let digest = hash_image(&image, job);
             Ok(image.close().and(digest)?)
         },

@@ -23,6 +23,7 @@ pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
 mod job;
+pub(crate) mod measure;
 pub(crate) mod open;
 
 use imago_core::format::FormatKind;

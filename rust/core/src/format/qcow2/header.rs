@@ -164,6 +164,14 @@ impl Header {
         self.incompatible & INCOMPATIBLE_CORRUPT != 0
     }
 
+    fn crypt_method(&self) -> u32 {
+        match self.encryption {
+            None => 0,
+            Some(Encryption::Aes) => CRYPT_AES,
+            Some(Encryption::Luks(_)) => CRYPT_LUKS,
+        }
+    }
+
     /// Writes the three feature fields (version 3 only): 24 bytes of one sector, so that all or nothing of them changes.
     pub(crate) fn rewrite_features(
         &self,
@@ -177,6 +185,37 @@ impl Header {
         }
         let fields = [incompatible, compatible, autoclear].map(U64::new);
         storage.writev_at(fields.as_bytes().into(), offset_of!(RawHeader, incompatible) as u64)
+    }
+
+    /// Points the header to another L1 table and changes the disk's size: 24 bytes of one sector, so that all or nothing of it changes.
+    pub(crate) fn rewrite_disk(
+        &self,
+        storage: &dyn Storage,
+        size: u64,
+        l1_offset: HostOffset,
+        l1_entries: u32,
+    ) -> Result<()> {
+        debug_assert!(l1_offset.is_aligned(self.cluster_size()));
+        let mut fields = [0; 24];
+        fields[..8].copy_from_slice(U64::new(size).as_bytes());
+        fields[8..12].copy_from_slice(U32::new(self.crypt_method()).as_bytes());
+        fields[12..16].copy_from_slice(U32::new(l1_entries).as_bytes());
+        fields[16..].copy_from_slice(U64::new(l1_offset.0).as_bytes());
+        storage.writev_at((&fields).into(), offset_of!(RawHeader, size) as u64)
+    }
+
+    /// Points the header to another snapshot table: 12 bytes of one sector, so that all or nothing of them changes.
+    pub(crate) fn rewrite_snapshots(
+        &self,
+        storage: &dyn Storage,
+        offset: HostOffset,
+        count: u32,
+    ) -> Result<()> {
+        debug_assert!(offset.is_aligned(self.cluster_size()));
+        let mut fields = [0; 12];
+        fields[..4].copy_from_slice(U32::new(count).as_bytes());
+        fields[4..].copy_from_slice(U64::new(offset.0).as_bytes());
+        storage.writev_at((&fields).into(), offset_of!(RawHeader, snapshot_count) as u64)
     }
 
     /// Points the header to another refcount table: 12 bytes of one sector, so that all or nothing of them changes.

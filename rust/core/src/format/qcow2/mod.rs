@@ -14,8 +14,10 @@ mod header;
 mod info;
 mod l2;
 mod map;
+pub mod measure;
 mod pending;
 mod refcounts;
+mod references;
 #[allow(dead_code, reason = "not every part has its user yet")]
 mod rewrite;
 mod snapshots;
@@ -38,7 +40,7 @@ use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
     Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, InPlace, Lookup,
-    Mapping, WriteStep, ZeroIntent, ZeroStep, luks,
+    Mapping, Snapshots, WriteStep, ZeroIntent, ZeroStep, luks,
 };
 use crate::crypt::{Secret, SectorCipher};
 use crate::error::{Error, ErrorKind, Result};
@@ -128,14 +130,26 @@ impl Driver {
     /// an encrypted one needs [`unlock`](Driver::unlock) and then [`set_data_storage`](Driver::set_data_storage).
     pub fn open(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
         let path = storage.path().map(Path::to_owned);
-        Self::open_inner(storage, writable).map_err(|error| match path {
+        Self::open_inner(storage, writable, None).map_err(|error| match path {
             Some(path) => error.in_file(path),
             None => error,
         })
     }
 
-    fn open_inner(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
-        let header = Header::read(storage.as_ref())?;
+    /// Opens the disk as it was when a snapshot (id or name) was taken, with its size then, for reading.
+    pub fn open_snapshot(storage: Arc<dyn Storage>, id_or_name: &str) -> Result<Self> {
+        let path = storage.path().map(Path::to_owned);
+        Self::open_inner(storage, false, Some(id_or_name)).map_err(|error| match path {
+            Some(path) => error.in_file(path),
+            None => error,
+        })
+    }
+
+    fn open_inner(storage: Arc<dyn Storage>, writable: bool, snapshot: Option<&str>) -> Result<Self> {
+        let mut header = Header::read(storage.as_ref())?;
+        if let Some(snapshot) = snapshot {
+            snapshots::show(storage.as_ref(), &mut header, snapshot)?;
+        }
         if writable {
             if !storage.capabilities().write {
                 return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
@@ -346,7 +360,13 @@ impl Format for Driver {
         self.flush()
     }
 
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
     fn info(&self) -> Result<FormatInfo> {
+        // Tables move when they change.
+        let _one_flush = self.flushing.lock();
         format_info(self.storage.as_ref(), &self.header()).map_err(|e| self.located(e))
     }
 }
