@@ -356,7 +356,7 @@ fn a_snapshot_of_an_encrypted_image_opens_with_the_secret() {
     new_image(&path, FormatKind::Qcow2, options(CipherSpec::default(), Hash::Sha256));
     let image = open(&path);
     image.write(&vec![1; 200_000], 0).unwrap();
-    image.create_snapshot("first").unwrap();
+    image.create_snapshot("first", None).unwrap();
     image.write(&vec![2; 100_000], 50_000).unwrap();
     image.close().unwrap();
     let snapshot = |secret: Option<&str>| {

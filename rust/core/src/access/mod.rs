@@ -13,6 +13,7 @@ pub mod hash;
 pub mod image;
 pub mod info;
 pub mod job;
+pub mod keys;
 pub mod map;
 pub mod measure;
 pub mod open;

@@ -240,8 +240,15 @@ impl Driver {
     }
 
     /// The key slots, of an image that is encrypted with LUKS.
-    pub fn into_key_slots(self) -> Option<luks::Volume> {
-        self.crypt.map(|crypt| crypt.volume)
+    pub fn into_key_slots(self) -> Result<Option<luks::Volume>> {
+        let unknown = self.header().autoclear & !features::AUTOCLEAR_KNOWN;
+        if self.writable && unknown != 0 {
+            return Err(self.located(Error::unsupported(format!(
+                "the image has autoclear bits {unknown:#x} that are not known here: write to its disk once, which clears \
+                 them, before its keys are changed"
+            ))));
+        }
+        Ok(self.crypt.map(|crypt| crypt.volume))
     }
 
     /// Says where guest data is, for an image with an external data file and for an encrypted one, of which `data` decrypts either file.
