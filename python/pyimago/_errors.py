@@ -41,7 +41,7 @@ class ImplicitOpenDeniedError(ImagoError):
     """The image names a file (its backing or data file) that may not be opened for it; see `implicit`."""
 
 
-class WrongSecretError(ImagoError, PermissionError):
+class WrongSecretError(ImagoError):
     """The image is encrypted, and the secret is missing or opens none of its key slots."""
 
 

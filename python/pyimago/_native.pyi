@@ -13,6 +13,7 @@ from pyimago._types import (
     Format,
     Implicit,
     Progress,
+    Secret,
     StrPath,
 )
 
@@ -31,12 +32,18 @@ __all__ = [
     "StorageOpenOptions",
     "SyncFormatAccess",
     "Throttled",
+    "add_key",
+    "add_key_awaited",
+    "change_key",
+    "change_key_awaited",
     "compare",
     "compare_awaited",
     "convert",
     "convert_awaited",
     "create",
     "create_awaited",
+    "erase_key",
+    "erase_key_awaited",
     "hash",
     "hash_awaited",
     "info",
@@ -170,13 +177,17 @@ class Raw:
 @final
 class Qcow2:
     @staticmethod
-    def open_path_sync(path: StrPath, *, write: bool = False) -> Qcow2: ...
+    def open_path_sync(path: StrPath, *, write: bool = False, secret: Secret | None = None) -> Qcow2: ...
     @staticmethod
-    def open_path(path: StrPath, *, write: bool = False) -> Awaitable[Qcow2]: ...
+    def open_path(
+        path: StrPath, *, write: bool = False, secret: Secret | None = None
+    ) -> Awaitable[Qcow2]: ...
     @staticmethod
-    def open_image_sync(storage: Storage, *, write: bool = False) -> Qcow2: ...
+    def open_image_sync(storage: Storage, *, write: bool = False, secret: Secret | None = None) -> Qcow2: ...
     @staticmethod
-    def open_image(storage: Storage, *, write: bool = False) -> Awaitable[Qcow2]: ...
+    def open_image(
+        storage: Storage, *, write: bool = False, secret: Secret | None = None
+    ) -> Awaitable[Qcow2]: ...
     def set_backing(self, backing: Backing | None) -> None: ...
     def set_data_file(self, data_file: Storage) -> None: ...
     def open_implicit_dependencies_sync(self, *, implicit: Implicit = "beside") -> None: ...
@@ -259,6 +270,7 @@ def open(
     backing: Backing | Literal["implicit"] | None = "implicit",
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
+    secret: Secret | None = None,
 ) -> SyncFormatAccess: ...
 def open_awaited(
     path: StrPath,
@@ -268,6 +280,7 @@ def open_awaited(
     backing: Backing | Literal["implicit"] | None = "implicit",
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
+    secret: Secret | None = None,
 ) -> Awaitable[FormatAccess]: ...
 def create(
     path: StrPath,
@@ -297,6 +310,7 @@ def convert(
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     progress: Progress | None,
     layout: Mapping[str, object],
 ) -> None: ...
@@ -306,6 +320,7 @@ def convert_awaited(
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     progress: Progress | None,
     layout: Mapping[str, object],
 ) -> Awaitable[None]: ...
@@ -316,6 +331,8 @@ def compare(
     second_format: Format | None,
     strict: bool,
     implicit: Implicit,
+    first_secret: Secret | None,
+    second_secret: Secret | None,
     progress: Progress | None,
 ) -> tuple[Literal["size", "status", "content"] | None, int | None, bool]: ...
 def compare_awaited(
@@ -325,18 +342,71 @@ def compare_awaited(
     second_format: Format | None,
     strict: bool,
     implicit: Implicit,
+    first_secret: Secret | None,
+    second_secret: Secret | None,
     progress: Progress | None,
 ) -> Awaitable[tuple[Literal["size", "status", "content"] | None, int | None, bool]]: ...
-def hash(path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None) -> bytes: ...
+def hash(
+    path: StrPath,
+    format: Format | None,
+    implicit: Implicit,
+    secret: Secret | None,
+    progress: Progress | None,
+) -> bytes: ...
 def hash_awaited(
-    path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None
+    path: StrPath,
+    format: Format | None,
+    implicit: Implicit,
+    secret: Secret | None,
+    progress: Progress | None,
 ) -> Awaitable[bytes]: ...
+def add_key(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    slot: int | None,
+    iter_time: int | None,
+    iterations: int | None,
+) -> int: ...
+def add_key_awaited(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    slot: int | None,
+    iter_time: int | None,
+    iterations: int | None,
+) -> Awaitable[int]: ...
+def change_key(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    iter_time: int | None,
+    iterations: int | None,
+) -> int: ...
+def change_key_awaited(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    iter_time: int | None,
+    iterations: int | None,
+) -> Awaitable[int]: ...
+def erase_key(
+    path: StrPath, format: Format | None, secret: Secret | None, slot: int | None, force: bool
+) -> list[int]: ...
+def erase_key_awaited(
+    path: StrPath, format: Format | None, secret: Secret | None, slot: int | None, force: bool
+) -> Awaitable[list[int]]: ...
 def measure(
     source: StrPath | None,
     size: int | None,
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     layout: Mapping[str, object],
 ) -> tuple[int, int]: ...
 def measure_awaited(
@@ -345,5 +415,6 @@ def measure_awaited(
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     layout: Mapping[str, object],
 ) -> Awaitable[tuple[int, int]]: ...
