@@ -100,9 +100,11 @@ fn cases() -> Vec<Case> {
             name: "change",
             before: one,
             change: |volume| volume.change_key(&secret("a"), &secret("c"), COST).map(drop),
-            holds: Box::new(|image, _| {
+            holds: Box::new(|image, before| {
+                let gone = || !opens(&with_entry_of(&image.bytes, before, 0), "a");
                 let (a, c) = (opens(&image.bytes, "a"), opens(&image.bytes, "c"));
                 (a || c)
+                    && (is_active(&image.bytes, 0) || gone())
                     && is_active(&image.bytes, 1) == c
                     && (image.epoch < 4 || (c && !a && !is_active(&image.bytes, 0)))
             }),
