@@ -54,7 +54,7 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
         }
     };
     match &mut create {
-        CreateOptions::Raw { size, .. } => *size = source.size(),
+        CreateOptions::Raw { size, .. } | CreateOptions::Luks { size, .. } => *size = source.size(),
         CreateOptions::Qcow2(options) if options.backing.is_some() || options.data_file.is_some() => {
             return Err(Error::unsupported(
                 "a conversion makes an image that stands alone: no backing file, no data file",
@@ -96,10 +96,13 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
                 write: true,
                 format: Some(create.kind()),
                 backing: Backing::None,
+                secret: create.secret().cloned(),
                 ..Default::default()
             };
             let image = open.open_storage(file)?;
-            copy(source, &image, Zeroes::Skip, &mut report, cancel)?;
+            // A new disk reads as zeroes, unless it is encrypted as a whole.
+            let zeroes = if create.kind() == FormatKind::Luks { Zeroes::Write } else { Zeroes::Skip };
+            copy(source, &image, zeroes, &mut report, cancel)?;
             image.close()?;
             // Making it durable can take long: who gave up meanwhile keeps what was at the target.
             report(total);

@@ -17,6 +17,7 @@ pub mod hash;
 pub mod image;
 pub mod info;
 pub mod job;
+pub mod keys;
 pub mod map;
 pub mod measure;
 pub mod open;

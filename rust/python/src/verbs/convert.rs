@@ -4,17 +4,17 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use imago_core::access::convert::{ConvertOptions, Progress, convert as convert_image};
-use imago_core::access::create::CreateOptions;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::Format;
-use super::create::create_options;
+use super::create::{Layout, create_options};
 use super::open::open_plainly;
 use crate::errors::Failure;
 use crate::gate::PyGate;
 use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::path::StrPath;
+use crate::secret::PySecret;
 
 /// A conversion that was asked for.
 struct Conversion {
@@ -22,14 +22,16 @@ struct Conversion {
     target: PathBuf,
     source_format: Option<Format>,
     implicit: PyGate,
-    create: CreateOptions,
+    source_secret: Option<PySecret>,
+    layout: Layout,
     progress: Option<Py<PyAny>>,
 }
 
 impl Conversion {
     fn run(self) -> Result<(), Failure> {
-        let Conversion { source, target, source_format, implicit, create, progress } = self;
-        let source = open_plainly(source, source_format, &implicit)?;
+        let Conversion { source, target, source_format, implicit, source_secret, layout, progress } = self;
+        let create = layout.options()?;
+        let source = open_plainly(source, source_format, &implicit, source_secret)?;
         let cancel = AtomicBool::new(false);
         let mut raised = None;
         let mut report = |done: Progress| {
@@ -59,7 +61,7 @@ fn convert_with<F: Face>(py: Python<'_>, conversion: Conversion) -> PyResult<Py<
 
 /// Convert an image; `layout` has the keyword arguments of `pyimago.convert` about the target that were given.
 #[pyfunction]
-#[pyo3(signature = (source, target, source_format, format, implicit, progress, layout))]
+#[pyo3(signature = (source, target, source_format, format, implicit, source_secret, progress, layout))]
 pub(crate) fn convert(
     py: Python<'_>,
     source: StrPath,
@@ -67,19 +69,28 @@ pub(crate) fn convert(
     source_format: Option<Format>,
     format: Format,
     implicit: PyGate,
+    source_secret: Option<PySecret>,
     progress: Option<Py<PyAny>>,
     layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
-    let create = create_options(format.0, 0, layout)?;
+    let layout = create_options(format.0, 0, layout)?;
     convert_with::<Blocking>(
         py,
-        Conversion { source: source.0, target: target.0, source_format, implicit, create, progress },
+        Conversion {
+            source: source.0,
+            target: target.0,
+            source_format,
+            implicit,
+            source_secret,
+            layout,
+            progress,
+        },
     )
 }
 
 /// As `convert`, awaited; `progress` is called on another thread.
 #[pyfunction]
-#[pyo3(signature = (source, target, source_format, format, implicit, progress, layout))]
+#[pyo3(signature = (source, target, source_format, format, implicit, source_secret, progress, layout))]
 pub(crate) fn convert_awaited(
     py: Python<'_>,
     source: StrPath,
@@ -87,12 +98,21 @@ pub(crate) fn convert_awaited(
     source_format: Option<Format>,
     format: Format,
     implicit: PyGate,
+    source_secret: Option<PySecret>,
     progress: Option<Py<PyAny>>,
     layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
-    let create = create_options(format.0, 0, layout)?;
+    let layout = create_options(format.0, 0, layout)?;
     convert_with::<Awaited>(
         py,
-        Conversion { source: source.0, target: target.0, source_format, implicit, create, progress },
+        Conversion {
+            source: source.0,
+            target: target.0,
+            source_format,
+            implicit,
+            source_secret,
+            layout,
+            progress,
+        },
     )
 }
