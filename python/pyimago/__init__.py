@@ -20,6 +20,7 @@ from pyimago._errors import (
     UnsupportedFeatureError,
 )
 from pyimago._native import (
+    Bitmap,
     Extent,
     File,
     FormatAccess,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
     from pyimago._types import (
         Amendment,
+        CheckResult,
+        CacheStats,
+        CacheUse,
         Comparison,
         Format,
         ImageInfo,
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
         Measurement,
         NewImage,
         Progress,
+        Repair,
         StrPath,
     )
 
@@ -57,11 +62,16 @@ __all__ = [
     "info",
     "info_chain",
     "convert",
+    "check",
     "compare",
     "hash",
     "measure",
     "amend",
     "ImageInfo",
+    "CheckResult",
+    "Finding",
+    "CacheStats",
+    "CacheUse",
     "Comparison",
     "Measurement",
     "aio",
@@ -69,6 +79,7 @@ __all__ = [
     "SyncFormatAccess",
     "FormatAccess",
     "Extent",
+    "Bitmap",
     # Formats
     "Raw",
     "Qcow2",
@@ -183,6 +194,37 @@ def convert(
         OSError: A file cannot be read or written.
     """
     _native.convert(source, target, source_format, format, implicit, progress, layout)
+
+
+def check(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    repair: Repair = "none",
+    deep: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> CheckResult:
+    """Check the qcow2 image at `path`: is what its metadata says true?
+
+    Args:
+        path: The image. Unless something is to be repaired nothing is written to it.
+        format: Its format; probed unless given.
+        repair: "leaks" gives back space that nothing uses; "all" makes refcounts and flags right, too. What
+            cannot be repaired stays in the result. Either is safe at any loss of power.
+        deep: Unpack every compressed cluster, too.
+        implicit: Which files that the image names may be opened, as in `open`; only a data file is.
+        progress: Called now and then with the bytes of tables done and all; what it raises ends the check.
+
+    Raises:
+        UnsupportedFeatureError: The image is raw: there is nothing to check.
+        InvalidImageError: The header makes no sense.
+        ImageLockedError: The image is in use, for a repair by anybody, otherwise by a writer.
+        OSError: The file cannot be read, or for a repair written.
+    """
+    from pyimago._types import CheckResult
+
+    return CheckResult.from_document(*_native.check(path, format, repair, deep, implicit, progress))
 
 
 def compare(
@@ -305,9 +347,20 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
+_TYPES = {
+    "CacheStats",
+    "CacheUse",
+    "CheckResult",
+    "Comparison",
+    "Finding",
+    "ImageInfo",
+    "Measurement",
+}
+"""Dataclasses, which take longer to import than all the rest together."""
+
+
 def __getattr__(name: str) -> object:
-    # Dataclasses take longer to import than all the rest together.
-    if name in {"ImageInfo", "Comparison", "Measurement"}:
+    if name in _TYPES:
         from pyimago import _types
 
         return getattr(_types, name)

@@ -511,7 +511,7 @@ fn lose_power(journey: &Journey, images: usize, broken: Option<u64>) -> Result<u
     amend_sim(&sim, options).map_err(|error| error.to_string())?;
     let (new, syncs) = (sim.contents(), sim.epoch());
     for image in sim.crash_images(11, images) {
-        verify(made, &image.bytes, &old, &new, image.epoch >= syncs)
+        verify(made, &image.media[0], &old, &new, image.epoch >= syncs)
             .map_err(|problem| format!("{options:?}, {image:?}: {problem}"))?;
     }
     Ok(syncs)

@@ -127,8 +127,8 @@ fn a_write_that_meets_wrong_metadata_marks_the_image_once_and_durably() {
         assert!(is_marked(&marked), "{what}");
         // Durable: whatever power loss comes now finds the mark, and nothing but the mark.
         for crash in sim.crash_images(1, 50).filter(|crash| crash.epoch >= sim.epoch()) {
-            assert!(is_marked(&crash.bytes), "{what}: {crash:?}");
-            let (mut crashed, mut before) = (crash.bytes, bytes.clone());
+            assert!(is_marked(&crash.media[0]), "{what}: {crash:?}");
+            let (mut crashed, mut before) = (crash.media[0].clone(), bytes.clone());
             crashed[72..80].fill(0);
             before[72..80].fill(0);
             assert!(crashed == before, "{what}: more than the mark was written");

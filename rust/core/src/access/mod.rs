@@ -2,7 +2,10 @@
 
 mod align;
 pub mod amend;
+mod below;
+pub mod bitmaps;
 mod chain;
+pub mod check;
 mod cluster_cache;
 pub mod compare;
 pub mod convert;

@@ -20,6 +20,7 @@ macro_rules! faces {
 }
 
 pub(crate) mod amend;
+pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;

@@ -160,6 +160,12 @@ impl Header {
         }
     }
 
+    /// The external data file, where the image names it.
+    pub(crate) fn data_file_reference(&self) -> Option<ImplicitReference> {
+        let name = self.data_file.clone()?;
+        Some(ImplicitReference { name, format: Some("raw".into()) })
+    }
+
     /// Writes the three feature fields (version 3 only): 24 bytes of one sector, so that all or nothing of them changes.
     pub(crate) fn rewrite_features(
         &self,

@@ -1,14 +1,15 @@
 //! Internal snapshots: listing, taking, applying, deleting, renaming.
 //!
-//! The recipes are in docs/qcow2.md ("Taking a snapshot" and what follows it). All of them run while nobody writes to the image, with
-//! `flushing` held from the flush at their start to their end: what they look at in the file is the latest state.
+//! The recipes are in docs/qcow2.md ("Taking a snapshot" and what follows it). All of them run while nobody writes to the image: after the
+//! flush at their start what they look at in the file is the latest state. They hold `flushing` whenever refcounts change, so that no flush writes
+//! what is only being tried.
 
 mod apply;
 mod create;
 mod delete;
 mod table;
 
-pub(crate) use self::table::{Snapshot, SnapshotTable};
+pub(crate) use self::table::{MAX_EXTRA_LEN, MAX_TABLE_LEN, Snapshot, SnapshotTable};
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -114,7 +115,7 @@ impl Driver {
             return Ok(Row { host: HostOffset(0), len });
         }
         let count = len.div_ceil(self.geometry.cluster_size());
-        let host = HostOffset(self.take_row(count, quarantine)? << self.geometry.cluster_bits);
+        let host = HostOffset(self.take_row_held(count, quarantine)? << self.geometry.cluster_bits);
         let row = Row { host, len };
         // Past the latch, to the row's end: a table past the end of the file would be refused.
         let mut padded = bytes.to_vec();
@@ -160,16 +161,20 @@ impl Driver {
         self.write_refcounts(&writes)
     }
 
-    /// Says durably that refcounts and COPIED flags need not agree, or that they do again. Version 2 has no such bit.
+    /// Whether the header can say that refcounts and COPIED flags need not agree.
+    fn has_dirty_bit(&self) -> bool {
+        self.header().version >= 3
+    }
+
+    /// Says that they need not, or that they do again, where that can be said; no barrier.
     fn set_dirty(&self, dirty: bool) -> Result<()> {
-        let header = self.header();
-        if header.version < 3 {
+        if !self.has_dirty_bit() {
             return Ok(());
         }
+        let header = self.header();
         let others = header.incompatible & !INCOMPATIBLE_DIRTY;
         let incompatible = if dirty { others | INCOMPATIBLE_DIRTY } else { others };
         header.rewrite_features(&self.metadata, incompatible, header.compatible, header.autoclear)?;
-        self.metadata.sync()?;
         self.change_header(|header| header.incompatible = incompatible);
         Ok(())
     }
@@ -222,7 +227,9 @@ impl Driver {
         let index = new.find(id_or_name)?;
         new.snapshots[index].rename(name)?;
         let bytes = new.to_bytes(&header)?;
-        self.begin_writing()?;
+        drop(quarantine);
+        self.start_writing()?;
+        let mut quarantine = self.flushing.lock();
         let row = self.put_row(&bytes, &mut quarantine)?;
         self.or_latch(|| {
             self.write_changed_refcounts()?;
