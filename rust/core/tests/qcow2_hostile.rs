@@ -224,7 +224,7 @@ fn what_metadata_moved_into_is_not_freed() {
     image.write_zeroes(512, 512, ZeroIntent::Unmap).unwrap();
     image.write(&pattern(2, 0, 512), 100_352).unwrap();
     assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Corrupt);
-    image.close().unwrap();
+    assert_eq!(image.close().unwrap_err().kind(), ErrorKind::Latched);
     let image = images::open(&built.path, false).unwrap();
     let mut found = vec![0; 512];
     image.read(&mut found, 100_352).unwrap();
