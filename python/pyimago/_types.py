@@ -215,6 +215,36 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How one cache of metadata has been used since the image was opened.
+
+    Attributes:
+        hits: Look-ups answered from memory. Those of several threads at once may count as one.
+        misses: Look-ups that had to read the file.
+        capacity: Bytes that it may hold.
+        used: Bytes that it holds.
+    """
+
+    hits: int
+    misses: int
+    capacity: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """The caches of an image's metadata; those of the images below it are not counted.
+
+    Attributes:
+        l2: Of the mapping: L2 tables.
+        refcount: Of the refcounts; not used by an image that is only read.
+    """
+
+    l2: CacheUse
+    refcount: CacheUse
+
+
+@dataclass(frozen=True, slots=True)
 class ImageInfo:
     """What an image says of itself, under the names of `qemu-img info`; no other file was opened for it.
 

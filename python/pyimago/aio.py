@@ -61,6 +61,8 @@ def open(
     backing: Backing | Literal["implicit"] | None = "implicit",
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
+    l2_cache_size: int | None = None,
+    refcount_cache_size: int | None = None,
 ) -> _Opening:
     """Open the image at `path` as `pyimago.open` does; the image's operations are awaited.
 
@@ -76,6 +78,8 @@ def open(
             backing=backing,
             data_file=data_file,
             implicit=implicit,
+            l2_cache_size=l2_cache_size,
+            refcount_cache_size=refcount_cache_size,
         )
     )
 

@@ -10,7 +10,7 @@ use super::probe::probe;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Driver;
 use crate::format::raw::Raw;
-use crate::format::{Format, FormatKind, ImplicitReference};
+use crate::format::{CacheSizes, Format, FormatKind, ImplicitReference};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
 
@@ -68,6 +68,16 @@ impl Link {
             Link::Raw { .. } => Err(Error::invalid_input("a raw image has no external data file")),
             Link::Qcow2(driver) => driver.set_data_storage(aligned(storage)),
         }
+    }
+
+    /// Says how much the caches of metadata may hold.
+    pub(super) fn set_cache_sizes(&mut self, sizes: CacheSizes) -> Result<()> {
+        match self {
+            _ if sizes == CacheSizes::default() => {}
+            Link::Raw { .. } => return Err(Error::invalid_input("a raw image has no metadata to cache")),
+            Link::Qcow2(driver) => driver.set_cache_sizes(sizes),
+        }
+        Ok(())
     }
 
     pub(super) fn into_image(self, base: Base) -> Image {

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -11,9 +11,10 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::inflight::{Guard, Inflight, Ticket};
-use crate::format::{Format, FormatKind, ImplicitReference};
+use crate::format::{CacheStats, Format, FormatKind, ImplicitReference};
 use crate::units::GuestOffset;
 
+use super::below::Below;
 use super::cluster_cache::ClusterCache;
 use super::range_lock::RangeLocks;
 
@@ -48,6 +49,8 @@ const NO_DATA_FILE: u8 = 2;
 pub struct Image {
     pub(super) format: Arc<dyn Format>,
     pub(super) base: Base,
+    /// The images below that were opened for this one, once they were asked.
+    below: OnceLock<Below>,
     /// Shared by every write, held alone by whoever changes the image as a whole.
     pub(super) writing: RwLock<()>,
     /// Guest ranges in which someone allocates or zeroes.
@@ -87,6 +90,7 @@ impl Image {
         Image {
             format,
             base,
+            below: OnceLock::new(),
             writing: RwLock::new(()),
             ranges: RangeLocks::default(),
             unpacked: ClusterCache::default(),
@@ -138,12 +142,23 @@ impl Image {
         &self.format
     }
 
+    /// How the caches of its metadata have been used, its own and not those of the images below; `None` where there are none.
+    pub fn cache_stats(&self) -> Option<CacheStats> {
+        self.format.cache_stats()
+    }
+
     /// The backing image, where there is one.
     pub fn backing(&self) -> Option<&Arc<Image>> {
         match &self.base {
             Base::Image { image, .. } => Some(image),
             Base::None | Base::Unopened(_) => None,
         }
+    }
+
+    /// The images below that were opened for this one.
+    #[inline]
+    pub(super) fn below(&self) -> &Below {
+        self.below.get_or_init(|| Below::of(self))
     }
 
     /// Images in the chain from this one down, itself included.

@@ -2,6 +2,7 @@
 
 mod align;
 pub mod amend;
+mod below;
 pub mod bitmaps;
 mod chain;
 pub mod check;

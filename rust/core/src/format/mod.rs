@@ -219,6 +219,37 @@ pub enum FormatSpecificInfo {
     Qcow2(qcow2_info::Qcow2Info),
 }
 
+/// How one cache of metadata has been used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheUse {
+    /// Look-ups that found what they asked for in memory. Those of several threads at once may be counted as one.
+    pub hits: u64,
+    /// Look-ups that had to read the file; exact.
+    pub misses: u64,
+    /// Bytes it may hold.
+    pub capacity: u64,
+    /// Bytes it holds.
+    pub used: u64,
+}
+
+/// The caches of an image's metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Of the mapping (L2 tables).
+    pub l2: CacheUse,
+    /// Of the refcounts; an image that is only read needs none.
+    pub refcount: CacheUse,
+}
+
+/// Bytes that caches of metadata may hold; `None` is the format's choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheSizes {
+    /// Of the mapping (L2 tables).
+    pub l2: Option<u64>,
+    /// Of the refcounts.
+    pub refcount: Option<u64>,
+}
+
 pub mod qcow2_info {
     //! The part of `info` that only qcow2 has; names as in QEMU's JSON.
 
@@ -430,6 +461,11 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// the answer is not at hand.
     fn map(&self, offset: GuestOffset, len: u64, lookup: Lookup) -> Result<Option<Mapping<'_>>>;
 
+    /// Where [`map`](Format::map) can answer anew: at multiples of this (bytes, a power of two), but for the end of the disk.
+    fn mapping_unit(&self) -> u64 {
+        1
+    }
+
     /// The next step of writing `len` bytes at `offset`.
     ///
     /// The caller holds a range lock over the (sub)clusters that an allocation may touch, see
@@ -465,6 +501,11 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// Leaves the image clean, after a flush; nothing is written afterwards.
     fn close(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// How the caches of its metadata have been used; `None` where there are none.
+    fn cache_stats(&self) -> Option<CacheStats> {
+        None
     }
 
     /// Its snapshots, where the format has such.

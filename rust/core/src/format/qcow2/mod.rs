@@ -8,6 +8,7 @@ pub mod amend;
 mod bitmaps;
 mod cache;
 pub mod check;
+mod corruption;
 pub mod create;
 mod extensions;
 mod features;
@@ -42,8 +43,8 @@ use self::pending::{Pending, Quarantine};
 use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
-    Allocation, Bitmaps, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, InPlace,
-    Lookup, Mapping, Snapshots, WriteStep, ZeroIntent, ZeroStep,
+    Allocation, Bitmaps, CacheSizes, CacheStats, Format, FormatInfo, FormatKind, FormatSpecificInfo,
+    ImplicitReference, InPlace, Lookup, Mapping, Snapshots, WriteStep, ZeroIntent, ZeroStep,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -113,6 +114,7 @@ pub struct Driver {
     tables: Mutex<()>,
     pending: Mutex<Pending>,
     refcounts: Mutex<Refcounts>,
+    refcount_use: Arc<refcounts::Counters>,
     /// Clusters of the image file that hold metadata; guest data is never written there (I6).
     reserved: RwLock<FxHashSet<u64>>,
     /// There is a backing file behind what is unallocated.
@@ -178,6 +180,7 @@ impl Driver {
             flushing: Mutex::default(),
             tables: Mutex::new(()),
             pending: Mutex::default(),
+            refcount_use: refcounts.counters(),
             refcounts: Mutex::new(refcounts),
             reserved: RwLock::new(reserved),
             has_backing: header.backing.is_some(),
@@ -185,6 +188,16 @@ impl Driver {
             header: RwLock::new(Arc::new(header)),
             storage,
         })
+    }
+
+    /// Says how much its caches of metadata may hold; what is not said stays as it is. The L2 cache holds 16 slices of a table at least.
+    pub fn set_cache_sizes(&mut self, sizes: CacheSizes) {
+        if let Some(bytes) = sizes.l2 {
+            self.slices = SliceCache::new(bytes, self.geometry.slice_bytes());
+        }
+        if let Some(bytes) = sizes.refcount {
+            self.refcounts.get_mut().set_budget(bytes);
+        }
     }
 
     /// The backing file that the header names.
@@ -278,16 +291,21 @@ impl Format for Driver {
         self.map_run(offset, len, lookup).map_err(|e| self.located(e))
     }
 
+    fn mapping_unit(&self) -> u64 {
+        self.geometry.unit_size()
+    }
+
     fn in_place(&self, offset: GuestOffset, len: u64) -> Result<Option<InPlace<'_>>> {
-        self.find_in_place(offset, len).map_err(|e| self.located(e))
+        self.find_in_place(offset, len).map_err(|e| self.failed_write(e))
     }
 
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
-        self.start_writing().and_then(|()| self.plan_write(offset, len)).map_err(|e| self.located(e))
+        self.start_writing().map_err(|e| self.located(e))?;
+        self.plan_write(offset, len).map_err(|e| self.failed_write(e))
     }
 
     fn commit(&self, allocation: Allocation) -> Result<()> {
-        self.publish(&allocation).map_err(|e| self.located(e))
+        self.publish(&allocation).map_err(|e| self.failed_write(e))
     }
 
     fn abandon(&self, allocation: Allocation) {
@@ -295,7 +313,8 @@ impl Format for Driver {
     }
 
     fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>> {
-        self.start_writing().and_then(|()| self.plan_zero(offset, len, intent)).map_err(|e| self.located(e))
+        self.start_writing().map_err(|e| self.located(e))?;
+        self.plan_zero(offset, len, intent).map_err(|e| self.failed_write(e))
     }
 
     fn write_alignment(&self) -> u64 {
@@ -306,7 +325,7 @@ impl Format for Driver {
         if !self.writable {
             return Ok(());
         }
-        self.write_back().map_err(|e| self.located(e))
+        self.write_back().map_err(|e| self.failed_write(e))
     }
 
     fn record(&self, offset: GuestOffset, len: u64) -> Result<()> {
@@ -322,6 +341,10 @@ impl Format for Driver {
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
         Some(self)
+    }
+
+    fn cache_stats(&self) -> Option<CacheStats> {
+        Some(CacheStats { l2: self.slices.stats(), refcount: self.refcount_use.stats() })
     }
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {
