@@ -437,3 +437,39 @@ fn bitmaps_that_another_program_invalidated_are_gone() {
     assert_eq!(image.dirty(image.bitmap("b").unwrap()).unwrap(), [(0, 65536)]);
     let _: Arc<Image> = open(&built.path, true).unwrap();
 }
+
+/// Any part of the disk may have become another one.
+#[test]
+fn applying_a_snapshot_makes_all_of_the_disk_dirty() {
+    let built = Config::plain(16, 8 * MIB).build();
+    let image = open(&built.path, true).unwrap();
+    image.bitmaps().add("off", Some(1 << 20), Recording::Enabled).unwrap();
+    image.write(&[1; 512], MIB).unwrap();
+    image.bitmaps().set_recording("off", Recording::Disabled).unwrap();
+    image.bitmaps().add("on", None, Recording::Enabled).unwrap();
+    image.close().unwrap();
+    let image = open(&built.path, true).unwrap();
+    image.create_snapshot("s", None).unwrap();
+    assert_eq!(stored(&built.path, "on"), [], "taking one changes nothing of the disk");
+    image.write(&[2; 512], MIB).unwrap();
+    image.bitmaps().clear("on").unwrap();
+    image.apply_snapshot("s").unwrap();
+    assert_eq!(ranges(&image, "on"), [(0, 8 * MIB)]);
+    assert_eq!(ranges(&image, "off"), [(MIB, MIB)]);
+    image.close().unwrap();
+    assert_eq!(stored(&built.path, "on"), [(0, 8 * MIB)]);
+    assert_eq!(stored(&built.path, "off"), [(MIB, MIB)]);
+
+    // One of another size: that of the disk when it was taken.
+    let mut bytes = fs::read(&built.path).unwrap();
+    let table = Qcow2::parse(&bytes).unwrap().header.snapshots_offset as usize;
+    bytes[table + 48..table + 56].copy_from_slice(&(3 * MIB).to_be_bytes());
+    fs::write(&built.path, &bytes).unwrap();
+    let image = open(&built.path, true).unwrap();
+    image.bitmaps().clear("on").unwrap();
+    image.apply_snapshot("s").unwrap();
+    assert_eq!(image.size(), 3 * MIB);
+    image.close().unwrap();
+    assert_eq!(stored(&built.path, "on"), [(0, 3 * MIB)]);
+    assert_eq!(stored(&built.path, "off"), [(MIB, MIB)]);
+}

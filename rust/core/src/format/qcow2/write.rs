@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Driver;
+use super::bitmaps::Bitmap;
 use super::cache::Slice;
 use super::features;
 use super::l2::{Entry, Unit};
-use super::pending::Dropped;
+use super::pending::{Dropped, Quarantine};
 use crate::error::{Error, Result};
 use crate::format::{Allocation, InPlace, Lookup, WriteStep};
 use crate::storage::Storage;
@@ -28,18 +29,22 @@ impl Driver {
             return Ok(());
         }
         let mut bitmaps = self.bitmaps.lock();
+        self.begin_writing(&mut bitmaps, &mut self.flushing.lock())
+    }
+
+    /// The same by whoever holds `bitmaps` and `flushing`.
+    pub(super) fn begin_writing(&self, bitmaps: &mut [Bitmap], flushing: &mut Quarantine) -> Result<()> {
         if !self.started.load(Ordering::Acquire) {
-            self.clear_unknown_features()?;
-            self.hold_enabled(&mut bitmaps)?;
+            self.clear_unknown_features(flushing)?;
+            self.hold_enabled(bitmaps)?;
             self.started.store(true, Ordering::Release);
-            self.refresh_recorder(&bitmaps);
+            self.refresh_recorder(bitmaps);
         }
         Ok(())
     }
 
-    /// Clears the autoclear bits that are not known, which has to come before any other change.
-    pub(super) fn clear_unknown_features(&self) -> Result<()> {
-        let one_flush = self.flushing.lock();
+    /// Clears the autoclear bits that are not known, which comes before any other change of the file. The caller holds `flushing`.
+    pub(super) fn clear_unknown_features(&self, _: &mut Quarantine) -> Result<()> {
         let header = self.header();
         let known = header.autoclear & features::AUTOCLEAR_KNOWN;
         if header.version >= 3 && known != header.autoclear {
@@ -47,7 +52,6 @@ impl Driver {
             self.metadata.sync()?;
             self.change_header(|header| header.autoclear = known);
         }
-        drop(one_flush);
         Ok(())
     }
 
