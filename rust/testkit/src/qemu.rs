@@ -1,5 +1,6 @@
 //! QEMU's tools as a peer. Every call panics with what the tool said when it fails: callers are tests.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -96,6 +97,24 @@ pub fn check(path: &Path) -> (Verdict, String) {
         _ => Verdict::Corrupt,
     };
     (verdict, said.into_owned())
+}
+
+/// The numbers of `qemu-img check --output=json`, with `-r` `leaks` or `all` where `repair` says so; those that are left out are 0.
+/// `None` where it prints no document, since the check itself failed.
+#[track_caller]
+pub fn check_numbers(path: &Path, repair: Option<&str>) -> Option<BTreeMap<String, u64>> {
+    let mut args: Vec<&OsStr> = ["check", "-f", "qcow2", "--output=json"].map(OsStr::new).to_vec();
+    if let Some(repair) = repair {
+        args.extend(["-r".as_ref(), OsStr::new(repair)]);
+    }
+    args.push(path.as_os_str());
+    let output = run("qemu-img", &args);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let numbers = said.lines().filter_map(|line| {
+        let (name, number) = line.trim().trim_end_matches(',').split_once(": ")?;
+        Some((name.trim_matches('"').to_owned(), number.parse().ok()?))
+    });
+    said.contains("check-errors").then(|| numbers.collect())
 }
 
 /// # Panics
