@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from pyimago._native import FormatAccess
     from pyimago._types import (
+        Amendment,
         Backing,
+        CheckResult,
         Comparison,
         DataFile,
         Format,
@@ -25,10 +27,11 @@ if TYPE_CHECKING:
         Measurement,
         NewImage,
         Progress,
+        Repair,
         StrPath,
     )
 
-__all__ = ["open", "create", "info", "info_chain", "convert", "compare", "hash", "measure"]
+__all__ = ["open", "create", "info", "info_chain", "convert", "check", "compare", "hash", "measure", "amend"]
 
 
 class _Opening:
@@ -131,6 +134,23 @@ async def convert(
     await _native.convert_awaited(source, target, source_format, format, implicit, progress, layout)
 
 
+async def check(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    repair: Repair = "none",
+    deep: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> CheckResult:
+    """As `pyimago.check`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    from pyimago._types import CheckResult
+
+    return CheckResult.from_document(
+        *await _native.check_awaited(path, format, repair, deep, implicit, progress)
+    )
+
+
 async def compare(
     first: StrPath,
     second: StrPath,
@@ -173,3 +193,17 @@ async def measure(
     from pyimago._types import Measurement
 
     return Measurement(*await _native.measure_awaited(source, size, source_format, format, implicit, layout))
+
+
+async def amend(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    progress: Progress | None = None,
+    **changes: Unpack[Amendment],
+) -> None:
+    """As `pyimago.amend`, awaited; cancelling the task ends it, with the old or the new image.
+
+    `progress` is called on another thread.
+    """
+    await _native.amend_awaited(path, format, progress, changes)

@@ -224,7 +224,9 @@ fn ids_count_on_names_repeat_and_either_finds_a_snapshot() {
 fn a_snapshot_that_cannot_be_is_refused_untouched() {
     let narrow = Config { refcount_bits: 1, ..Config::plain(12, 100_000) };
     let with_data = Config { data_file: DataFile::Plain, ..Config::plain(16, 1 << 20) };
-    for (config, snapshots) in [(narrow, 0), (Config { refcount_bits: 2, ..Config::plain(9, 50_000) }, 2), (with_data, 0)] {
+    for (config, snapshots) in
+        [(narrow, 0), (Config { refcount_bits: 2, ..Config::plain(9, 50_000) }, 2), (with_data, 0)]
+    {
         let built = config.build();
         let image = open(&built.path, true).unwrap();
         image.write(&pattern(1, 0, 40_000), 5000).unwrap();
@@ -355,7 +357,10 @@ fn a_snapshot_of_another_size_is_read_and_applied_with_its_own() {
             // QEMU shows it with the disk's size, cut or followed by zeroes.
             let found = qemu::snapshot_content(&path, "old");
             let both = found.len().min(before.len());
-            assert!(found[..both] == before[..both] && found[both..].iter().all(|byte| *byte == 0), "{options} {size}");
+            assert!(
+                found[..both] == before[..both] && found[both..].iter().all(|byte| *byte == 0),
+                "{options} {size}"
+            );
         }
     }
 }

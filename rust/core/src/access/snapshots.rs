@@ -9,7 +9,9 @@ use crate::format::{Format, Snapshots};
 use super::image::Image;
 
 fn of(format: &dyn Format) -> Result<&dyn Snapshots> {
-    format.snapshots().ok_or_else(|| Error::unsupported(format!("{} images have no snapshots", format.kind())))
+    format
+        .snapshots()
+        .ok_or_else(|| Error::unsupported(format!("{} images have no snapshots", format.kind())))
 }
 
 impl Image {

@@ -1,11 +1,13 @@
 //! qcow2, versions 2 and 3. The page `docs/qcow2.md` has the layout, the limits, the invariants I1 to I8 and the write recipes.
 //!
-//! Lock order, outermost first: `tables`, `flushing`, `pending`, `refcounts`, a shard of `slices`, `reserved`, `header`.
+//! Lock order, outermost first: `bitmaps`, `tables`, `flushing`, `pending`, `refcounts`, a shard of `slices`, `reserved`, `header`.
 //! None is held while guest data moves; `slices` and `pending` are not held over I/O at all.
 
 mod allocate;
+pub mod amend;
 mod bitmaps;
 mod cache;
+pub mod check;
 pub mod create;
 mod extensions;
 mod features;
@@ -15,10 +17,10 @@ mod info;
 mod l2;
 mod map;
 pub mod measure;
+mod names;
 mod pending;
 mod refcounts;
 mod references;
-#[allow(dead_code, reason = "not every part has its user yet")]
 mod rewrite;
 mod snapshots;
 mod tables;
@@ -32,6 +34,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashSet;
 
+use self::bitmaps::{Bitmap, Recorder};
 use self::cache::SliceCache;
 use self::header::Header;
 use self::l2::Geometry;
@@ -39,7 +42,7 @@ use self::pending::{Pending, Quarantine};
 use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
-    Allocation, CacheSizes, CacheStats, Format, FormatInfo, FormatKind, FormatSpecificInfo,
+    Allocation, Bitmaps, CacheSizes, CacheStats, Format, FormatInfo, FormatKind, FormatSpecificInfo,
     ImplicitReference, InPlace, Lookup, Mapping, Snapshots, WriteStep, ZeroIntent, ZeroStep,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -100,6 +103,10 @@ pub struct Driver {
 
     /// The first write has happened: the header says so (autoclear bits, bitmaps in use).
     started: AtomicBool,
+    /// The persistent bitmaps of a writable image.
+    bitmaps: Mutex<Vec<Bitmap>>,
+    /// Those that follow writes.
+    recorder: Recorder,
     /// One flush at a time; what it freed and may not be reused yet.
     flushing: Mutex<Quarantine>,
     /// Held while an L2 table is made or copied.
@@ -145,21 +152,16 @@ impl Driver {
             }
             refuse_unsafe_writes(&header)?;
         }
-        let geometry = Geometry {
-            cluster_bits: header.cluster_bits,
-            extended: header.is_extended_l2(),
-            external_data: header.has_data_file(),
-            zero_flag: header.version >= 3,
-            compression: header.compression,
-        };
+        let geometry = Geometry::of(&header);
         let capacity = if writable { header::MAX_L1_LEN as usize / 8 } else { 0 };
         let l1 = tables::read_l1(storage.as_ref(), &header, capacity)?;
-        let (refcounts, reserved) = if writable {
+        let (refcounts, bitmaps, reserved) = if writable {
             let refcounts = Refcounts::open(storage.as_ref(), &header)?;
-            let reserved = tables::reserved_clusters(storage.as_ref(), &header, &l1, &refcounts)?;
-            (refcounts, reserved)
+            let bitmaps = bitmaps::open(storage.as_ref(), &header)?;
+            let reserved = tables::reserved_clusters(storage.as_ref(), &header, &l1, &refcounts, &bitmaps)?;
+            (refcounts, bitmaps, reserved)
         } else {
-            (Refcounts::absent(), FxHashSet::default())
+            (Refcounts::absent(), Vec::new(), FxHashSet::default())
         };
         let l2_bytes = (header.size / geometry.table_span() + 1).saturating_mul(geometry.cluster_size());
         Ok(Driver {
@@ -172,6 +174,8 @@ impl Driver {
             slices: SliceCache::new(l2_bytes.min(L2_CACHE_BYTES), geometry.slice_bytes()),
             inflight: Inflight::default(),
             started: AtomicBool::new(false),
+            bitmaps: Mutex::new(bitmaps),
+            recorder: Recorder::default(),
             flushing: Mutex::default(),
             tables: Mutex::new(()),
             pending: Mutex::default(),
@@ -202,8 +206,7 @@ impl Driver {
 
     /// The external data file that the header names. [`needs_data_file`](Driver::needs_data_file) may be true without one.
     pub fn data_file_reference(&self) -> Option<ImplicitReference> {
-        let name = self.header().data_file.clone()?;
-        Some(ImplicitReference { name, format: Some("raw".into()) })
+        self.header().data_file_reference()
     }
 
     /// Whether guest data is in an external data file.
@@ -322,9 +325,19 @@ impl Format for Driver {
         self.write_back().map_err(|e| self.located(e))
     }
 
+    fn record(&self, offset: GuestOffset, len: u64) -> Result<()> {
+        self.mark_written(offset.0, len).map_err(|e| self.located(e))
+    }
+
     fn close(&self) -> Result<()> {
+        let stored = self.release_bitmaps().map_err(|e| self.located(e));
         // The flush before lowered the refcounts of what was freed and wrote them with no barrier.
-        self.flush()
+        let flushed = self.flush();
+        stored.and(flushed)
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(self)
     }
 
     fn cache_stats(&self) -> Option<CacheStats> {

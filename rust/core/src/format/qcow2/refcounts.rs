@@ -2,6 +2,9 @@
 //!
 //! Everything here is in memory until a flush takes [`Refcounts::take_dirty`]; only the table's growth writes at once.
 
+mod contiguous;
+mod resized;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+pub(super) use self::resized::Resized;
 use super::header::Header;
 use super::l2::OFFSET_MASK;
 use super::pending::Dropped;
@@ -250,7 +254,7 @@ impl Refcounts {
     }
 
     /// Takes up to `wanted` free clusters in a row, at least one; their refcounts become 1. `None`: the table is
-    /// full, see [`grow_if_full`](Self::grow_if_full).
+    /// full, see [`grow_for`](Self::grow_for).
     ///
     /// A run ends where a new refcount block has to stand. That a cluster of metadata (`reserved`) counts as free is
     /// corruption, found before anything is put there (I6).
@@ -315,7 +319,7 @@ impl Refcounts {
         }
     }
 
-    /// Makes the free cluster `cluster`, which block number `index` counts, that block.
+    /// Makes the free cluster `cluster`, which block number `index` or one that exists counts, that block.
     fn add_block(&mut self, storage: &dyn Storage, index: u64, cluster: u64) -> Result<()> {
         let bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
         // At once, over whatever the cluster held before: nothing names it yet, so a full medium is found out here, where
@@ -332,25 +336,10 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Makes the table larger if nothing that it counts is free. It writes at once, and what a flush took before would land
-    /// on top of that: the caller holds `flushing`.
-    pub(super) fn grow_if_full(
-        &mut self,
-        storage: &dyn Storage,
-        header: &Header,
-        reserved: &FxHashSet<u64>,
-    ) -> Result<()> {
-        if self.first_free(storage)? / self.per_block() < self.table.len() as u64 {
-            return Ok(());
-        }
-        self.grow_table(storage, header, reserved)
-    }
-
-    /// Moves the table to a larger one behind everything that the old one could count; for the caller as in
-    /// [`grow_if_full`](Self::grow_if_full).
+    /// Moves the table to a larger one behind everything that the old one could count.
     ///
     /// Recipe (docs/qcow2.md, "Growing the refcount table"): blocks, barrier, table, barrier, header, barrier.
-    pub(super) fn grow_table(
+    fn grow_table(
         &mut self,
         storage: &dyn Storage,
         header: &Header,
@@ -515,67 +504,6 @@ impl Refcounts {
         self.blocks.retain(|_, block| block.dirty.is_empty());
     }
 
-    /// Takes `count` free clusters in a row; their refcounts become 1. `None`: the table is full, see
-    /// [`grow_if_full`](Self::grow_if_full).
-    pub(super) fn take_row(
-        &mut self,
-        storage: &dyn Storage,
-        reserved: &FxHashSet<u64>,
-        count: u64,
-    ) -> Result<Option<u64>> {
-        let mut first = self.first_free(storage)?;
-        let mut end = first;
-        while end - first < count {
-            let index = end / self.per_block();
-            if index >= self.table.len() as u64 {
-                return Ok(None);
-            }
-            if self.block_offset(index)?.is_none() {
-                // Where the block then stands may be in the middle of the row.
-                if !self.place_block(storage, reserved, index)? {
-                    return Ok(None);
-                }
-                first = self.first_free(storage)?;
-                end = first;
-                continue;
-            }
-            let free = self.get(storage, end)? == 0;
-            end += 1;
-            if !free {
-                first = end;
-            }
-        }
-        self.refuse_reserved(reserved, first..end)?;
-        for cluster in first..end {
-            self.set(storage, cluster, 1)?;
-        }
-        self.untouched = self.untouched.max(end << self.cluster_bits);
-        Ok(Some(first))
-    }
-
-    /// Makes block number `index` in a cluster of its own, wherever one is free; false: the table is full.
-    fn place_block(&mut self, storage: &dyn Storage, reserved: &FxHashSet<u64>, index: u64) -> Result<bool> {
-        let Some(taken) = self.take(storage, reserved, 1)? else {
-            return Ok(false);
-        };
-        let range = Dropped { host: HostOffset(taken.first << self.cluster_bits), len: self.cluster_size() };
-        if self.block_offset(index)?.is_some() {
-            // That cluster's own block was missing, and is the one.
-            return self.drop_reference(storage, range).map(|_| true);
-        }
-        let bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
-        if let Err(error) = storage.writev_at((&*bytes).into(), range.host.0) {
-            // Nothing names the cluster; the failed write is the one to report.
-            let _ = self.drop_reference(storage, range);
-            return Err(error);
-        }
-        self.blocks.insert(index, Block::new(bytes, 0..0));
-        self.table[index as usize] = range.host.0;
-        self.dirty_entries.insert(index as usize);
-        self.new_metadata.push(taken.first);
-        Ok(true)
-    }
-
     /// Takes the changes that are not on disk yet; once they are, [`landed`](Self::landed) is to be told.
     /// The caller holds `flushing`, so that what is taken later lands later.
     pub(super) fn take_dirty(&mut self) -> RefcountWrites {
@@ -615,7 +543,7 @@ pub(super) fn block_of_ones(used: u64, order: u32, size: u64) -> Vec<u8> {
 }
 
 /// Refcount number `index` of a block; widths below a byte start at the byte's low bits.
-fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
+pub(super) fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
     let i = index as usize;
     match order {
         0..=2 => {
@@ -630,7 +558,7 @@ fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
 }
 
 /// Writes refcount number `index`, which the width can hold; returns the bytes it touched.
-fn write_count(bytes: &mut [u8], order: u32, index: u64, count: u64) -> Range<usize> {
+pub(super) fn write_count(bytes: &mut [u8], order: u32, index: u64, count: u64) -> Range<usize> {
     let i = index as usize;
     if order < 3 {
         let (per_byte, bits) = (8 >> order, 1 << order);

@@ -50,11 +50,7 @@ impl Driver {
     }
 
     /// Calls `each` for all that L2 tables refer to, themselves included.
-    fn follow(
-        &self,
-        tables: &[HostOffset],
-        mut each: impl FnMut(Reference) -> Result<()>,
-    ) -> Result<()> {
+    fn follow(&self, tables: &[HostOffset], mut each: impl FnMut(Reference) -> Result<()>) -> Result<()> {
         let geometry = self.geometry;
         let words_per_entry = geometry.entry_size() as usize / 8;
         let mut bytes = vec![0; geometry.cluster_size() as usize];
@@ -110,7 +106,9 @@ impl Driver {
         })?;
         last.sort_unstable_by_key(|range| range.host);
         if let Some(twice) = last.windows(2).find(|pair| pair[0].host + pair[0].len > pair[1].host) {
-            return Err(Error::corrupt("a cluster is in use more often than its refcount says").at(twice[1].host.0));
+            return Err(
+                Error::corrupt("a cluster is in use more often than its refcount says").at(twice[1].host.0)
+            );
         }
         Ok(last)
     }
@@ -148,7 +146,8 @@ impl Driver {
                 if entry.is_compressed() || entry.descriptor & OFFSET_MASK == 0 {
                     continue;
                 }
-                let flagged = set_copied(entry.descriptor, copied(HostOffset(entry.descriptor & OFFSET_MASK))?);
+                let flagged =
+                    set_copied(entry.descriptor, copied(HostOffset(entry.descriptor & OFFSET_MASK))?);
                 if flagged != entry.descriptor {
                     *chunk = flagged.to_be_bytes();
                     changed = true;

@@ -39,7 +39,9 @@ impl Driver {
             self.drop_shared_references(&gone)
         })?;
 
-        self.begin_writing()?;
+        drop(quarantine);
+        self.start_writing()?;
+        let mut quarantine = self.flushing.lock();
         let words: Vec<u8> = l1.iter().flat_map(|word| (word & !COPIED).to_be_bytes()).collect();
         let row = self.put_row(&words, &mut quarantine)?;
         self.or_latch(|| {
@@ -75,13 +77,19 @@ impl Driver {
 
     /// The L2 tables of `new` that are not among `old`, and the other way round; those that both have keep all their references. A new one on top of
     /// other metadata is corruption (I6).
-    fn exchanged(&self, mut new: Vec<HostOffset>, mut old: Vec<HostOffset>) -> Result<(Vec<HostOffset>, Vec<HostOffset>)> {
+    fn exchanged(
+        &self,
+        mut new: Vec<HostOffset>,
+        mut old: Vec<HostOffset>,
+    ) -> Result<(Vec<HostOffset>, Vec<HostOffset>)> {
         let set = |tables: &[HostOffset]| -> FxHashSet<HostOffset> { tables.iter().copied().collect() };
         let (in_new, in_old) = (set(&new), set(&old));
         new.retain(|table| !in_old.contains(table));
         old.retain(|table| !in_new.contains(table));
         let reserved = self.reserved.read();
-        if let Some(table) = new.iter().find(|table| reserved.contains(&(table.0 >> self.geometry.cluster_bits))) {
+        if let Some(table) =
+            new.iter().find(|table| reserved.contains(&(table.0 >> self.geometry.cluster_bits)))
+        {
             return Err(Error::corrupt("an L2 table of the snapshot overlaps other metadata").at(table.0));
         }
         Ok((new, old))

@@ -1,14 +1,15 @@
 //! Internal snapshots: listing, taking, applying, deleting, renaming.
 //!
-//! The recipes are in docs/qcow2.md ("Taking a snapshot" and what follows it). All of them run while nobody writes to the image, with
-//! `flushing` held from the flush at their start to their end: what they look at in the file is the latest state.
+//! The recipes are in docs/qcow2.md ("Taking a snapshot" and what follows it). All of them run while nobody writes to the image: after the
+//! flush at their start what they look at in the file is the latest state. They hold `flushing` whenever refcounts change, so that no flush writes
+//! what is only being tried.
 
 mod apply;
 mod create;
 mod delete;
 mod table;
 
-pub(crate) use self::table::{Snapshot, SnapshotTable};
+pub(crate) use self::table::{MAX_EXTRA_LEN, MAX_TABLE_LEN, Snapshot, SnapshotTable};
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -56,7 +57,9 @@ pub(super) fn show(storage: &dyn Storage, header: &mut Header, id_or_name: &str)
     let size = snapshot.disk_size().unwrap_or(header.size);
     let entry_size = if header.is_extended_l2() { 16 } else { 8 };
     if u64::from(snapshot.l1_entries) < l1_entries_for(size, header.cluster_bits, entry_size) {
-        return Err(Error::corrupt("the snapshot's L1 table is too short for its disk").at(snapshot.l1_offset.0));
+        return Err(
+            Error::corrupt("the snapshot's L1 table is too short for its disk").at(snapshot.l1_offset.0)
+        );
     }
     (header.size, header.l1_offset, header.l1_entries) = (size, snapshot.l1_offset, snapshot.l1_entries);
     Ok(())
@@ -111,7 +114,7 @@ impl Driver {
             return Ok(Row { host: HostOffset(0), len });
         }
         let count = len.div_ceil(self.geometry.cluster_size());
-        let host = HostOffset(self.take_row(count, quarantine)? << self.geometry.cluster_bits);
+        let host = HostOffset(self.take_row_held(count, quarantine)? << self.geometry.cluster_bits);
         let row = Row { host, len };
         // Past the latch, to the row's end: a table past the end of the file would be refused.
         let mut padded = bytes.to_vec();
@@ -206,7 +209,9 @@ impl Driver {
         let index = new.find(id_or_name)?;
         new.snapshots[index].rename(name)?;
         let bytes = new.to_bytes(&header)?;
-        self.begin_writing()?;
+        drop(quarantine);
+        self.start_writing()?;
+        let mut quarantine = self.flushing.lock();
         let row = self.put_row(&bytes, &mut quarantine)?;
         self.or_latch(|| {
             self.write_changed_refcounts()?;

@@ -13,9 +13,9 @@ use crate::storage::Storage;
 use crate::units::HostOffset;
 
 /// Bytes of the table at most: 1 KiB for each of [`MAX_SNAPSHOTS`], 64 MiB.
-const MAX_TABLE_LEN: u64 = 1024 * MAX_SNAPSHOTS;
+pub(crate) const MAX_TABLE_LEN: u64 = 1024 * MAX_SNAPSHOTS;
 /// Bytes of extra data of one snapshot at most.
-const MAX_EXTRA_LEN: u32 = 1024;
+pub(crate) const MAX_EXTRA_LEN: u32 = 1024;
 /// Bytes of a name and of an id at most: what QEMU shows of them.
 const MAX_NAME_LEN: usize = 255;
 const MAX_ID_LEN: usize = 127;
@@ -55,8 +55,11 @@ impl Snapshot {
         raw.l1_offset = l1.0.0.into();
         raw.l1_entries = l1.1.into();
         (raw.date_sec, raw.date_nsec) = (date.0.into(), date.1.into());
-        let extra =
-            RawSnapshotExtra { disk_size: disk_size.into(), icount: U64::MAX_VALUE, ..FromZeros::new_zeroed() };
+        let extra = RawSnapshotExtra {
+            disk_size: disk_size.into(),
+            icount: U64::MAX_VALUE,
+            ..FromZeros::new_zeroed()
+        };
         let mut snapshot = Snapshot {
             l1_offset: l1.0,
             l1_entries: l1.1,
@@ -120,7 +123,8 @@ impl Snapshot {
     /// What `info` shows of it.
     pub(crate) fn info(&self) -> SnapshotInfo {
         let (extra, len) = self.known_extra();
-        let icount = Some(extra.icount.get()).filter(|icount| len == size_of_val(&extra) && *icount != u64::MAX);
+        let icount =
+            Some(extra.icount.get()).filter(|icount| len == size_of_val(&extra) && *icount != u64::MAX);
         SnapshotInfo {
             id: String::from_utf8_lossy(&self.id).into_owned(),
             name: String::from_utf8_lossy(&self.name).into_owned(),
