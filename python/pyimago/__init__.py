@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
     from pyimago._types import (
         Amendment,
+        CheckResult,
         CacheStats,
         CacheUse,
-        CheckResult,
         Comparison,
         Format,
         ImageInfo,
@@ -68,10 +68,10 @@ __all__ = [
     "measure",
     "amend",
     "ImageInfo",
-    "CacheStats",
-    "CacheUse",
     "CheckResult",
     "Finding",
+    "CacheStats",
+    "CacheUse",
     "Comparison",
     "Measurement",
     "aio",
@@ -319,8 +319,8 @@ def amend(
 ) -> None:
     """Change what the image at `path` is and which files it names; what it holds stays the same.
 
-    Nobody else may have the image open. What cannot be done is refused before the file is touched; after a crash
-    the image is the old or the new one, with lost space at worst. The content of no other file is looked at: a new
+    Nobody else may have the image open. What cannot be done is refused before the file is touched; after a
+    crash the image is the old or the new one, with lost space at worst. No other file is looked at: a new
     `backing` has to show the same bytes as the old one did, or the guest sees others.
 
     Args:
@@ -332,7 +332,8 @@ def amend(
             `backing_format`, `data_file`, `data_file_raw`; see `Amendment`.
 
     Raises:
-        ValueError: A value is out of its range, or the changes exclude each other or do not go with the image.
+        ValueError: A value is out of its range, or the changes exclude each other or do not go with the
+            image.
         UnsupportedFeatureError: The new version cannot have what the image has, or the image has to be
             repaired first.
         ImageLockedError: The image is in use.
@@ -346,17 +347,20 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
+_TYPES = {
+    "CacheStats",
+    "CacheUse",
+    "CheckResult",
+    "Comparison",
+    "Finding",
+    "ImageInfo",
+    "Measurement",
+}
+"""Dataclasses, which take longer to import than all the rest together."""
+
+
 def __getattr__(name: str) -> object:
-    # Dataclasses take longer to import than all the rest together.
-    if name in {
-        "ImageInfo",
-        "CacheStats",
-        "CacheUse",
-        "CheckResult",
-        "Finding",
-        "Comparison",
-        "Measurement",
-    }:
+    if name in _TYPES:
         from pyimago import _types
 
         return getattr(_types, name)

@@ -54,7 +54,7 @@ fn make_in_units_of(unit: u64, options: &str, below: Below, snapshots: bool) -> 
     if below == Below::Raw {
         backing = imago_testkit::model::pattern(9, 0, size - 70 * unit);
         fs::write(dir.path().join("base"), &backing).unwrap();
-        options += &format!(",backing_file={},backing_fmt=raw", dir.path().join("base").display());
+        options = format!("{options},backing_file={},backing_fmt=raw", dir.path().join("base").display());
     }
     let run = |commands: &[(&str, u64, u64)]| {
         let line =
@@ -258,13 +258,7 @@ fn references_change_and_the_rest_stays() {
                 check(&bytes).assert_clean();
             }
         }
-        amend_path(
-            &made.path,
-            &options(|o| {
-                o.backing = Some(BackingChange::Set(ImplicitReference { name: "base".into(), format: None }))
-            }),
-        )
-        .unwrap();
+        amend_path(&made.path, &backing(b"base", None)).unwrap();
         amend_path(&made.path, &options(|o| o.backing = Some(BackingChange::Format("vmdk".into())))).unwrap();
         let said = info(&made.path);
         assert!(said.contains("\"backing-filename\": \"base\"") && said.contains("\"vmdk\""), "{said}");

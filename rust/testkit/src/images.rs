@@ -106,7 +106,12 @@ impl Config {
 
     /// Creates it, with its backing and data file, in a directory of its own.
     pub fn build(&self) -> Built {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        self.build_in(&std::env::temp_dir())
+    }
+
+    /// The same in a directory of its own under `parent`.
+    pub fn build_in(&self, parent: &Path) -> Built {
+        let dir = tempfile::tempdir_in(parent).expect("a temporary directory");
         let backing = self.backing.map(|backing| build_backing(dir.path(), backing)).unwrap_or_default();
         let path = dir.path().join("image.qcow2");
         let storage = new_file(&path);

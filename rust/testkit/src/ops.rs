@@ -15,10 +15,10 @@ use std::ops::Range;
 use imago_core::access::image::Image;
 use imago_core::format::ZeroIntent;
 use proptest::prelude::*;
-use proptest::strategy::{Union, ValueTree};
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use proptest::strategy::Union;
 
 use crate::model::{Geometry, Model, pattern};
+use crate::rng::by_seed;
 
 /// One operation on an image; offsets and lengths in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,9 +146,5 @@ pub fn script(geometry: Geometry, ops: Range<usize>) -> impl Strategy<Value = Ve
 
 /// The same script every time for one seed.
 pub fn fixed_script(geometry: Geometry, ops: usize, seed: u64) -> Vec<Op> {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    script(geometry, ops..ops + 1).new_tree(&mut runner).expect("a script without conditions").current()
+    by_seed(script(geometry, ops..ops + 1), seed)
 }

@@ -8,6 +8,7 @@ pub mod amend;
 mod bitmaps;
 mod cache;
 pub mod check;
+mod corruption;
 pub mod create;
 mod extensions;
 mod features;
@@ -295,15 +296,16 @@ impl Format for Driver {
     }
 
     fn in_place(&self, offset: GuestOffset, len: u64) -> Result<Option<InPlace<'_>>> {
-        self.find_in_place(offset, len).map_err(|e| self.located(e))
+        self.find_in_place(offset, len).map_err(|e| self.failed_write(e))
     }
 
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
-        self.start_writing().and_then(|()| self.plan_write(offset, len)).map_err(|e| self.located(e))
+        self.start_writing().map_err(|e| self.located(e))?;
+        self.plan_write(offset, len).map_err(|e| self.failed_write(e))
     }
 
     fn commit(&self, allocation: Allocation) -> Result<()> {
-        self.publish(&allocation).map_err(|e| self.located(e))
+        self.publish(&allocation).map_err(|e| self.failed_write(e))
     }
 
     fn abandon(&self, allocation: Allocation) {
@@ -311,7 +313,8 @@ impl Format for Driver {
     }
 
     fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>> {
-        self.start_writing().and_then(|()| self.plan_zero(offset, len, intent)).map_err(|e| self.located(e))
+        self.start_writing().map_err(|e| self.located(e))?;
+        self.plan_zero(offset, len, intent).map_err(|e| self.failed_write(e))
     }
 
     fn write_alignment(&self) -> u64 {
@@ -322,7 +325,7 @@ impl Format for Driver {
         if !self.writable {
             return Ok(());
         }
-        self.write_back().map_err(|e| self.located(e))
+        self.write_back().map_err(|e| self.failed_write(e))
     }
 
     fn record(&self, offset: GuestOffset, len: u64) -> Result<()> {

@@ -529,7 +529,7 @@ impl Refcounts {
     }
 }
 
-fn uncounted(host: u64) -> Error {
+pub(super) fn uncounted(host: u64) -> Error {
     Error::corrupt("a cluster in use has refcount 0; repair the image (qemu-img check -r all)").at(host)
 }
 

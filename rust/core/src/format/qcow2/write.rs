@@ -227,7 +227,8 @@ impl Driver {
 
     /// Takes back what [`Driver::plan_write`] set aside; nothing of it was published.
     pub(super) fn give_back(&self, allocation: &Allocation) {
-        if allocation.ticket != TAKEN || self.geometry.external_data {
+        // Where nothing is written any more nothing is freed either: the refcounts may be what is wrong.
+        if allocation.ticket != TAKEN || self.geometry.external_data || self.metadata.failure().is_some() {
             return;
         }
         let size = self.geometry.cluster_size();

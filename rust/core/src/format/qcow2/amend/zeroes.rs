@@ -1,13 +1,12 @@
 //! Version 2 has no clusters that only read as zeroes: they become what it has instead, in the active tables and in those of snapshots.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
-use rustc_hash::FxHashMap;
 
 use super::super::Driver;
-use super::super::l2::{Entry, OFFSET_MASK, Unit};
+use super::super::l2::{Entry, Unit};
 use super::super::pending::Dropped;
+use super::super::refcounts::uncounted;
 use super::super::snapshots::SnapshotTable;
 use super::super::tables::read_words;
 use super::Steps;
@@ -26,30 +25,34 @@ pub(super) struct Table {
 
 /// Every L2 table of the image, once, in the file's order.
 pub(super) fn all_tables(driver: &Driver) -> Result<Vec<Table>> {
-    let storage = &*driver.storage;
+    let mut tables = BTreeMap::new();
+    for snapshot in SnapshotTable::read(&*driver.storage, &driver.header())?.snapshots {
+        let named = driver.l2_tables(&driver.snapshot_l1(&snapshot)?)?;
+        tables.extend(named.into_iter().map(|host| (host, false)));
+    }
+    let named = driver.l2_tables(&driver.active_l1())?;
+    tables.extend(named.into_iter().map(|host| (host, true)));
+    Ok(tables.into_iter().map(|(host, active)| Table { host, active }).collect())
+}
+
+/// Refuses snapshots that a reader of version 2 would misread, as QEMU does: with a disk of another size or 4 GiB of VM state.
+pub(super) fn check_snapshots(driver: &Driver) -> Result<()> {
     let header = driver.header();
-    let mut tables = FxHashMap::default();
-    let active = driver.l1[..header.l1_entries as usize].iter();
-    for word in active.map(|word| word.load(Ordering::Relaxed)) {
-        tables.insert(word & OFFSET_MASK, true);
+    for snapshot in SnapshotTable::read(&*driver.storage, &header)?.snapshots {
+        let info = snapshot.info();
+        let problem = if snapshot.disk_size().is_some_and(|size| size != header.size) {
+            "is of a disk of another size"
+        } else if u32::try_from(info.vm_state_size).is_err() {
+            "has 4 GiB of VM state or more"
+        } else {
+            continue;
+        };
+        return Err(Error::unsupported(format!(
+            "snapshot {:?} {problem}, which version 2 cannot say; delete the snapshot first",
+            info.id
+        )));
     }
-    for snapshot in SnapshotTable::read(storage, &header)?.snapshots {
-        for word in read_words(storage, snapshot.l1_offset, snapshot.l1_entries.into())? {
-            tables.entry(word & OFFSET_MASK).or_insert(false);
-        }
-    }
-    tables.remove(&0);
-    let file_end = storage.len()?;
-    let mut tables: Vec<Table> =
-        tables.into_iter().map(|(host, active)| Table { host: HostOffset(host), active }).collect();
-    tables.sort_unstable_by_key(|table| table.host);
-    let lost = |table: &&Table| !table.host.is_aligned(header.cluster_size()) || table.host.0 >= file_end;
-    match tables.iter().find(lost) {
-        Some(table) => {
-            Err(Error::corrupt("an L1 entry names no L2 table; repair the image first").at(table.host.0))
-        }
-        None => Ok(tables),
-    }
+    Ok(())
 }
 
 /// Reads every entry: refuses those that version 2 cannot have and those that make no sense, before anything is changed.
@@ -115,7 +118,7 @@ impl Driver {
     fn refcount(&self, host: HostOffset) -> Result<u64> {
         let count = self.refcounts.lock().count(&*self.storage, host.0 >> self.geometry.cluster_bits)?;
         if count == 0 {
-            return Err(Error::corrupt("a cluster in use has refcount 0; repair the image first").at(host.0));
+            return Err(uncounted(host.0));
         }
         Ok(count)
     }

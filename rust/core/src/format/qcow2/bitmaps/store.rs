@@ -100,7 +100,7 @@ impl Driver {
         *old = new;
         self.pending.lock().dropped.extend(outdated);
         self.refresh_recorder(old);
-        self.write_back()
+        Ok(())
     }
 
     /// What the directory and those bitmaps take that are gone or replaced.
