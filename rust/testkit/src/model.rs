@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use imago_core::access::image::Image;
+use imago_core::access::pack::CompressionLevel;
 use imago_core::format::ZeroIntent;
 use proptest::prelude::*;
 
@@ -17,6 +18,8 @@ pub struct Geometry {
     pub subcluster: u64,
     /// Guest bytes that one L2 table maps.
     pub table: u64,
+    /// Compressed clusters can be written.
+    pub compresses: bool,
 }
 
 /// One operation on a disk; offsets and lengths in bytes.
@@ -25,6 +28,7 @@ pub struct Geometry {
 pub enum Op {
     Read { offset: u64, len: u64 },
     Write { offset: u64, len: u64, seed: u8 },
+    WriteCompressed { offset: u64, len: u64, seed: u8 },
     WriteZeroes { offset: u64, len: u64, unmap: bool },
     Discard { offset: u64, len: u64 },
     Flush,
@@ -38,9 +42,21 @@ pub fn pattern(seed: u8, offset: u64, len: u64) -> Vec<u8> {
     if seed == 0 { vec![0; len as usize] } else { (offset..offset + len).map(byte).collect() }
 }
 
+/// What a compressed write with that seed puts at `offset`: bytes of which most clusters pack well, some do not, and
+/// some are zeroes.
+pub fn packable(seed: u8, offset: u64, len: u64) -> Vec<u8> {
+    let mut bytes = pattern(seed, offset, len);
+    if !seed.is_multiple_of(4) {
+        for (run, at) in bytes.chunks_mut(24).zip((offset..).step_by(24)) {
+            run.fill(pattern(seed, at / 24, 1)[0]);
+        }
+    }
+    bytes
+}
+
 /// Ranges inside the disk, biased to start or end at, or just beside, an edge.
 fn range(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
-    let Geometry { size, cluster, subcluster, table } = geometry;
+    let Geometry { size, cluster, subcluster, table, .. } = geometry;
     let unit = prop_oneof![1 => Just(512), 4 => Just(subcluster), 4 => Just(cluster), 2 => Just(table), 1 => Just(1)];
     let point =
         (unit, any::<prop::sample::Index>(), prop_oneof![3 => Just(0i64), 1 => -2i64..3, 1 => -600i64..600])
@@ -57,11 +73,22 @@ fn range(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
     .prop_map(move |(start, len)| (start, len.min(size - start)))
 }
 
+/// Ranges of whole clusters; the disk's end is one's end too.
+fn clusters(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
+    let Geometry { size, cluster, .. } = geometry;
+    (any::<prop::sample::Index>(), 1..6u64).prop_map(move |(index, count)| {
+        let start = index.index(size.div_ceil(cluster) as usize) as u64 * cluster;
+        (start, (count * cluster).min(size - start))
+    })
+}
+
 /// A script for a disk of that geometry.
 pub fn script(geometry: Geometry, ops: Range<usize>) -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         4 => range(geometry).prop_map(|(offset, len)| Op::Read { offset, len }),
         8 => (range(geometry), any::<u8>()).prop_map(|((offset, len), seed)| Op::Write { offset, len, seed }),
+        if geometry.compresses { 5 } else { 0 } => (clusters(geometry), any::<u8>())
+            .prop_map(|((offset, len), seed)| Op::WriteCompressed { offset, len, seed }),
         4 => (range(geometry), any::<bool>())
             .prop_map(|((offset, len), unmap)| Op::WriteZeroes { offset, len, unmap }),
         3 => range(geometry).prop_map(|(offset, len)| Op::Discard { offset, len }),
@@ -103,6 +130,10 @@ impl Model {
             Op::Write { offset, len, seed } => {
                 self.bytes[offset as usize..(offset + len) as usize]
                     .copy_from_slice(&pattern(seed, offset, len));
+            }
+            Op::WriteCompressed { offset, len, seed } => {
+                self.bytes[offset as usize..(offset + len) as usize]
+                    .copy_from_slice(&packable(seed, offset, len));
             }
             Op::WriteZeroes { offset, len, .. } => {
                 self.bytes[offset as usize..(offset + len) as usize].fill(0);
@@ -161,6 +192,9 @@ pub fn run(image: &Image, op: &Op) -> imago_core::Result<()> {
     match *op {
         Op::Read { offset, len } => image.read(&mut vec![0; len as usize], offset),
         Op::Write { offset, len, seed } => image.write(&pattern(seed, offset, len), offset),
+        Op::WriteCompressed { offset, len, seed } => {
+            image.write_compressed(&packable(seed, offset, len), offset, CompressionLevel::Default)
+        }
         Op::WriteZeroes { offset, len, unmap } => {
             image.write_zeroes(offset, len, if unmap { ZeroIntent::Unmap } else { ZeroIntent::Keep })
         }

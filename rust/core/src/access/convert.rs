@@ -12,6 +12,7 @@ use super::image::{Base, Image};
 use super::map::Extents;
 use super::open::{Backing, OpenOptions};
 use super::pool::cores;
+use super::zero::is_zero;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::raw::Raw;
 use crate::format::{FormatKind, ZeroIntent};
@@ -23,8 +24,6 @@ const CHUNK: u64 = 2 << 20;
 
 /// Zeroes are left out in runs of this many bytes, as `qemu-img convert` does (`-S 4k`).
 const SPARSE: usize = 4096;
-
-static ZEROES: [u8; SPARSE] = [0; SPARSE];
 
 /// Bytes of the source's disk that are done, and all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,7 +294,6 @@ impl Work<'_> {
 
 /// Splits `bytes` into runs of blocks that are zero and of blocks that are not.
 fn runs(bytes: &[u8]) -> impl Iterator<Item = (&[u8], bool)> {
-    let is_zero = |block: &[u8]| *block == ZEROES[..block.len()];
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let mut blocks = rest.chunks(SPARSE);

@@ -21,7 +21,7 @@ impl Driver {
         }
     }
 
-    fn grow_refcount_table(&self) -> Result<()> {
+    pub(super) fn grow_refcount_table(&self) -> Result<()> {
         let one_flush = self.flushing.lock();
         let mut refcounts = self.refcounts.lock();
         let grown = refcounts.grow_if_full(&self.metadata, &self.header(), &self.reserved.read());
@@ -33,7 +33,7 @@ impl Driver {
         grown
     }
 
-    fn note_moved_metadata(&self, refcounts: &mut Refcounts) {
+    pub(super) fn note_moved_metadata(&self, refcounts: &mut Refcounts) {
         if refcounts.new_metadata.is_empty() && refcounts.old_metadata.is_empty() {
             return;
         }

@@ -31,6 +31,8 @@ impl Driver {
     pub(super) fn write_back(&self) -> Result<()> {
         self.metadata.check()?;
         let mut quarantine = self.flushing.lock();
+        // Past the latch: what this writes nobody owns.
+        self.refcounts.lock().pad(&*self.storage)?;
         // Entries that change from here on belong to the next flush: their data may land after step 3.
         let (pending, slices, l1, refcounts) = {
             let mut pending = self.pending.lock();

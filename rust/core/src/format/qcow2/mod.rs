@@ -14,6 +14,7 @@ mod header;
 mod info;
 mod l2;
 mod map;
+mod pack;
 mod pending;
 mod refcounts;
 mod snapshots;
@@ -36,7 +37,7 @@ use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
     Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, InPlace, Lookup,
-    Mapping, WriteStep, ZeroIntent, ZeroStep,
+    Mapping, Packing, WriteStep, ZeroIntent, ZeroStep,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -277,6 +278,10 @@ impl Format for Driver {
 
     fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>> {
         self.start_writing().and_then(|()| self.plan_zero(offset, len, intent)).map_err(|e| self.located(e))
+    }
+
+    fn packing(&self) -> Result<&dyn Packing> {
+        self.check_packing().map(|()| self as &dyn Packing).map_err(|e| self.located(e))
     }
 
     fn write_alignment(&self) -> u64 {
