@@ -13,8 +13,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let source = OpenOptions::default().open(source)?;
     let mut progress = |Progress { done, total }| eprint!("\r{:3} %", done * 100 / total.max(1));
-    let options =
-        ConvertOptions { target: CreateOptions::raw(0), progress: Some(&mut progress), cancel: None };
+    let options = ConvertOptions {
+        target: CreateOptions::raw(0),
+        compress: None,
+        progress: Some(&mut progress),
+        cancel: None,
+    };
     convert(&source, target, options)?;
     eprintln!();
     Ok(())

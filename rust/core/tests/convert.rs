@@ -29,7 +29,7 @@ fn source(directory: &Path) -> Arc<Image> {
 }
 
 fn run(source: &Arc<Image>, target: &Path, create: CreateOptions) -> Result<()> {
-    convert(source, target, ConvertOptions { target: create, progress: None, cancel: None })
+    convert(source, target, ConvertOptions { target: create, compress: None, progress: None, cancel: None })
 }
 
 fn all(image: &Image) -> Vec<u8> {
@@ -162,6 +162,7 @@ fn an_existing_target_is_replaced_whole_or_not_at_all() {
     };
     let options = ConvertOptions {
         target: CreateOptions::raw(0),
+        compress: None,
         progress: Some(&mut progress),
         cancel: Some(&cancel),
     };
@@ -195,8 +196,12 @@ fn progress_ends_at_the_total() {
     let source = source(directory.path());
     let mut reports = Vec::new();
     let mut progress = |progress: imago_core::access::convert::Progress| reports.push(progress.done);
-    let options =
-        ConvertOptions { target: CreateOptions::qcow2(0), progress: Some(&mut progress), cancel: None };
+    let options = ConvertOptions {
+        target: CreateOptions::qcow2(0),
+        compress: None,
+        progress: Some(&mut progress),
+        cancel: None,
+    };
     convert(&source, directory.path().join("target"), options).unwrap();
     assert_eq!((reports[0], *reports.last().unwrap()), (0, SIZE - 512));
     assert!(reports.is_sorted());

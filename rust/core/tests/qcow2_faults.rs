@@ -151,10 +151,11 @@ impl Start {
             let epoch = sim.epoch();
             let done = run(open, op).and_then(|()| if *op == Op::Reopen { open.close() } else { Ok(()) });
             if matches!(op, Op::Flush | Op::Reopen) {
-                match &done {
-                    Ok(()) => history.flushed(sim.epoch()),
-                    Err(_) => flush_failed = true,
+                if done.is_ok() {
+                    history.flushed(sim.epoch());
                 }
+                // One that changed nothing may be tried again.
+                flush_failed = done.is_err();
             }
             model.change(op);
             history.push(epoch, model.bytes.clone());

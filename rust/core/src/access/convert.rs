@@ -1,5 +1,6 @@
 //! The content of one image into a new one.
 
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use super::create::{self, CreateOptions};
 use super::image::{Base, Image};
 use super::map::Extents;
 use super::open::{Backing, OpenOptions};
+use super::pack::{CompressionLevel, Packer};
 use super::pool::cores;
 use super::zero::is_zero;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,6 +40,8 @@ pub struct Progress {
 pub struct ConvertOptions<'a> {
     /// What the target shall be. Its size is the source's, whatever is said here.
     pub target: CreateOptions,
+    /// Writes compressed clusters, where the target can have them.
+    pub compress: Option<CompressionLevel>,
     /// Told how far it is, on the calling thread, after every chunk that this thread did.
     pub progress: Option<&'a mut dyn FnMut(Progress)>,
     /// Set by another thread to end the conversion soon: [`Interrupted`](std::io::ErrorKind::Interrupted), and no target.
@@ -51,7 +55,7 @@ pub struct ConvertOptions<'a> {
 /// is [`ErrorKind::Locked`].
 pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOptions<'_>) -> Result<()> {
     let target = target.as_ref();
-    let ConvertOptions { target: mut create, mut progress, cancel } = options;
+    let ConvertOptions { target: mut create, compress, mut progress, cancel } = options;
     let total = source.size();
     let mut report = |done| {
         if let Some(progress) = &mut progress {
@@ -66,6 +70,12 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
             ));
         }
         CreateOptions::Qcow2(options) => options.size = source.size(),
+    }
+    if let Some(level) = compress {
+        let CreateOptions::Qcow2(options) = &create else {
+            return Err(Error::unsupported(format!("{} has no compressed clusters", create.kind())));
+        };
+        level.of(options.compression)?;
     }
     let existing = existing(source, target)?;
     if let Some(device) = existing.as_ref().filter(|file| file.is_block_device()) {
@@ -84,7 +94,7 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
     match existing {
         Some(device) if device.is_block_device() => {
             let image = Image::new(Arc::new(Raw::open(Arc::new(device), true)?), Base::None);
-            copy(source, &image, Zeroes::Write, &mut report, cancel)?;
+            copy(source, &image, Zeroes::Write, None, &mut report, cancel)?;
             image.close()?;
             report(total);
             check_cancelled(cancel)
@@ -107,7 +117,8 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
                     ..Default::default()
                 };
                 let image = open.open_storage(file)?;
-                copy(source, &image, Zeroes::Skip, &mut report, cancel)?;
+                let packer = compress.map(|level| image.packer(level)).transpose()?;
+                copy(source, &image, Zeroes::Skip, packer, &mut report, cancel)?;
                 image.close()?;
                 // Making it durable can take long: who gave up meanwhile keeps what was at the target.
                 report(total);
@@ -191,6 +202,7 @@ struct Work<'a> {
     source: &'a Image,
     target: &'a Image,
     zeroes: Zeroes,
+    packer: Option<Packer>,
     cancel: Option<&'a AtomicBool>,
     todo: Mutex<Todo>,
     done: AtomicU64,
@@ -199,6 +211,11 @@ struct Work<'a> {
 
 struct Todo {
     extents: Extents,
+    /// What is copied begins and ends at multiples of this many bytes, or with the disk.
+    unit: u64,
+    size: u64,
+    /// Up to where all was handed out, or is in `rest`.
+    end: u64,
     /// The rest of an extent that was not handed out yet: start, end, and whether it is zero.
     rest: Option<(u64, u64, bool)>,
 }
@@ -207,12 +224,15 @@ fn copy(
     source: &Arc<Image>,
     target: &Image,
     zeroes: Zeroes,
+    packer: Option<Packer>,
     report: &mut dyn FnMut(u64),
     cancel: Option<&AtomicBool>,
 ) -> Result<()> {
-    let todo = Mutex::new(Todo { extents: source.extents(0, source.size())?, rest: None });
+    let (size, extents) = (source.size(), source.extents(0, source.size())?);
+    let unit = packer.map_or(1, |packer| packer.cluster_size as u64);
+    let todo = Mutex::new(Todo { extents, unit, size, end: 0, rest: None });
     let (done, failed) = (AtomicU64::new(0), AtomicBool::new(false));
-    let work = Work { source, target, zeroes, cancel, todo, done, failed };
+    let work = Work { source, target, zeroes, packer, cancel, todo, done, failed };
     report(0);
     thread::scope(|scope| {
         let helpers: Vec<_> = (1..cores()).map(|_| scope.spawn(|| work.run(|_| {}))).collect();
@@ -259,8 +279,8 @@ impl Work<'_> {
         let mut todo = self.todo.lock();
         let (start, extent_end, zero) = match todo.rest.take() {
             Some(rest) => rest,
-            None => match todo.extents.next().transpose()? {
-                Some(extent) => (extent.offset, extent.end(), extent.zero),
+            None => match todo.next_extent()? {
+                Some(extent) => extent,
                 None => return Ok(None),
             },
         };
@@ -276,6 +296,12 @@ impl Work<'_> {
     fn copy_chunk(&self, start: u64, end: u64, buffer: &mut Vec<u8>) -> Result<()> {
         buffer.resize((end - start) as usize, 0);
         self.source.read(&mut buffer[..], start)?;
+        if let Some(packer) = &self.packer {
+            let batch = packer.pack(start, mem::take(buffer))?;
+            self.target.write_packed_batch(&batch)?;
+            *buffer = batch.into_bytes();
+            return Ok(());
+        }
         let mut at = 0;
         for (run, zero) in runs(buffer) {
             let offset = start + at as u64;
@@ -289,6 +315,26 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl Todo {
+    /// The next extent: its start, its end, and whether it is zero. Data is widened to whole units.
+    fn next_extent(&mut self) -> Result<Option<(u64, u64, bool)>> {
+        while let Some(extent) = self.extents.next().transpose()? {
+            let (start, end) = if extent.zero {
+                (extent.offset, extent.end() / self.unit * self.unit)
+            } else {
+                let whole = extent.offset / self.unit * self.unit;
+                (whole, extent.end().next_multiple_of(self.unit).min(self.size))
+            };
+            let start = start.max(self.end);
+            if start < end {
+                self.end = end;
+                return Ok(Some((start, end, extent.zero)));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -6,6 +6,7 @@ mod cluster_cache;
 pub mod convert;
 pub mod create;
 mod crew;
+mod deflate;
 pub mod extent;
 pub mod facade;
 mod gate;

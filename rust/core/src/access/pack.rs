@@ -5,10 +5,10 @@ use std::fmt;
 use std::mem;
 use std::ops::Range;
 
-use flate2::{Compress, Compression as Level, FlushCompress, Status};
 use zstd_safe::{CCtx, CParameter};
 
 use super::crew::Crew;
+use super::deflate::Deflater;
 use super::image::Image;
 use super::pool::cores;
 use super::zero::is_zero;
@@ -19,9 +19,6 @@ use crate::units::{GuestOffset, HostOffset};
 
 /// Bytes that one thread packs at a time, unless a cluster is more.
 const BATCH: usize = 256 << 10;
-
-/// Base-2 logarithm of the farthest that a match may be behind: QEMU's reader keeps a window of 4 KiB.
-const WINDOW_BITS: u8 = 12;
 
 /// How hard to try: more is smaller and slower.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,7 +115,7 @@ impl Image {
                 crew.give((at - bytes.len() as u64, bytes));
             }
             match crew.next()? {
-                Some(batch) => self.write_batch(&batch?)?,
+                Some(batch) => self.write_packed_batch(&batch?)?,
                 None => return Ok(()),
             }
         }
@@ -137,7 +134,7 @@ impl Image {
     }
 
     /// Writes a batch: first all that is packed, so that it stands together.
-    pub(super) fn write_batch(&self, batch: &Batch) -> Result<()> {
+    pub(super) fn write_packed_batch(&self, batch: &Batch) -> Result<()> {
         let cluster_size = self.packing()?.cluster_size();
         let _range = self.ranges.lock(batch.offset, batch.bytes.len() as u64, self.format.write_alignment());
         self.write_packed(batch, cluster_size)?;
@@ -192,6 +189,13 @@ impl Image {
             self.unpacked.forget(cluster.guest.0, u64::from(cluster.unpacked_len));
         }
         committed.map_err(|e| self.name(e))
+    }
+}
+
+impl Batch {
+    /// The unpacked bytes.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 }
 
@@ -250,7 +254,7 @@ struct Encoders(Vec<(Compression, u32, Encoder)>);
 const ENCODERS_MAX: usize = 2;
 
 enum Encoder {
-    Deflate(Compress),
+    Deflate(Box<Deflater>),
     Zstd(CCtx<'static>),
 }
 
@@ -275,9 +279,7 @@ impl Encoders {
 impl Encoder {
     fn new(method: Compression, level: u32) -> Result<Self> {
         Ok(match method {
-            Compression::Deflate => {
-                Encoder::Deflate(Compress::new_with_window_bits(Level::new(level), false, WINDOW_BITS))
-            }
+            Compression::Deflate => Encoder::Deflate(Box::new(Deflater::new(level))),
             Compression::Zstd => {
                 let mut context = CCtx::create();
                 context.set_parameter(CParameter::CompressionLevel(level as i32)).map_err(zstd_error)?;
@@ -290,15 +292,10 @@ impl Encoder {
     fn pack(&mut self, cluster: &[u8], packed: &mut Vec<u8>) -> Result<()> {
         let start = packed.len();
         match self {
-            Encoder::Deflate(stream) => {
-                packed.resize(start + cluster.len(), 0);
-                stream.reset();
-                let status = stream.compress(cluster, &mut packed[start..], FlushCompress::Finish);
-                let status = status.map_err(|e| Error::io("compress a cluster", std::io::Error::other(e)))?;
-                if status == Status::StreamEnd {
-                    packed.truncate(start + stream.total_out() as usize);
-                }
-            }
+            Encoder::Deflate(encoder) => match encoder.pack(cluster) {
+                Some(stream) => packed.extend_from_slice(stream),
+                None => packed.resize(start + cluster.len(), 0),
+            },
             Encoder::Zstd(context) => {
                 packed.resize(start + zstd_safe::compress_bound(cluster.len()), 0);
                 let len = context.compress2(&mut packed[start..], cluster).map_err(zstd_error)?;
