@@ -104,3 +104,8 @@ class Face:
         else:
             async with pyimago.aio.open(path, **options) as awaited:
                 yield Image(awaited)
+
+    async def call(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        """`pyimago.VERB` or `pyimago.aio.VERB`."""
+        module = pyimago if self.name == "sync" else pyimago.aio
+        return await settle(getattr(module, verb)(*arguments, **options))

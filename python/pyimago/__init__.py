@@ -37,7 +37,17 @@ from pyimago._native import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from pyimago._types import Format, ImageInfo, Implicit, Layout, NewImage, Progress, StrPath
+    from pyimago._types import (
+        Comparison,
+        Format,
+        ImageInfo,
+        Implicit,
+        Layout,
+        Measurement,
+        NewImage,
+        Progress,
+        StrPath,
+    )
 
 __all__ = [
     # Whole images
@@ -46,7 +56,12 @@ __all__ = [
     "info",
     "info_chain",
     "convert",
+    "compare",
+    "hash",
+    "measure",
     "ImageInfo",
+    "Comparison",
+    "Measurement",
     "aio",
     # Access
     "SyncFormatAccess",
@@ -74,22 +89,37 @@ __all__ = [
 ]
 
 
-def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImage]) -> None:
-    """Create an image of `size` bytes in a new file at `path`.
+def create(
+    path: StrPath,
+    size: int | None = None,
+    *,
+    format: Format,
+    overwrite: bool = False,
+    unsafe: bool = False,
+    **layout: Unpack[NewImage],
+) -> None:
+    """Create an image of `size` bytes in a file at `path`.
 
     Args:
         path: The file to create; one that is there already is a `FileExistsError` and stays as it is.
-        size: Size of the guest's disk in bytes; qcow2 rounds it up to a multiple of 512.
+        size: Size of the guest's disk in bytes; qcow2 rounds it up to a multiple of 512. None takes the size
+            of the backing file's disk.
         format: "raw" or "qcow2".
-        **layout: For qcow2 only: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
+        overwrite: Replace a file that is at `path`, once the new image is whole. A data file is never
+            replaced.
+        unsafe: Record the backing file's name byte by byte and look at nothing. Otherwise that file has to be
+            there and be an image of the format `backing_format`, which has to be given.
+        **layout: `preallocation`; for qcow2 only: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
             `compression_type`, `lazy_refcounts`, `backing`, `backing_format`, `data_file`, `data_file_raw`;
             see `NewImage`.
 
     Raises:
-        ValueError: An option is out of its range, or options exclude each other.
-        OSError: The file cannot be created or written.
+        ValueError: An option is out of its range, or options exclude each other. No file was touched.
+        OSError: A file cannot be created, read or written.
+        InvalidImageError: The backing file is no image of its format.
+        ImageLockedError: The file to replace is in use.
     """
-    _native.create(path, size, format, layout)
+    _native.create(path, size, format, layout, overwrite=overwrite, unchecked=unsafe)
 
 
 def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
@@ -144,7 +174,7 @@ def convert(
         implicit: Which files that the source names may be opened, as in `open`.
         progress: Called now and then with the bytes done and all bytes; what it raises ends the conversion.
         **layout: Of a qcow2 target: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
-            `compression_type`, `lazy_refcounts`; see `Layout`.
+            `compression_type`, `lazy_refcounts`; of either: `preallocation`; see `Layout`.
 
     Raises:
         ImagoError: The source cannot be read as an image, or the target is in use.
@@ -153,14 +183,97 @@ def convert(
     _native.convert(source, target, source_format, format, implicit, progress, layout)
 
 
+def compare(
+    first: StrPath,
+    second: StrPath,
+    *,
+    first_format: Format | None = None,
+    second_format: Format | None = None,
+    strict: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> Comparison:
+    """Whether the images at `first` and `second` show a guest the same bytes, on all cores.
+
+    Args:
+        first: An image, read with its backing chain.
+        second: Another.
+        first_format: The first one's format; probed unless given.
+        second_format: The second one's.
+        strict: Sizes, and what is allocated or known to be zero, count too. Otherwise a longer disk is equal
+            if its rest is zeroes.
+        implicit: Which files that the images name may be opened, as in `open`.
+        progress: Called now and then with the bytes done and all bytes; what it raises ends the comparison.
+
+    Raises:
+        ImagoError: A file cannot be read as an image.
+        OSError: A file cannot be read.
+    """
+    from pyimago._types import Comparison
+
+    return Comparison(
+        *_native.compare(first, second, first_format, second_format, strict, implicit, progress)
+    )
+
+
+def hash(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> str:
+    """A hash of what a guest sees of the image at `path`: 64 hexadecimal digits, on all cores.
+
+    Equal content has an equal hash, whatever the formats and what is allocated; the disk's size counts.
+    Ranges that are known to be zero cost nothing. It is BLAKE3 over the size and the BLAKE3 digests of the
+    blocks of 2 MiB that are not all zeroes, each after its number; the engine's documentation has the exact
+    definition.
+
+    Raises:
+        ImagoError: A file cannot be read as an image.
+        OSError: A file cannot be read.
+    """
+    return _native.hash(path, format, implicit, progress).hex()
+
+
+def measure(
+    source: StrPath | None = None,
+    *,
+    size: int | None = None,
+    source_format: Format | None = None,
+    format: Format = "raw",
+    implicit: Implicit = "beside",
+    **layout: Unpack[NewImage],
+) -> Measurement:
+    """How large a file an image would need: a new one of `size`, or one with the content of `source`.
+
+    Args:
+        source: An image to convert, read with its backing chain.
+        size: Size of an empty disk in bytes, instead of a source.
+        source_format: The source's format; probed unless given.
+        format: The new image's format.
+        implicit: Which files that the source names may be opened, as in `open`.
+        **layout: Of a qcow2 image, as in `create`.
+
+    Raises:
+        ValueError: Source and size are both given, or neither; or the layout is impossible.
+        ImagoError: The source cannot be read as an image.
+        OSError: A file cannot be read.
+    """
+    from pyimago._types import Measurement
+
+    return Measurement(*_native.measure(source, size, source_format, format, implicit, layout))
+
+
 def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> object:
     # Dataclasses take longer to import than all the rest together.
-    if name == "ImageInfo":
-        from pyimago._types import ImageInfo
+    if name in {"ImageInfo", "Comparison", "Measurement"}:
+        from pyimago import _types
 
-        return ImageInfo
+        return getattr(_types, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

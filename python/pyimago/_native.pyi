@@ -31,12 +31,18 @@ __all__ = [
     "StorageOpenOptions",
     "SyncFormatAccess",
     "Throttled",
+    "compare",
+    "compare_awaited",
     "convert",
     "convert_awaited",
     "create",
     "create_awaited",
+    "hash",
+    "hash_awaited",
     "info",
     "info_awaited",
+    "measure",
+    "measure_awaited",
     "open",
     "open_awaited",
 ]
@@ -263,9 +269,23 @@ def open_awaited(
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
 ) -> Awaitable[FormatAccess]: ...
-def create(path: StrPath, size: int, format: Format, layout: Mapping[str, object]) -> None: ...
+def create(
+    path: StrPath,
+    size: int | None,
+    format: Format,
+    layout: Mapping[str, object],
+    *,
+    overwrite: bool,
+    unchecked: bool,
+) -> None: ...
 def create_awaited(
-    path: StrPath, size: int, format: Format, layout: Mapping[str, object]
+    path: StrPath,
+    size: int | None,
+    format: Format,
+    layout: Mapping[str, object],
+    *,
+    overwrite: bool,
+    unchecked: bool,
 ) -> Awaitable[None]: ...
 def info(path: StrPath, format: Format | None, chain: Implicit | None) -> list[dict[str, Any]]: ...
 def info_awaited(
@@ -289,3 +309,41 @@ def convert_awaited(
     progress: Progress | None,
     layout: Mapping[str, object],
 ) -> Awaitable[None]: ...
+def compare(
+    first: StrPath,
+    second: StrPath,
+    first_format: Format | None,
+    second_format: Format | None,
+    strict: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> tuple[Literal["size", "status", "content"] | None, int | None, bool]: ...
+def compare_awaited(
+    first: StrPath,
+    second: StrPath,
+    first_format: Format | None,
+    second_format: Format | None,
+    strict: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> Awaitable[tuple[Literal["size", "status", "content"] | None, int | None, bool]]: ...
+def hash(path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None) -> bytes: ...
+def hash_awaited(
+    path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None
+) -> Awaitable[bytes]: ...
+def measure(
+    source: StrPath | None,
+    size: int | None,
+    source_format: Format | None,
+    format: Format,
+    implicit: Implicit,
+    layout: Mapping[str, object],
+) -> tuple[int, int]: ...
+def measure_awaited(
+    source: StrPath | None,
+    size: int | None,
+    source_format: Format | None,
+    format: Format,
+    implicit: Implicit,
+    layout: Mapping[str, object],
+) -> Awaitable[tuple[int, int]]: ...

@@ -19,9 +19,14 @@ Progress: TypeAlias = Callable[[int, int], object]
 
 
 class Layout(TypedDict, total=False):
-    """How a new qcow2 image is laid out; what is absent or None is what `qemu-img` takes.
+    """How a new image is laid out; what is absent or None is what `qemu-img` takes.
+
+    Raw images have `preallocation` only.
 
     Attributes:
+        preallocation: What is set aside for the disk's bytes: "off" (default); "metadata" (qcow2), a place
+            for every cluster; "falloc", the space too; "full", the space too, written full of zeroes. Over a
+            backing file it needs `extended_l2`.
         cluster_size: Bytes of a cluster: a power of two from 512 to 2 MiB (default 64 KiB).
         refcount_bits: Bits of a refcount: 1, 2, 4, 8, 16 (default), 32 or 64.
         version: 2 ("0.10") or 3 ("1.1", the default).
@@ -30,6 +35,7 @@ class Layout(TypedDict, total=False):
         lazy_refcounts: Put off refcount updates while the image is open.
     """
 
+    preallocation: Literal["off", "metadata", "falloc", "full"] | None
     cluster_size: int | None
     refcount_bits: int | None
     version: Literal[2, 3, "0.10", "1.1"] | None
@@ -42,9 +48,10 @@ class NewImage(Layout, total=False):
     """The same, and what other files the image names.
 
     Attributes:
-        backing: The backing file, as the image is to spell it; it is not looked at.
+        backing: The backing file, as the image is to spell it: a relative name starts at the image's
+            directory. A name that others would take for a protocol's (`a:b`) is recorded as `./a:b`.
         backing_format: Its format, as the image is to spell it.
-        data_file: The external data file, as the image is to spell it; it is created too.
+        data_file: The external data file, as the image is to spell it (as `backing`); it is created too.
         data_file_raw: The data file is to be a raw image of the disk at all times; one that is there is
             adopted.
     """
@@ -53,6 +60,46 @@ class NewImage(Layout, total=False):
     backing_format: str | None
     data_file: StrPath | None
     data_file_raw: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Whether two images show a guest the same bytes.
+
+    Attributes:
+        difference: What differs first: "content", with `strict` also "size" and "status" (what is allocated
+            and what is known to be zero); None: nothing.
+        offset: Where in the guest's disk, in bytes; the start of a sector for content.
+        sizes_differ: The disks have different sizes; without a difference the rest of the longer one is
+            zeroes.
+    """
+
+    difference: Literal["size", "status", "content"] | None
+    offset: int | None
+    sizes_differ: bool
+
+    @property
+    def identical(self) -> bool:
+        """Whether nothing differs."""
+        return self.difference is None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """How large a file a new image would need, in bytes.
+
+    Attributes:
+        required: With the source's content, or empty; the tables are counted as if all of the disk were
+            allocated, so that it is an upper bound.
+        fully_allocated: When all of the disk is allocated.
+    """
+
+    required: int
+    fully_allocated: int
+
+    def to_dict(self) -> dict[str, int]:
+        """The document that `qemu-img measure --output=json` prints."""
+        return {"required": self.required, "fully-allocated": self.fully_allocated}
 
 
 @dataclass(frozen=True, slots=True)

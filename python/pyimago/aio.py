@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from pyimago._native import FormatAccess
     from pyimago._types import (
         Backing,
+        Comparison,
         DataFile,
         Format,
         ImageInfo,
         Implicit,
         Layout,
+        Measurement,
         NewImage,
         Progress,
         StrPath,
     )
 
-__all__ = ["open", "create", "info", "info_chain", "convert"]
+__all__ = ["open", "create", "info", "info_chain", "convert", "compare", "hash", "measure"]
 
 
 class _Opening:
@@ -75,9 +77,17 @@ def open(
     )
 
 
-async def create(path: StrPath, size: int, *, format: Format, **layout: Unpack[NewImage]) -> None:
+async def create(
+    path: StrPath,
+    size: int | None = None,
+    *,
+    format: Format,
+    overwrite: bool = False,
+    unsafe: bool = False,
+    **layout: Unpack[NewImage],
+) -> None:
     """As `pyimago.create`, awaited."""
-    await _native.create_awaited(path, size, format, layout)
+    await _native.create_awaited(path, size, format, layout, overwrite=overwrite, unchecked=unsafe)
 
 
 async def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
@@ -115,3 +125,47 @@ async def convert(
     awaits does not end the conversion; raise from `progress` to do that.
     """
     await _native.convert_awaited(source, target, source_format, format, implicit, progress, layout)
+
+
+async def compare(
+    first: StrPath,
+    second: StrPath,
+    *,
+    first_format: Format | None = None,
+    second_format: Format | None = None,
+    strict: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> Comparison:
+    """As `pyimago.compare`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    from pyimago._types import Comparison
+
+    return Comparison(
+        *await _native.compare_awaited(first, second, first_format, second_format, strict, implicit, progress)
+    )
+
+
+async def hash(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> str:
+    """As `pyimago.hash`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    return (await _native.hash_awaited(path, format, implicit, progress)).hex()
+
+
+async def measure(
+    source: StrPath | None = None,
+    *,
+    size: int | None = None,
+    source_format: Format | None = None,
+    format: Format = "raw",
+    implicit: Implicit = "beside",
+    **layout: Unpack[NewImage],
+) -> Measurement:
+    """As `pyimago.measure`, awaited. A function given as `implicit` is called on another thread."""
+    from pyimago._types import Measurement
+
+    return Measurement(*await _native.measure_awaited(source, size, source_format, format, implicit, layout))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyimago.cli import _convert, main
+from pyimago.cli import _progress, main
 
 from .conftest import DEMO
 
@@ -92,7 +92,7 @@ def test_missing_target_folder_is_named(pyimago: Run, guest: Path) -> None:
 
 def test_ctrl_c_leaves_nothing(guest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real signal, in the middle of the conversion."""
-    monkeypatch.setattr(_convert, "_show", lambda _done, _total: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(_progress, "_show", lambda _done, _total: signal.raise_signal(signal.SIGINT))
     assert main(["convert", "-p", str(guest), str(guest.with_name("out"))]) == 130
     assert names(guest.parent) == {"base.qcow2", "guest.qcow2"}
 
@@ -105,7 +105,7 @@ def test_ctrl_c_while_the_target_becomes_durable(guest: Path, monkeypatch: pytes
             signal.raise_signal(signal.SIGINT)
 
     guest.with_name("out").write_bytes(b"precious")
-    monkeypatch.setattr(_convert, "_show", interrupt)
+    monkeypatch.setattr(_progress, "_show", interrupt)
     assert main(["convert", "-p", str(guest), str(guest.with_name("out"))]) == 130
     assert guest.with_name("out").read_bytes() == b"precious"
     assert names(guest.parent) == {"base.qcow2", "guest.qcow2", "out"}
@@ -116,7 +116,7 @@ def test_other_signals_leave_nothing_either(
     guest: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     before = signal.getsignal(number)
-    monkeypatch.setattr(_convert, "_show", lambda _done, _total: signal.raise_signal(number))
+    monkeypatch.setattr(_progress, "_show", lambda _done, _total: signal.raise_signal(number))
     with pytest.raises(SystemExit) as ended:
         main(["convert", "-p", str(guest), str(guest.with_name("out"))])
     assert ended.value.code == 128 + number
@@ -138,8 +138,8 @@ def test_a_refused_backing_file_is_named_once_with_the_way_out(pyimago: Run, gue
     done = pyimago("convert", "guest.qcow2", "out", check=False)
     assert done.returncode == 1
     assert done.stderr.count("base.qcow2") == 1
-    assert done.stderr.endswith("(--implicit=allow)\n")
-    pyimago("convert", "--implicit=allow", "guest.qcow2", "out")
+    assert done.stderr.endswith("(--allow-implicit)\n")
+    pyimago("convert", "--allow-implicit", "guest.qcow2", "out")
 
 
 def test_a_full_medium_names_the_target(guest: Path) -> None:

@@ -100,7 +100,7 @@ def test_chain_leaves_the_folder_only_when_allowed(pyimago: Run, qemu_img: Run, 
     denied = pyimago("info", "--backing-chain", "apart/top.qcow2", check=False)
     assert denied.returncode == 1
     assert "base.raw" in denied.stderr
-    allowed = pyimago("info", "--backing-chain", "--implicit=allow", "apart/top.qcow2")
+    allowed = pyimago("info", "--backing-chain", "--allow-implicit", "apart/top.qcow2")
     assert "file format: raw" in allowed.stdout
 
 

@@ -1,28 +1,35 @@
 """The `pyimago` command: what a person spells in a shell.
 
-Each subcommand lives in a module of its own that is imported when it runs, so that `pyimago --help` and a
-wrong option answer at once.
+Each subcommand is a module of its own that is imported when it runs, so that `pyimago --help` and a wrong
+command answer at once. Called by another name (a link `qemu-img`) it reports by that name.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn
+    from typing import Any
 
 __all__ = ["main"]
 
 FAILED = 1
 INTERRUPTED = 130
+"""128 + SIGINT, what a shell reports for a command that Ctrl-C ended."""
 STDOUT = 1
 """Its descriptor."""
-"""128 + SIGINT, what a shell reports for a command that Ctrl-C ended."""
+
+COMMANDS = {
+    "compare": "say whether two images have the same content",
+    "convert": "write the content of an image as a new image",
+    "hash": "print a hash of the content, equal for equal content",
+    "info": "print what an image says of itself",
+    "map": "print where the content is",
+    "measure": "print how large a file a new image would need",
+}
 
 EXAMPLES = """\
 examples:
@@ -39,14 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Failures are one line on stderr, `NAME: message`, with status 1; Ctrl-C is status 130.
     """
-    arguments = argparse.Namespace()
+    arguments: Any = None
     try:
         # A name that the terminal's encoding does not have is escaped like one that would harm it.
         if reconfigure := getattr(sys.stdout, "reconfigure", None):
             reconfigure(errors="backslashreplace")
         try:
-            _parser().parse_args(argv, arguments)
-            importlib.import_module(arguments.module).run(arguments)
+            command, words = _split(sys.argv[1:] if argv is None else list(argv))
+            from importlib import import_module
+
+            from pyimago.cli._arguments import Parser, name
+
+            module = import_module(f"pyimago.cli._{command}")
+            parser = Parser(prog=f"{name()} {command}", description=module.__doc__)
+            module.add_arguments(parser)
+            arguments = parser.parse_args(words)
+            return module.run(arguments) or 0
         finally:
             # --help and --version end by SystemExit. There is no stdout at all where it was closed (`>&-`).
             if flush := getattr(sys.stdout, "flush", None):
@@ -58,98 +73,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
         return FAILED
     except Exception as error:
-        from pyimago.cli import _text
+        from pyimago.cli import _arguments, _text
 
-        message = _text.describe(error, named=vars(arguments).values())
+        message = _text.describe(error, named=vars(arguments).values() if arguments else ())
         if message is None:
             raise
-        print(f"{_name()}: {message}", file=sys.stderr)
-        return FAILED
-    return 0
+        print(f"{_arguments.name()}: {message}", file=sys.stderr)
+        return getattr(error, "exit_status", FAILED)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=_name(),
-        description="VM disk images: look into them and convert them.",
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    """The command among the words of the command line, and what follows it."""
+    if words and words[0] in COMMANDS:
+        return words[0], words[1:]
+    from pyimago.cli._arguments import Parser, Version, name
+
+    parser = Parser(
+        prog=name(),
+        usage="%(prog)s COMMAND ...",
+        description="VM disk images: look into them, convert them, compare them.\n\ncommands:\n"
+        + "\n".join(f"  {command:<10}{text}" for command, text in COMMANDS.items()),
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_info(
-        commands.add_parser(
-            "info",
-            help="print what an image says of itself",
-            description="Print what IMAGE says of itself. No other file is opened without --backing-chain.",
-        )
-    )
-    _add_convert(
-        commands.add_parser(
-            "convert",
-            help="write the content of an image as a new image",
-            description="Write the guest's view of IN as the new image OUT, which appears, or is replaced, "
-            "only once it is complete.",
-        )
-    )
-    return parser
-
-
-def _add_info(command: _Parser) -> None:
-    command.add_argument("image", metavar="IMAGE", help="the image's file")
-    command.add_argument("-f", "--format", metavar="FMT", help="format of IMAGE (default: probed)")
-    command.add_argument("--output", choices=("human", "json"), default="human")
-    command.add_argument("--backing-chain", action="store_true", help="the backing files too, topmost first")
-    _add_implicit(command)
-    command.set_defaults(module="pyimago.cli._info")
-
-
-def _add_convert(command: _Parser) -> None:
-    command.add_argument("source", metavar="IN", help="the image to read, with the files it names")
-    command.add_argument("target", metavar="OUT", help="the image to write, on its own")
-    command.add_argument("-f", "--source-format", metavar="FMT", help="format of IN (default: probed)")
-    command.add_argument("-O", "--target-format", metavar="FMT", default="raw", help="format of OUT (raw)")
-    command.add_argument(
-        "-o",
-        "--options",
-        metavar="NAME=VALUE[,...]",
-        action="append",
-        default=[],
-        help="of OUT: cluster_size (bytes, or with k, M), compat (0.10 or 1.1), refcount_bits",
-    )
-    command.add_argument("-p", "--progress", action="store_true", help="show the progress on stdout")
-    command.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
-    _add_implicit(command)
-    command.set_defaults(module="pyimago.cli._convert")
-
-
-def _add_implicit(command: _Parser) -> None:
-    command.add_argument(
-        "--implicit",
-        choices=("beside", "deny", "allow"),
-        default="beside",
-        help="which files that an image names may be opened: those beside or below it (default), none, all",
-    )
-
-
-def _name() -> str:
-    """The name we were called by; `python -m pyimago.cli` has none of its own."""
-    name = os.path.basename(sys.argv[0])  # noqa: PTH119 - pathlib costs a third of the time --help takes
-    return name if name and name != "__main__.py" else "pyimago"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line like every other failure: one line, status 1."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(FAILED, f"{self.prog}: {message}; see `{self.prog} --help`\n")
-
-
-class _Version(argparse.Action):
-    """`--version` that looks the version up only when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
-        print("pyimago", version("pyimago"))
-        parser.exit()
+    parser.add_argument("-V", "--version", action=Version, nargs=0, help="print the version and exit")
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="what to do")
+    parser.parse_args(words[:1])
+    raise AssertionError("no command, and no complaint about it")

@@ -1,4 +1,4 @@
-"""`pyimago info`: the lines and the JSON keys of `qemu-img info`."""
+"""Print what IMAGE says of itself. No other file is opened without --backing-chain."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyimago
+from pyimago.cli._arguments import add_format, add_implicit, add_output
 from pyimago.cli._text import escape, size
 
 if TYPE_CHECKING:
     import argparse
 
+    from pyimago.cli._arguments import Parser
+
 INDENT = "    "
+
+
+def add_arguments(parser: Parser) -> None:
+    """What `info` takes."""
+    parser.add_argument("image", metavar="IMAGE", help="the image's file")
+    add_format(parser)
+    add_output(parser)
+    parser.add_argument("--backing-chain", action="store_true", help="the backing files too, topmost first")
+    add_implicit(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from pyimago import ImagoError, ImplicitOpenDeniedError
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+SUFFIXES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
+SIZES = 2**63
 
 
 class UsageError(Exception):
@@ -21,6 +24,27 @@ def size(count: int) -> str:
         scaled /= 1024
         unit += 1
     return f"{scaled:.3g} {UNITS[unit]}"
+
+
+def parse_size(text: str) -> int:
+    """The bytes that `text` spells: a number, hexadecimal or with a fraction and b, k, M, G, T, P or E.
+
+    Raises:
+        ValueError: It spells none, or more than a file can have.
+    """
+    match = re.fullmatch(r"0x([0-9a-f]+)|([0-9]+)(?:\.([0-9]*))?([bkmgtpe]?)", text, re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is no size: a number, with k, M, G, T, P or E if wanted")
+    hexadecimal, whole, fraction, suffix = match.groups()
+    if hexadecimal:
+        size = int(hexadecimal, 16)
+    else:
+        # A fraction of a byte is dropped.
+        fraction = fraction or ""
+        size = (int(whole + fraction) << SUFFIXES[suffix.lower()]) // 10 ** len(fraction)
+    if size >= SIZES:
+        raise ValueError(f"{text!r} is too much: sizes are below 8 EiB")
+    return size
 
 
 def escape(text: Any) -> str:
@@ -49,7 +73,7 @@ def describe(error: Exception, *, named: Iterable[object] = ()) -> str | None:
             notes = [] if name in named else getattr(error, "__notes__", [])
             return escape(f"{_name(name)}: {reason}" + "".join(f" ({note})" for note in notes))
         case ImplicitOpenDeniedError():
-            return escape(f"{error} (--implicit=allow)")
+            return escape(f"{error} (--allow-implicit)")
         case OSError() | ImagoError() | UsageError() | ValueError():
             return escape(error)
         case _:

@@ -61,7 +61,7 @@ fn assert_as_asked(path: &Path, options: &CreateOptions) {
     expect("extended-l2", &options.extended_l2.to_string());
     expect("corrupt", "false");
     if let Some(name) = &options.data_file {
-        expect("data-file", name);
+        expect("data-file", name.to_str().unwrap());
         expect("data-file-raw", &options.data_file_raw.to_string());
     }
 }
@@ -257,7 +257,7 @@ fn wrong_options_are_refused_before_anything_is_touched() {
     let raw = CreateOptions { data_file: Some("d".into()), data_file_raw: true, ..good() };
     refused(&CreateOptions { backing: backing("b", "raw"), ..raw.clone() }, "cannot have a backing file");
     refused(&raw, "the data file itself");
-    refused(&CreateOptions { data_file: Some(String::new()), ..good() }, "empty");
+    refused(&CreateOptions { data_file: Some(String::new().into()), ..good() }, "empty");
     refused(&CreateOptions { backing: backing("", "raw"), ..good() }, "empty");
     refused(&CreateOptions { backing: backing("a\0b", "raw"), ..good() }, "NUL");
     refused(&CreateOptions { backing: backing(&"a".repeat(1024), "raw"), ..good() }, "1023");

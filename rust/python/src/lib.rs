@@ -44,9 +44,13 @@ mod _native {
     #[pymodule_export]
     use crate::storages::{File, Memory, Null, Storage, StorageOpenOptions, Throttled};
     #[pymodule_export]
+    use crate::verbs::compare::{compare, compare_awaited, hash, hash_awaited};
+    #[pymodule_export]
     use crate::verbs::convert::{convert, convert_awaited};
     #[pymodule_export]
     use crate::verbs::create::{create, create_awaited};
+    #[pymodule_export]
+    use crate::verbs::measure::{measure, measure_awaited};
     #[pymodule_export]
     use crate::verbs::open::{open, open_awaited};
     use pyo3::prelude::*;

@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use imago_core::IoVectorMut;
 use imago_core::access::image::Image;
@@ -69,6 +70,9 @@ pub(crate) trait Face {
         R: FnOnce() -> Result<T, Failure> + Send + 'static,
         F: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static;
 
+    /// Sets `cancel` once nobody waits for what [`call`](Face::call) returned.
+    fn on_cancel(py: Python<'_>, result: &Py<PyAny>, cancel: Arc<AtomicBool>) -> PyResult<()>;
+
     /// Carries out what an image does and no value comes of.
     fn on_image<R>(py: Python<'_>, access: &Arc<Access>, run: R) -> PyResult<Py<PyAny>>
     where
@@ -116,7 +120,25 @@ fn wait_for(py: Python<'_>, access: &Access, mut transfer: Transfer) -> PyResult
     result.map(|()| reply.unwrap_or_else(|| py.None())).map_err(|failure| failure.into_exception(py))
 }
 
+/// Told when a future is done: sets a flag if it was cancelled.
+#[pyclass(frozen)]
+struct OnCancel(Arc<AtomicBool>);
+
+#[pymethods]
+impl OnCancel {
+    fn __call__(&self, future: &Bound<'_, PyAny>) -> PyResult<()> {
+        if future.call_method0("cancelled")?.is_truthy()? {
+            self.0.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
 impl Face for Blocking {
+    fn on_cancel(_: Python<'_>, _: &Py<PyAny>, _: Arc<AtomicBool>) -> PyResult<()> {
+        Ok(())
+    }
+
     #[inline]
     fn read(
         py: Python<'_>,
@@ -160,6 +182,10 @@ impl Face for Blocking {
 }
 
 impl Face for Awaited {
+    fn on_cancel(py: Python<'_>, result: &Py<PyAny>, cancel: Arc<AtomicBool>) -> PyResult<()> {
+        result.call_method1(py, "add_done_callback", (OnCancel(cancel),)).map(drop)
+    }
+
     #[inline]
     fn read(
         py: Python<'_>,

@@ -31,6 +31,7 @@ macro_rules! conformance {
                 empty_requests,
                 zeroes_keep_the_length,
                 discard_leaves_old_bytes_or_zeroes,
+                allocating_changes_no_byte,
                 what_was_cut_off_is_gone,
                 reads_without_waiting_are_right,
                 runs_cover_the_data,
@@ -320,6 +321,29 @@ pub fn discard_leaves_old_bytes_or_zeroes(new: Factory<'_>) {
         let kept = kept.start * unit..kept.end * unit;
         assert_same(&read(storage, kept.start, kept.len()), &before[kept], "not discarded");
     }
+}
+
+/// Space that is set aside takes up space and shows nothing; what was written there stays, and so does the length.
+pub fn allocating_changes_no_byte(new: Factory<'_>) {
+    let storage = &*new();
+    let unit = unit(storage);
+    let bytes = Buffer::random(storage, 100 * unit, &mut Rng::new(10));
+    write(storage, 50 * unit, &bytes);
+    let len = (8 << 20) + unit / 2;
+    storage.set_len(len as u64).expect("set_len");
+    // Any offset and length will do, and what lies past the end is ignored.
+    match storage.allocate_at(1, 2 * len as u64) {
+        Ok(()) => {
+            let allocated = storage.allocated().expect("allocated");
+            assert!(allocated.is_none_or(|bytes| bytes >= len as u64), "{allocated:?}");
+            storage.allocate_at(u64::MAX - 5, 4).expect("far past the end");
+        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}"),
+    }
+    assert_eq!(storage.len().expect("len"), len as u64);
+    assert_same(&read(storage, 0, 50 * unit), &vec![0; 50 * unit], "before the data");
+    assert_same(&read(storage, 50 * unit, 100 * unit), &bytes, "the data");
+    assert_same(&read(storage, 150 * unit, 100 * unit), &vec![0; 100 * unit], "behind the data");
 }
 
 /// Cutting and growing again shows zeroes, in the last unit too.

@@ -10,6 +10,9 @@ pub mod qemu;
 pub mod rng;
 pub mod sim;
 
+/// The engine as this crate sees it; the engine's own unit tests are another instance of it.
+pub use imago_core;
+
 use proptest::test_runner::{Config, FileFailurePersistence};
 
 /// Settings of a property test with so many cases, [`scaled`]. Regressions are kept beside the test.

@@ -505,6 +505,11 @@ impl Storage for SimStorage {
         Ok(())
     }
 
+    fn allocate_at(&self, offset: u64, _len: u64) -> Result<()> {
+        let (_state, result) = self.enter("set space aside");
+        result.map_err(|error| error.at(offset))
+    }
+
     fn len(&self) -> Result<u64> {
         let (state, result) = self.enter("ask for the length");
         result.map(|()| state.bytes.len() as u64)

@@ -136,6 +136,10 @@ impl Storage for Aligned {
         if first < last { self.inner.discard_at(first, last - first) } else { Ok(()) }
     }
 
+    fn allocate_at(&self, offset: u64, len: u64) -> Result<()> {
+        self.inner.allocate_at(offset, len)
+    }
+
     fn set_len(&self, len: u64) -> Result<()> {
         self.inner.set_len(len)
     }

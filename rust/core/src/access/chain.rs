@@ -22,6 +22,19 @@ pub(super) enum Link {
 }
 
 impl Link {
+    /// The disk as a snapshot inside the image in `storage` has it, read-only.
+    pub(super) fn open_snapshot(
+        storage: Arc<dyn Storage>,
+        kind: Option<FormatKind>,
+        id_or_name: &str,
+    ) -> Result<Self> {
+        let storage = aligned(storage);
+        match kind.map_or_else(|| probe(&*storage), Ok)? {
+            FormatKind::Raw => Err(named(storage.path(), Error::unsupported("raw images have no snapshots"))),
+            FormatKind::Qcow2 => Ok(Link::Qcow2(Box::new(Driver::open_snapshot(storage, id_or_name)?))),
+        }
+    }
+
     /// Opens the image in `storage`; without a `kind` its first bytes decide.
     pub(super) fn open(storage: Arc<dyn Storage>, writable: bool, kind: Option<FormatKind>) -> Result<Self> {
         let storage = aligned(storage);

@@ -1,24 +1,27 @@
 //! The content of one image into a new one.
 
 use std::mem;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use parking_lot::Mutex;
 
 use super::create::{self, CreateOptions};
 use super::image::{Base, Image};
+pub use super::job::Progress;
 use super::map::Extents;
 use super::open::{Backing, OpenOptions};
 use super::pack::{CompressionLevel, Packer};
 use super::pool::cores;
+use super::target;
 use super::zero::is_zero;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::preallocation::Preallocation;
 use crate::format::raw::Raw;
 use crate::format::{FormatKind, ZeroIntent};
-use crate::storage::file::{CreateMode, File};
+use crate::storage::file::File;
 use crate::storage::{Storage, StorageOpenOptions};
 
 /// Bytes that one thread works on at a time; a multiple of every cluster size, so that no two write to one cluster.
@@ -26,15 +29,6 @@ const CHUNK: u64 = 2 << 20;
 
 /// Zeroes are left out in runs of this many bytes, as `qemu-img convert` does (`-S 4k`).
 const SPARSE: usize = 4096;
-
-/// Bytes of the source's disk that are done, and all of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes done.
-    pub done: u64,
-    /// Bytes of the disk.
-    pub total: u64,
-}
 
 /// How to convert.
 pub struct ConvertOptions<'a> {
@@ -63,7 +57,7 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
         }
     };
     match &mut create {
-        CreateOptions::Raw { size } => *size = source.size(),
+        CreateOptions::Raw { size, .. } => *size = source.size(),
         CreateOptions::Qcow2(options) if options.backing.is_some() || options.data_file.is_some() => {
             return Err(Error::unsupported(
                 "a conversion makes an image that stands alone: no backing file, no data file",
@@ -81,6 +75,10 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
     if let Some(device) = existing.as_ref().filter(|file| file.is_block_device()) {
         if create.kind() != FormatKind::Raw {
             return Err(Error::unsupported("only raw can be written to a block device").in_file(target));
+        }
+        if create.preallocation() != Preallocation::Off {
+            return Err(Error::invalid_input("a block device has its space: preallocation is for files")
+                .in_file(target));
         }
         if device.len()? < source.size() {
             return Err(Error::invalid_input(format!(
@@ -100,33 +98,23 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
             check_cancelled(cancel)
         }
         // Held until the new image has its name, so that nobody begins to use the old one meanwhile.
-        held => {
-            let target = if held.is_some() { resolve(target)? } else { target.to_owned() };
-            let partial = Partial::new(&target)?;
-            let mut make = || -> Result<()> {
-                let file = File::create_sync(&partial.0, CreateMode::New)?;
-                if let Some(replaced) = &held {
-                    file.take_mode_of(replaced)?;
-                }
-                let file: Arc<dyn Storage> = Arc::new(file);
-                create::fill(&target, &file, &create)?;
-                let open = OpenOptions {
-                    write: true,
-                    format: Some(create.kind()),
-                    backing: Backing::None,
-                    ..Default::default()
-                };
-                let image = open.open_storage(file)?;
-                let packer = compress.map(|level| image.packer(level)).transpose()?;
-                copy(source, &image, Zeroes::Skip, packer, &mut report, cancel)?;
-                image.close()?;
-                // Making it durable can take long: who gave up meanwhile keeps what was at the target.
-                report(total);
-                check_cancelled(cancel)?;
-                File::rename_sync(&partial.0, &target)
+        held => target::make(target, held.as_ref(), |file| {
+            let file: Arc<dyn Storage> = Arc::new(file);
+            create::fill(&file, None, &create)?;
+            let open = OpenOptions {
+                write: true,
+                format: Some(create.kind()),
+                backing: Backing::None,
+                ..Default::default()
             };
-            make().map_err(|e| if e.path() == Some(&partial.0) { e.about(&target) } else { e })
-        }
+            let image = open.open_storage(file)?;
+            let packer = compress.map(|level| image.packer(level)).transpose()?;
+            copy(source, &image, Zeroes::Skip, packer, &mut report, cancel)?;
+            image.close()?;
+            // Making it durable can take long: who gave up meanwhile keeps what was at the target.
+            report(total);
+            check_cancelled(cancel)
+        }),
     }
 }
 
@@ -158,34 +146,6 @@ fn existing(source: &Arc<Image>, target: &Path) -> Result<Option<File>> {
         next = image.backing();
     }
     File::open_sync(StorageOpenOptions::new().filename(target).write(true)).map(Some)
-}
-
-fn resolve(path: &Path) -> Result<PathBuf> {
-    path.canonicalize().map_err(|error| Error::io("resolve", error).in_file(path))
-}
-
-/// A file that is removed when it has not got its name.
-struct Partial(PathBuf);
-
-impl Partial {
-    fn new(target: &Path) -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let Some(name) = target.file_name() else {
-            return Err(Error::invalid_input("the target has no file name").in_file(target));
-        };
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let mut partial = std::ffi::OsString::from(".");
-        partial.push(name);
-        partial.push(format!(".{}-{count}.partial", std::process::id()));
-        Ok(Partial(target.with_file_name(partial)))
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // After the rename there is nothing of that name; a failure before it is the one to report.
-        let _ = File::remove_sync(&self.0);
-    }
 }
 
 /// What to do where the source has zeroes.

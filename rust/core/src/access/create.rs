@@ -3,28 +3,34 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::Result;
-use crate::format::FormatKind;
+use super::gate::{Gate, ReferenceKind, protocol};
+use super::info::info;
+use super::target;
+use crate::error::{Error, Result};
+use crate::format::preallocation::Preallocation;
 use crate::format::qcow2::create as qcow2;
+use crate::format::{FormatKind, ImplicitReference};
 use crate::storage::file::{CreateMode, File};
 use crate::storage::{Storage, StorageOpenOptions};
 
 /// What a new image shall be.
 #[derive(Clone, Debug)]
 pub enum CreateOptions {
-    /// A raw image, all zeroes, that takes up no space yet.
+    /// A raw image, all zeroes.
     Raw {
         /// Size in bytes.
         size: u64,
+        /// What is set aside for them; there is no metadata to preallocate.
+        preallocation: Preallocation,
     },
     /// A qcow2 image.
     Qcow2(qcow2::CreateOptions),
 }
 
 impl CreateOptions {
-    /// A raw image of `size` bytes.
+    /// A raw image of `size` bytes that takes up no space yet.
     pub fn raw(size: u64) -> Self {
-        CreateOptions::Raw { size }
+        CreateOptions::Raw { size, preallocation: Preallocation::Off }
     }
 
     /// A qcow2 image of `size` bytes with what `qemu-img create` takes where nothing is said.
@@ -39,38 +45,179 @@ impl CreateOptions {
             CreateOptions::Qcow2(_) => FormatKind::Qcow2,
         }
     }
-}
 
-/// Creates an image in a new file at `path`; a file that is there already is an error (`EEXIST`) and stays as it is.
-///
-/// The external data file of a qcow2 image is created too, beside the image or where its name points, unless it is there already.
-/// What was created is removed again when the rest fails.
-pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
-    let path = path.as_ref();
-    let file: Arc<dyn Storage> = Arc::new(File::create_sync(path, CreateMode::New)?);
-    let made = fill(path, &file, options);
-    if made.is_err() {
-        // The failure that led here is the one to report.
-        let _ = File::remove_sync(path);
-    }
-    made
-}
-
-/// Makes `file`, which is at `path`, the image that `options` describe, durably.
-pub(super) fn fill(path: &Path, file: &Arc<dyn Storage>, options: &CreateOptions) -> Result<()> {
-    match options {
-        CreateOptions::Raw { size } => file.set_len(*size)?,
-        CreateOptions::Qcow2(options) => {
-            let existing = if options.data_file_raw { Existing::Adopted } else { Existing::Refused };
-            let data = options.data_file.as_ref().map(|name| data_file(path, name, existing)).transpose()?;
-            let made = qcow2::create(file, data.as_ref().map(|data| &data.storage), options);
-            if let (Err(_), Some(DataFile { created: Some(path), .. })) = (&made, data) {
-                let _ = File::remove_sync(path);
-            }
-            made?;
+    /// What is set aside for the disk's bytes.
+    pub fn preallocation(&self) -> Preallocation {
+        match self {
+            CreateOptions::Raw { preallocation, .. } => *preallocation,
+            CreateOptions::Qcow2(options) => options.preallocation,
         }
     }
+
+    /// Refuses what is wrong or excludes each other, before any file is made.
+    fn check(&self) -> Result<()> {
+        match self {
+            CreateOptions::Raw { preallocation: Preallocation::Metadata, .. } => Err(Error::invalid_input(
+                "a raw image has no metadata to preallocate: off, falloc and full are possible",
+            )),
+            CreateOptions::Raw { .. } => Ok(()),
+            CreateOptions::Qcow2(options) => qcow2::check(options),
+        }
+    }
+}
+
+/// What is done about the backing file that the options name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackingCheck {
+    /// Nothing: the name is recorded byte by byte, whatever is there (`qemu-img create -u`).
+    #[default]
+    Skip,
+    /// It has to be there and be an image of the format that is given with it. It is a file, however it is spelled: where other readers would take
+    /// the name for a protocol's (`a:b`), it is recorded as `./a:b`.
+    Open,
+    /// The same, and the new disk gets the size of its disk, whatever size the options say.
+    TakeSize,
+}
+
+/// What is done about files that are there already.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CreateHow {
+    /// A file that has the new image's name is replaced, once the new one is whole and durable; otherwise it is an error (`EEXIST`).
+    pub overwrite: bool,
+    /// The backing file.
+    pub backing: BackingCheck,
+}
+
+/// Creates an image in a new file at `path`; a file that is there already is an error (`EEXIST`) and stays as it is, and the
+/// backing file is not looked at. See [`create_with`].
+pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
+    create_with(path, options.clone(), CreateHow::default())
+}
+
+/// Creates an image at `path`.
+///
+/// The external data file of a qcow2 image is created too, beside the image or where its name points. One that is there already is an error, also with
+/// `overwrite`, unless the image is to adopt it (`data_file_raw`). What was created is removed again when the rest fails.
+///
+/// # Errors
+/// [`InvalidInput`](crate::ErrorKind::InvalidInput) for options that are wrong or exclude each other, before any file is made or touched;
+/// with `overwrite` also for an image that would replace its own backing or data file, and [`Locked`](crate::ErrorKind::Locked) where the file to replace is in use.
+pub fn create_with(path: impl AsRef<Path>, mut options: CreateOptions, how: CreateHow) -> Result<()> {
+    let path = path.as_ref();
+    if let CreateOptions::Qcow2(options) = &mut options {
+        options.data_file = options.data_file.take().map(as_file);
+        check_backing(path, options, how.backing)?;
+    }
+    options.check()?;
+    let mut data = None;
+    let mut fill_all = |file: &Arc<dyn Storage>| {
+        if let CreateOptions::Qcow2(qcow2::CreateOptions { data_file: Some(name), data_file_raw, .. }) =
+            &options
+        {
+            let existing = if *data_file_raw { Existing::Adopted } else { Existing::Refused };
+            data = Some(DataFile::open(&beside(path, name), existing)?);
+        }
+        fill(file, data.as_ref().map(|data| &data.storage), &options)
+    };
+    if how.overwrite {
+        let replaced = replaced(path, &options)?;
+        target::make(path, replaced.as_ref(), |file| fill_all(&(Arc::new(file) as Arc<dyn Storage>)))?;
+    } else {
+        let file: Arc<dyn Storage> = Arc::new(File::create_sync(path, CreateMode::New)?);
+        if let Err(error) = fill_all(&file) {
+            // The failure that led here is the one to report.
+            let _ = File::remove_sync(path);
+            return Err(error);
+        }
+    }
+    if let Some(data) = &mut data {
+        data.created = None;
+    }
+    Ok(())
+}
+
+/// Makes `file` the image that `options` describe, durably. `data` is its external data file, where it has one.
+pub(super) fn fill(
+    file: &Arc<dyn Storage>,
+    data: Option<&Arc<dyn Storage>>,
+    options: &CreateOptions,
+) -> Result<()> {
+    match options {
+        CreateOptions::Raw { size, preallocation } => {
+            file.set_len(*size)?;
+            preallocation.reserve(file.as_ref(), 0, *size)?;
+        }
+        CreateOptions::Qcow2(options) => qcow2::create(file, data, options)?,
+    }
     file.sync()
+}
+
+/// Does what `check` says about the backing file of a new image at `path`. Only that file is opened, to read what it says of itself: whose name is the
+/// caller's word, but what it names in turn is not.
+fn check_backing(path: &Path, options: &mut qcow2::CreateOptions, check: BackingCheck) -> Result<()> {
+    let Some(backing) = &mut options.backing else {
+        return match check {
+            BackingCheck::TakeSize => {
+                Err(Error::invalid_input("without a backing file the size has to be given"))
+            }
+            BackingCheck::Skip | BackingCheck::Open => Ok(()),
+        };
+    };
+    if check == BackingCheck::Skip {
+        return Ok(());
+    }
+    backing.name = as_file(std::mem::take(&mut backing.name));
+    let ImplicitReference { name, format } = &*backing;
+    let shown = name.to_string_lossy();
+    let Some(format) = format.as_deref() else {
+        return Err(Error::invalid_input(format!(
+            "the format of the backing file {shown:?} has to be given: whoever guesses it takes the word of what a guest wrote there"
+        )));
+    };
+    let Some(kind) = FormatKind::from_name(format) else {
+        return Err(Error::unsupported(format!(
+            "the backing file {shown:?} cannot be looked at: its format {format:?} is not there; skip the check and give the size"
+        )));
+    };
+    let file = Gate::Allow.pass(Some(path), name, ReferenceKind::Backing)?;
+    let found = info(file, Some(kind)).map_err(|error| error.within(&format!("backing file {shown:?}")))?;
+    if check == BackingCheck::TakeSize {
+        options.size = found.virtual_size;
+    }
+    Ok(())
+}
+
+/// The name of a file so that nobody takes it for a protocol's.
+fn as_file(name: PathBuf) -> PathBuf {
+    if protocol(&name).is_some() { Path::new(".").join(name) } else { name }
+}
+
+/// A name as an image at `image` spells it.
+fn beside(image: &Path, name: &Path) -> PathBuf {
+    image.parent().unwrap_or(Path::new("")).join(name)
+}
+
+/// The file at `path`, held so that nobody uses it meanwhile; none of those that the new image names.
+fn replaced(path: &Path, options: &CreateOptions) -> Result<Option<File>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let own = target::resolve(path)?;
+    if let CreateOptions::Qcow2(options) = options {
+        let backing = options.backing.as_ref().map(|backing| &backing.name);
+        for (name, what) in [(backing, "backing"), (options.data_file.as_ref(), "data")] {
+            let named = name.and_then(|name| beside(path, name).canonicalize().ok());
+            if named.as_ref() == Some(&own) {
+                return Err(Error::invalid_input(format!("the new image would replace its own {what} file"))
+                    .in_file(path));
+            }
+        }
+    }
+    let file = File::open_sync(StorageOpenOptions::new().filename(path).write(true))?;
+    if file.is_block_device() {
+        return Err(Error::unsupported("a block device cannot be replaced by a file").in_file(path));
+    }
+    Ok(Some(file))
 }
 
 /// What becomes of a data file that is there already.
@@ -82,19 +229,28 @@ enum Existing {
 
 struct DataFile {
     storage: Arc<dyn Storage>,
-    /// Where it is, if it was not there before.
+    /// Where it is, as long as it was not there before and the image is not whole: it goes with the attempt.
     created: Option<PathBuf>,
 }
 
-/// The external data file `name` of an image at `image`: a new one, or, as what is in it becomes the disk's content, the one that is there.
-fn data_file(image: &Path, name: &str, keep: Existing) -> Result<DataFile> {
-    let path = image.parent().unwrap_or(Path::new("")).join(name);
-    if keep == Existing::Adopted && path.exists() {
-        let file = File::open_sync(StorageOpenOptions::new().filename(&path).write(true))?;
-        return Ok(DataFile { storage: Arc::new(file), created: None });
+impl DataFile {
+    /// The file at `path`: a new one, or, as what is in it becomes the disk's content, the one that is there.
+    fn open(path: &Path, existing: Existing) -> Result<Self> {
+        if existing == Existing::Adopted && path.exists() {
+            let file = File::open_sync(StorageOpenOptions::new().filename(path).write(true))?;
+            return Ok(DataFile { storage: Arc::new(file), created: None });
+        }
+        let file = File::create_sync(path, CreateMode::New)?;
+        Ok(DataFile { storage: Arc::new(file), created: Some(path.to_owned()) })
     }
-    let file = File::create_sync(&path, CreateMode::New)?;
-    Ok(DataFile { storage: Arc::new(file), created: Some(path) })
+}
+
+impl Drop for DataFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.created {
+            let _ = File::remove_sync(path);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -124,7 +280,7 @@ mod tests {
             create(&path, &CreateOptions::Qcow2(options.clone())).unwrap_err().kind(),
             ErrorKind::InvalidInput
         );
-        options.data_file = Some("data".to_owned());
+        options.data_file = Some("data".into());
         assert!(create(&path, &CreateOptions::Qcow2(options)).is_err());
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
@@ -134,7 +290,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let data_file = qcow2::CreateOptions {
             size: 5 << 20,
-            data_file: Some("data".to_owned()),
+            data_file: Some("data".into()),
             data_file_raw: true,
             ..Default::default()
         };

@@ -123,7 +123,7 @@ fn directory_of(image: &Path) -> &Path {
 }
 
 /// The protocol that QEMU would take a name for: what stands before a colon that comes before any slash.
-fn protocol(name: &Path) -> Option<String> {
+pub(super) fn protocol(name: &Path) -> Option<String> {
     let bytes = name.as_os_str().as_encoded_bytes();
     let end = bytes.iter().position(|byte| matches!(byte, b':' | b'/'))?;
     (bytes[end] == b':').then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())

@@ -164,7 +164,6 @@ impl Image {
 
     /// Changes the image as a whole (its size, its snapshots) while nobody writes to it: writes in flight end first, and others wait
     /// until `change` has returned. Reads go on meanwhile. `change` must not write through the image itself.
-    #[expect(dead_code, reason = "resizing and snapshots are to come")]
     pub(super) fn exclusively<R>(&self, change: impl FnOnce(&dyn Format) -> Result<R>) -> Result<R> {
         // Not among the format's operations, as a flush is not: what it frees may be free at its end.
         let _operation = self.inflight.guard();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::chain::{Link, Opener};
 pub use super::gate::{Ask, Gate, ReferenceKind};
 use super::image::{Base, Image};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::FormatKind;
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
@@ -31,6 +31,8 @@ pub struct OpenOptions {
     /// The format; without one the image's first bytes decide, and only where that is asked for: a guest can
     /// write any bytes to the start of a raw disk.
     pub format: Option<FormatKind>,
+    /// The snapshot (id or name) to show instead of the disk as it is now, read-only.
+    pub snapshot: Option<String>,
     /// What is below the image.
     pub backing: Backing,
     /// The external data file, instead of the one that the image names.
@@ -60,7 +62,15 @@ impl OpenOptions {
         opener.note(&*storage)?;
         opener.count(1)?;
         let path = storage.path().map(Path::to_owned);
-        let mut link = Link::open(storage, self.write, self.format)?;
+        let mut link = match &self.snapshot {
+            None => Link::open(storage, self.write, self.format)?,
+            Some(_) if self.write => {
+                return Err(Error::invalid_input(
+                    "a snapshot is only read; apply it to write to what it has",
+                ));
+            }
+            Some(id_or_name) => Link::open_snapshot(storage, self.format, id_or_name)?,
+        };
         match &self.data_file {
             Some(data) => link.set_data_storage(Arc::clone(data))?,
             None => opener.open_data_file_of(&mut link)?,

@@ -4,12 +4,14 @@
 //! must be committed after the data landed. [`access`](crate::access) carries them out.
 
 pub mod inflight;
+pub mod preallocation;
 pub mod qcow2;
 pub mod raw;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::storage::Storage;
@@ -300,6 +302,28 @@ pub trait Packing: Send + Sync {
     fn abandon_packed(&self, clusters: &[CompressedCluster]);
 }
 
+/// Snapshots inside an image. A snapshot is looked for by its id first, then by its name; ids are unique, names need not be.
+///
+/// Changes are made while nobody writes to the image; reads may go on. A change that is refused has touched nothing, and one that returned
+/// is durable. [`InvalidInput`](crate::ErrorKind::InvalidInput): there is no such snapshot, or a name or id cannot be;
+/// [`Unsupported`](crate::ErrorKind::Unsupported): the image cannot have (one more of) them; the message says why.
+pub trait Snapshots {
+    /// All of them, in the table's order.
+    fn list(&self) -> Result<Vec<qcow2_info::SnapshotInfo>>;
+
+    /// Keeps the disk as it is now under a name of at most 255 bytes. `id` is the next number unless given; `date` counts from 1970.
+    fn create(&self, name: &str, id: Option<&str>, date: Duration) -> Result<qcow2_info::SnapshotInfo>;
+
+    /// Makes the disk what it was, its size included; what was written since is lost. Whoever caches what is unpacked forgets it afterwards.
+    fn apply(&self, id_or_name: &str) -> Result<()>;
+
+    /// Removes one; what only it has is free.
+    fn delete(&self, id_or_name: &str) -> Result<()>;
+
+    /// Gives one another name.
+    fn rename(&self, id_or_name: &str, name: &str) -> Result<()>;
+}
+
 /// A format's driver for one open image.
 ///
 /// Every method may be called from any thread. Offsets passed are below [`size`](Format::size) and lengths at least 1;
@@ -366,6 +390,11 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// Leaves the image clean, after a flush; nothing is written afterwards.
     fn close(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Its snapshots, where the format has such.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
     }
 
     /// What `info` shows.

@@ -49,6 +49,7 @@ pub struct File {
     lock_owner: Option<u32>,
     /// `preadv2(RWF_NOWAIT)` is worth a try.
     nowait: AtomicBool,
+    set_aside: Support,
     zero_range: Support,
     punch_hole: Support,
 }
@@ -189,6 +190,7 @@ impl File {
             identity,
             lock_owner,
             nowait: AtomicBool::new(cfg!(target_os = "linux") && !options.get_direct()),
+            set_aside: Support::unknown(),
             zero_range: Support::unknown(),
             punch_hole: Support::unknown(),
         })
@@ -294,9 +296,10 @@ impl File {
         Ok((inside > 0).then_some((offset, inside)))
     }
 
-    /// Zeroes a range inside the file with `fallocate`; false where that cannot be done.
+    /// Changes the space of a range inside the file with `fallocate`; false where that cannot be done.
     fn allocate(&self, how: Allocate, offset: u64, len: u64) -> Result<bool> {
         let (support, what) = match how {
+            Allocate::Space => (&self.set_aside, "set space aside"),
             Allocate::ZeroRange => (&self.zero_range, "write zeroes"),
             Allocate::PunchHole => (&self.punch_hole, "punch a hole"),
         };
@@ -466,6 +469,19 @@ impl Storage for File {
             self.allocate(Allocate::PunchHole, offset, len)?;
         }
         Ok(())
+    }
+
+    fn allocate_at(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_writable()?;
+        // A device's space is its own affair.
+        let Some((offset, len)) = self.clip(offset, len)?.filter(|_| self.kind == Kind::Regular) else {
+            return Ok(());
+        };
+        if self.allocate(Allocate::Space, offset, len)? {
+            return Ok(());
+        }
+        Err(Error::unsupported("the file system cannot set space aside without writing to it")
+            .in_file(&self.path))
     }
 
     fn len(&self) -> Result<u64> {

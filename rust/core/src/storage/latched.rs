@@ -7,14 +7,14 @@ use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Passes everything on to another storage until the first failure of `writev_at`, `write_zeroes_at`, `set_len` or `sync`
-/// through this wrapper. From then on these and `discard_at` answer [`ErrorKind::Latched`] and name that failure; reads go on.
+/// through this wrapper. From then on these, `discard_at` and `allocate_at` answer [`ErrorKind::Latched`] and name that failure; reads go on.
 ///
 /// Such a failure leaves it unknown what the medium holds (or, for `sync`, will hold after a crash), so nothing
 /// may be put on top of it. What does not latch:
 ///
 /// - a refusal, which has no effect by the storage's contract: [`ErrorKind::ReadOnly`], [`ErrorKind::InvalidInput`],
 ///   [`ErrorKind::Unsupported`];
-/// - a failed discard: it leaves what was there or zeroes, which its caller has to reckon with anyway;
+/// - a failed discard or allocation: it leaves what was there or zeroes, which its caller has to reckon with anyway;
 /// - a failed read.
 ///
 /// A write that is running while another one fails is not stopped; none that starts later reaches the storage.
@@ -94,6 +94,10 @@ impl Storage for Latched {
 
     fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
         self.latching(|inner| inner.write_zeroes_at(offset, len, mode))
+    }
+
+    fn allocate_at(&self, offset: u64, len: u64) -> Result<()> {
+        self.guarded(|inner| inner.allocate_at(offset, len))
     }
 
     fn discard_at(&self, offset: u64, len: u64) -> Result<()> {

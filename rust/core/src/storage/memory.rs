@@ -211,6 +211,14 @@ impl Storage for Memory {
         Ok(())
     }
 
+    fn allocate_at(&self, offset: u64, len: u64) -> Result<()> {
+        let content = &mut *self.content.write();
+        for part in parts(offset, content.clip(offset, len)) {
+            content.chunks.entry(part.chunk).or_insert_with(new_chunk);
+        }
+        Ok(())
+    }
+
     fn len(&self) -> Result<u64> {
         Ok(self.content.read().len)
     }

@@ -43,7 +43,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::buffer::{IoVector, IoVectorMut};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a storage asks of requests, all powers of two, in bytes. [`access`](crate::access) meets it, once, for all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +105,7 @@ pub struct Run {
 ///   [`sync`](Storage::sync) that *started* after it returned has succeeded. Before that any subset of the
 ///   sectors (512 bytes) written since the last sync may survive a crash.
 /// - `write_zeroes` leaves zeroes; `discard` leaves zeroes or what was there (see [`Capabilities::discard_zeroes`]);
-///   neither changes the length. Parts past the end are ignored.
+///   neither changes the length. Parts past the end are ignored. `allocate_at` changes no byte and no length either.
 /// - Requests meet [`limits`](Storage::limits); what does not is an error, never a partial effect.
 /// - After a failed `sync` nothing written since the last good one may be called durable.
 ///   No later `sync` makes up for it: callers stop writing (`Latched`).
@@ -128,6 +128,14 @@ pub trait Storage: fmt::Debug + Send + Sync {
 
     /// Tells the storage that `len` bytes from `offset` on are of no use any more.
     fn discard_at(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// Sets space aside for `len` bytes from `offset` on, so that writing them cannot fail for want of it later. What is there stays.
+    ///
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) where the storage cannot do that without writing.
+    fn allocate_at(&self, offset: u64, len: u64) -> Result<()> {
+        let _ = (offset, len);
+        Err(Error::unsupported("this storage cannot set space aside without writing to it"))
+    }
 
     /// Length in bytes.
     fn len(&self) -> Result<u64>;
@@ -262,3 +270,6 @@ impl StorageOpenOptions {
         self.lock
     }
 }
+
+#[cfg(test)]
+pub(crate) mod simulated;

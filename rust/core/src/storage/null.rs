@@ -42,6 +42,10 @@ impl Storage for Null {
         Ok(())
     }
 
+    fn allocate_at(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
+
     fn len(&self) -> Result<u64> {
         Ok(self.len.load(Ordering::Relaxed))
     }

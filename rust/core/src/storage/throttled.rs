@@ -49,6 +49,10 @@ impl Storage for Throttled {
         self.wait().discard_at(offset, len)
     }
 
+    fn allocate_at(&self, offset: u64, len: u64) -> Result<()> {
+        self.wait().allocate_at(offset, len)
+    }
+
     fn set_len(&self, len: u64) -> Result<()> {
         self.wait().set_len(len)
     }

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use imago_core::access::convert::{ConvertOptions, Progress, convert as convert_image};
 use imago_core::access::create::CreateOptions;
-use imago_core::access::open::OpenOptions;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::Format;
 use super::create::create_options;
+use super::open::open_plainly;
 use crate::errors::Failure;
 use crate::gate::PyGate;
 use crate::operation::{Awaited, Blocking, Face, Venue};
@@ -29,10 +29,7 @@ struct Conversion {
 impl Conversion {
     fn run(self) -> Result<(), Failure> {
         let Conversion { source, target, source_format, implicit, create, progress } = self;
-        let source = implicit.pass(|gate| {
-            let format = source_format.map(|format| format.0);
-            OpenOptions { format, gate: gate.clone(), ..OpenOptions::default() }.open(source)
-        })?;
+        let source = open_plainly(source, source_format, &implicit)?;
         let cancel = AtomicBool::new(false);
         let mut raised = None;
         let mut report = |done: Progress| {

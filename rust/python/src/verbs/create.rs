@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use imago_core::access::create::{CreateOptions, create as create_image};
+use imago_core::access::create::{BackingCheck, CreateHow, CreateOptions, create_with as create_image};
+use imago_core::format::preallocation::Preallocation;
 use imago_core::format::qcow2::create as qcow2;
 use imago_core::format::{Compression, FormatKind, ImplicitReference};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -50,6 +51,22 @@ impl<'py> FromPyObject<'_, 'py> for CompressionType {
     }
 }
 
+/// What is set aside for the disk's bytes.
+struct PreallocationMode(Preallocation);
+
+impl<'py> FromPyObject<'_, 'py> for PreallocationMode {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let name = object.extract::<&str>()?;
+        Preallocation::from_name(name).map(PreallocationMode).ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "preallocation is 'off', 'metadata', 'falloc' or 'full', not {name:?}"
+            ))
+        })
+    }
+}
+
 /// What a new image shall be: `layout` has keyword arguments of `pyimago.create`; those that are None or False are what
 /// `qemu-img` takes where nothing is said.
 pub(super) fn create_options(
@@ -59,14 +76,16 @@ pub(super) fn create_options(
 ) -> PyResult<CreateOptions> {
     let mut options = qcow2::CreateOptions { size, ..qcow2::CreateOptions::default() };
     let mut backing_format = None;
+    let mut preallocation = Preallocation::Off;
     for (name, value) in layout {
         if value.is_none() || value.is(PyBool::new(layout.py(), false)) {
             continue;
         }
-        if format == FormatKind::Raw {
+        let name_text = name.extract::<&str>()?;
+        if format == FormatKind::Raw && name_text != "preallocation" {
             return Err(PyValueError::new_err(format!("a raw image has no {name}")));
         }
-        match name.extract::<&str>()? {
+        match name_text {
             "version" => options.version = value.extract::<QcowVersion>()?.0,
             "cluster_size" => options.cluster_size = small(&name, &value)?,
             "refcount_bits" => options.refcount_bits = small(&name, &value)?,
@@ -79,8 +98,9 @@ pub(super) fn create_options(
             }
             "backing_format" => backing_format = Some(value.extract::<String>()?),
             "data_file" => {
-                options.data_file = Some(value.extract::<StrPath>()?.0.to_string_lossy().into_owned());
+                options.data_file = Some(value.extract::<StrPath>()?.0);
             }
+            "preallocation" => preallocation = value.extract::<PreallocationMode>()?.0,
             "data_file_raw" => options.data_file_raw = value.extract()?,
             _ => return Err(PyTypeError::new_err(format!("a new image has no option {name}"))),
         }
@@ -91,8 +111,8 @@ pub(super) fn create_options(
         (None, None) => {}
     }
     Ok(match format {
-        FormatKind::Raw => CreateOptions::raw(size),
-        _ => CreateOptions::Qcow2(options),
+        FormatKind::Raw => CreateOptions::Raw { size, preallocation },
+        _ => CreateOptions::Qcow2(qcow2::CreateOptions { preallocation, ..options }),
     })
 }
 
@@ -104,42 +124,74 @@ fn small(name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<u32> {
     value.extract().map_err(|_| PyValueError::new_err(format!("{name} cannot be {value}")))
 }
 
-fn create_with<F: Face>(
-    py: Python<'_>,
+/// A creation that was asked for.
+struct Creation {
     path: PathBuf,
-    Offset(size): Offset,
-    format: &Format,
-    layout: &Bound<'_, PyDict>,
-) -> PyResult<Py<PyAny>> {
-    let options = create_options(format.0, size, layout)?;
-    F::call(
-        py,
-        Venue::Thread,
-        move || create_image(path, &options).map_err(Failure::from),
-        |py, ()| Ok(py.None()),
-    )
+    options: CreateOptions,
+    how: CreateHow,
 }
 
-/// Create an image; `layout` has the keyword arguments of `pyimago.create` that were given.
+impl Creation {
+    fn new(
+        path: PathBuf,
+        size: Option<Offset>,
+        format: &Format,
+        layout: &Bound<'_, PyDict>,
+        overwrite: bool,
+        unchecked: bool,
+    ) -> PyResult<Self> {
+        let options = create_options(format.0, size.as_ref().map_or(0, |size| size.0), layout)?;
+        let has_backing = matches!(&options, CreateOptions::Qcow2(options) if options.backing.is_some());
+        let backing = match (size, unchecked) {
+            (None, false) if has_backing => BackingCheck::TakeSize,
+            (None, _) => {
+                return Err(PyValueError::new_err(
+                    "size is missing: only a backing file that is looked at can tell it",
+                ));
+            }
+            (Some(_), false) => BackingCheck::Open,
+            (Some(_), true) => BackingCheck::Skip,
+        };
+        Ok(Creation { path, options, how: CreateHow { overwrite, backing } })
+    }
+
+    fn start<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let Creation { path, options, how } = self;
+        F::call(
+            py,
+            Venue::Thread,
+            move || create_image(path, options, how).map_err(Failure::from),
+            |py, ()| Ok(py.None()),
+        )
+    }
+}
+
+/// Create an image; `layout` has the keyword arguments of `pyimago.create` about it that were given.
 #[pyfunction]
+#[pyo3(signature = (path, size, format, layout, *, overwrite, unchecked))]
 pub(crate) fn create(
     py: Python<'_>,
     path: StrPath,
-    size: Offset,
+    size: Option<Offset>,
     format: Format,
     layout: &Bound<'_, PyDict>,
+    overwrite: bool,
+    unchecked: bool,
 ) -> PyResult<Py<PyAny>> {
-    create_with::<Blocking>(py, path.0, size, &format, layout)
+    Creation::new(path.0, size, &format, layout, overwrite, unchecked)?.start::<Blocking>(py)
 }
 
 /// As `create`, awaited.
 #[pyfunction]
+#[pyo3(signature = (path, size, format, layout, *, overwrite, unchecked))]
 pub(crate) fn create_awaited(
     py: Python<'_>,
     path: StrPath,
-    size: Offset,
+    size: Option<Offset>,
     format: Format,
     layout: &Bound<'_, PyDict>,
+    overwrite: bool,
+    unchecked: bool,
 ) -> PyResult<Py<PyAny>> {
-    create_with::<Awaited>(py, path.0, size, &format, layout)
+    Creation::new(path.0, size, &format, layout, overwrite, unchecked)?.start::<Awaited>(py)
 }

@@ -1,7 +1,29 @@
-//! What is done with a path: opening, creating, converting an image.
+//! What is done with a path: opening, creating, converting, comparing images.
 
+/// The synchronous and the awaited function of Python's over one implementation that is generic over the `Face`.
+macro_rules! faces {
+    ($(#[$doc:meta])* $generic:ident => $name:ident, $awaited:ident($($argument:ident: $type:ty),* $(,)?)) => {
+        $(#[$doc])*
+        #[pyfunction]
+        #[pyo3(signature = ($($argument),*))]
+        pub(crate) fn $name(py: Python<'_>, $($argument: $type),*) -> PyResult<Py<PyAny>> {
+            $generic::<$crate::operation::Blocking>(py, $($argument),*)
+        }
+
+        /// The same, awaited.
+        #[pyfunction]
+        #[pyo3(signature = ($($argument),*))]
+        pub(crate) fn $awaited(py: Python<'_>, $($argument: $type),*) -> PyResult<Py<PyAny>> {
+            $generic::<$crate::operation::Awaited>(py, $($argument),*)
+        }
+    };
+}
+
+pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
+mod job;
+pub(crate) mod measure;
 pub(crate) mod open;
 
 use imago_core::format::FormatKind;

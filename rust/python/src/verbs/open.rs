@@ -11,6 +11,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::Format;
+use crate::errors::Failure;
 use crate::gate::PyGate;
 use crate::image::{FormatAccess, SyncFormatAccess, shared_image};
 use crate::operation::{Awaited, Blocking, Face, Venue};
@@ -70,6 +71,18 @@ impl DataFile {
             }
         }
     }
+}
+
+/// Opens an image to be read, with what it names.
+pub(super) fn open_plainly(
+    path: PathBuf,
+    format: Option<Format>,
+    implicit: &PyGate,
+) -> Result<Arc<imago_core::Image>, Failure> {
+    implicit.pass(|gate| {
+        let format = format.map(|format| format.0);
+        OpenOptions { format, gate: gate.clone(), ..OpenOptions::default() }.open(path)
+    })
 }
 
 /// What `open` takes beside the path.

@@ -1,7 +1,9 @@
 //! Taking clusters of the image file, and giving them back.
 
+use parking_lot::MutexGuard;
+
 use super::Driver;
-use super::pending::Dropped;
+use super::pending::{Dropped, Quarantine};
 use super::refcounts::{Refcounts, Taken};
 use crate::error::Result;
 
@@ -21,16 +23,36 @@ impl Driver {
         }
     }
 
+    /// Takes `count` free clusters in a row, for a table; the first one's number. The caller holds `flushing`.
+    pub(super) fn take_row(&self, count: u64, _: &mut Quarantine) -> Result<u64> {
+        loop {
+            let mut refcounts = self.refcounts.lock();
+            // Past the latch, as above.
+            let taken = refcounts.take_row(&*self.storage, &self.reserved.read(), count);
+            self.note_moved_metadata(&mut refcounts);
+            if let Some(first) = taken? {
+                return Ok(first);
+            }
+            let grown = refcounts.grow_table(&self.metadata, &self.header(), &self.reserved.read());
+            self.note_moved_table(refcounts);
+            grown?;
+        }
+    }
+
     pub(super) fn grow_refcount_table(&self) -> Result<()> {
         let one_flush = self.flushing.lock();
         let mut refcounts = self.refcounts.lock();
         let grown = refcounts.grow_if_full(&self.metadata, &self.header(), &self.reserved.read());
+        self.note_moved_table(refcounts);
+        drop(one_flush);
+        grown
+    }
+
+    fn note_moved_table(&self, mut refcounts: MutexGuard<'_, Refcounts>) {
         self.change_header(|header| {
             (header.refcount_table_offset, header.refcount_table_clusters) = refcounts.table_place();
         });
         self.note_moved_metadata(&mut refcounts);
-        drop(one_flush);
-        grown
     }
 
     pub(super) fn note_moved_metadata(&self, refcounts: &mut Refcounts) {
@@ -44,13 +66,25 @@ impl Driver {
         reserved.extend(refcounts.new_metadata.drain(..));
     }
 
+    /// Takes one reference off each range, but for last ones: those are returned, to wait for whoever may still follow them.
+    pub(super) fn drop_shared(&self, ranges: &[Dropped]) -> Result<Vec<Dropped>> {
+        let mut last = Vec::new();
+        let mut refcounts = self.refcounts.lock();
+        for &range in ranges {
+            // Checked when the entry lost it, but where refcounts are wrong metadata may have moved there since (I6).
+            self.refuse_metadata(range.host, range.len)?;
+            refcounts.drop_shared(&self.metadata, range, &mut last)?;
+        }
+        Ok(last)
+    }
+
     /// Takes one reference off each range; what is free then goes back to the host.
     pub(super) fn drop_references(&self, ranges: &[Dropped]) -> Result<()> {
         let mut free = Vec::new();
         {
             let mut refcounts = self.refcounts.lock();
             for &range in ranges {
-                // Checked when the entry lost it, but where refcounts are wrong metadata may have moved there since (I6).
+                // As above.
                 self.refuse_metadata(range.host, range.len)?;
                 free.extend(refcounts.drop_reference(&self.metadata, range)?);
             }

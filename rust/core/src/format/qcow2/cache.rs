@@ -160,6 +160,13 @@ impl SliceCache {
         }
     }
 
+    /// Drops everything: tables were rewritten in the file. Who is loading a slice meanwhile keeps what it loads for itself.
+    pub(super) fn clear(&self) {
+        for shard in &self.shards {
+            *shard.write() = Shard::default();
+        }
+    }
+
     fn insert(&self, key: u64, slice: Slice) -> Arc<Slice> {
         let mut guard = self.shard(key).write();
         let shard = &mut *guard;

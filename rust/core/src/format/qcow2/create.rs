@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use zerocopy::big_endian::U64;
@@ -10,7 +11,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::extensions::{Extensions, MAX_BACKING_FORMAT_LEN};
 use super::features::{
     AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DATA_FILE,
-    INCOMPATIBLE_EXTENDED_L2, name_table,
+    INCOMPATIBLE_EXTENDED_L2, MAX_CLUSTER_WITHOUT_NAMES, name_table,
 };
 use super::header::{
     COMPRESSION_ZSTD, MAGIC, MAX_BACKING_NAME_LEN, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_ORDER,
@@ -19,18 +20,19 @@ use super::header::{
 };
 use super::refcounts;
 use crate::error::{Error, Result};
+use crate::format::preallocation::Preallocation;
 use crate::format::{Compression, ImplicitReference};
 use crate::ondisk::{HEADER_V2_LEN, RawHeader, clusters_for};
 use crate::storage::{Storage, ZeroMode};
 
 /// Sizes are rounded up to this, as QEMU does: it knows no smaller unit.
 const SECTOR: u64 = 512;
-/// QEMU leaves the feature name table out of clusters up to this size, where a backing file's name needs the space.
-const MAX_CLUSTER_WITHOUT_NAMES: u64 = 4096;
 /// Bytes gathered before they are written.
 const WRITE_SIZE: usize = 1 << 20;
 /// In L1 and L2 entries: the cluster's refcount is exactly 1. (I5)
 const COPIED: u64 = 1 << 63;
+/// Host offsets in L2 entries are below this.
+const HOST_END: u64 = 1 << 56;
 /// The bitmap of an extended L2 entry whose subclusters are all there.
 const ALL_SUBCLUSTERS: u64 = 0xffff_ffff;
 
@@ -64,9 +66,12 @@ pub struct CreateOptions {
     /// The backing file, as the image shall spell it. Its size and existence are not looked at.
     pub backing: Option<ImplicitReference>,
     /// The external data file, as the image shall spell it (version 3).
-    pub data_file: Option<String>,
+    pub data_file: Option<PathBuf>,
     /// The external data file is to be a raw image of the disk at all times.
     pub data_file_raw: bool,
+    /// What is set aside for the disk's bytes. Over a backing file it needs extended L2 entries, where a cluster has a place and its
+    /// subclusters still show what is below.
+    pub preallocation: Preallocation,
 }
 
 impl Default for CreateOptions {
@@ -82,14 +87,20 @@ impl Default for CreateOptions {
             backing: None,
             data_file: None,
             data_file_raw: false,
+            preallocation: Preallocation::Off,
         }
     }
 }
 
+/// Refuses options that are wrong or exclude each other, as [`create`] does.
+pub fn check(options: &CreateOptions) -> Result<()> {
+    Plan::new(options).map(drop)
+}
+
 /// Makes `storage` a new image; whatever was in it is lost.
 ///
-/// With `data_file_raw`, `data_storage` is the external data file, which is made as long as the disk and otherwise kept:
-/// it is the new disk's content. It is not used otherwise.
+/// `data_storage` is the external data file. With `data_file_raw` it is made as long as the disk and otherwise kept: it is the new disk's
+/// content. With preallocation alone it is emptied and made as long as the disk. It is not used otherwise.
 ///
 /// # Errors
 /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for options that are wrong or exclude each other, before either storage
@@ -101,27 +112,42 @@ pub fn create(
     options: &CreateOptions,
 ) -> Result<()> {
     let plan = Plan::new(options)?;
-    let raw_data = match (options.data_file_raw, data_storage) {
+    let data_file = match (plan.external && plan.l2_tables > 0, data_storage) {
         (false, _) => None,
         (true, Some(data)) => Some(data.as_ref()),
         (true, None) => {
-            return Err(Error::invalid_input("data_file_raw needs the data file itself, to set its length"));
+            return Err(Error::invalid_input(
+                "data_file_raw and preallocation need the data file itself, to set its length",
+            ));
         }
     };
-    plan.write(storage.as_ref(), raw_data).map_err(|error| in_file(storage.as_ref(), error))
+    if let Some(data) = data_file
+        && !data.capabilities().resize
+        && data.len()? < plan.size
+    {
+        return Err(in_file(data, too_small(data.len()?, plan.size)));
+    }
+    plan.write(storage.as_ref(), data_file).map_err(|error| in_file(storage.as_ref(), error))
 }
 
-/// A new image, laid out: header, refcount table, refcount blocks, L1 table, L2 tables (only for a raw data file).
+/// A new image, laid out: header, refcount table, refcount blocks, L1 table, and, for preallocation and raw data files, all L2 tables, then
+/// the clusters that they name.
 struct Plan {
     cluster_bits: u32,
     refcount_order: u32,
     extended_l2: bool,
+    preallocation: Preallocation,
+    /// Guest data goes into an external data file, which (`raw`) shows the disk as it is.
+    external: bool,
+    raw: bool,
     size: u64,
     /// Clusters of the refcount table, of all refcount blocks, of the L1 table, of all L2 tables.
     table_clusters: u64,
     blocks: u64,
     l1_clusters: u64,
     l2_tables: u64,
+    /// Clusters of this file that guest data has already.
+    data_clusters: u64,
     /// Header, extensions and the backing file's name.
     head: Vec<u8>,
 }
@@ -143,14 +169,22 @@ impl Plan {
             cluster_bits,
             refcount_order,
             extended_l2: options.extended_l2,
+            preallocation: options.preallocation,
+            external: options.data_file.is_some(),
+            raw: options.data_file_raw,
             size,
             table_clusters: 0,
             blocks: 0,
             l1_clusters: clusters_for(l1_entries * 8, cluster_bits),
-            // A raw data file is one to one behind the tables, so that both ways of reading it agree.
-            l2_tables: if options.data_file_raw { l1_entries } else { 0 },
+            l2_tables: 0,
+            data_clusters: 0,
             head: Vec::new(),
         };
+        // A raw data file is one to one behind the tables, so that both ways of reading it agree.
+        if plan.raw || plan.preallocation != Preallocation::Off {
+            plan.l2_tables = l1_entries;
+            plan.data_clusters = if plan.external { 0 } else { clusters_for(size, cluster_bits) };
+        }
         plan.place_refcounts()?;
         plan.head = plan.head(options, l1_entries as u32);
         if plan.head.len() as u64 > cluster_size {
@@ -176,7 +210,12 @@ impl Plan {
         }
         if self.table_clusters * self.cluster_size() > MAX_REFCOUNT_TABLE_LEN {
             return Err(Error::invalid_input(
-                "the tables of this image need more refcounts than a refcount table of 8 MiB has; use bigger clusters",
+                "the clusters of this image need more refcounts than a refcount table of 8 MiB has; use bigger clusters",
+            ));
+        }
+        if self.clusters() > HOST_END >> self.cluster_bits {
+            return Err(Error::invalid_input(
+                "an image file has 64 PiB at most: not all of this disk can be preallocated",
             ));
         }
         Ok(())
@@ -192,6 +231,10 @@ impl Plan {
 
     /// All clusters of the new image.
     fn clusters(&self) -> u64 {
+        self.data_start() + self.data_clusters
+    }
+
+    fn data_start(&self) -> u64 {
         self.l2_start() + self.l2_tables
     }
 
@@ -236,7 +279,7 @@ impl Plan {
         let named = options.version == Version::V3 && self.cluster_size() > MAX_CLUSTER_WITHOUT_NAMES;
         let extensions = Extensions {
             backing_format: options.backing.as_ref().and_then(|backing| backing.format.clone()),
-            data_file: options.data_file.as_ref().map(Into::into),
+            data_file: options.data_file.clone(),
             feature_names: if named { name_table() } else { Vec::new() },
             ..Extensions::default()
         };
@@ -251,13 +294,14 @@ impl Plan {
     }
 
     /// The first sector of the header comes last and alone, so that an interrupted create leaves no valid image.
-    fn write(&self, storage: &dyn Storage, raw_data: Option<&dyn Storage>) -> Result<()> {
-        if let Some(data) = raw_data
-            && data.len()? < self.size
-        {
-            data.set_len(self.size).and_then(|()| data.sync()).map_err(|error| in_file(data, error))?;
-        }
+    fn write(&self, storage: &dyn Storage, data_file: Option<&dyn Storage>) -> Result<()> {
         self.clear(storage)?;
+        let bytes = |clusters: u64| clusters << self.cluster_bits;
+        // The most of the space first: what is full is found out before all else is written.
+        self.preallocation.reserve(storage, bytes(self.data_start()), bytes(self.data_clusters))?;
+        if let Some(data) = data_file {
+            self.prepare_data_file(data).map_err(|error| in_file(data, error))?;
+        }
 
         let mut out = Stream { storage, offset: self.cluster_size(), buffer: Vec::new() };
         for block in 0..self.blocks {
@@ -275,13 +319,16 @@ impl Plan {
         }
         if self.l2_tables > 0 {
             out.fill(self.l2_start() << self.cluster_bits)?;
-            for cluster in 0..clusters_for(self.size, self.cluster_bits) {
+            let first = if self.external { 0 } else { self.data_start() };
+            // Where there are subclusters, space alone shows nothing: what is below stays in sight.
+            let bitmap = if self.raw { ALL_SUBCLUSTERS } else { 0 };
+            for cluster in first..first + clusters_for(self.size, self.cluster_bits) {
                 out.put(U64::new(cluster << self.cluster_bits | COPIED).as_bytes())?;
                 if self.extended_l2 {
-                    out.put(U64::new(ALL_SUBCLUSTERS).as_bytes())?;
+                    out.put(U64::new(bitmap).as_bytes())?;
                 }
             }
-            out.fill(self.clusters() << self.cluster_bits)?;
+            out.fill(self.data_start() << self.cluster_bits)?;
         }
         out.flush()?;
 
@@ -294,6 +341,32 @@ impl Plan {
         storage.sync()
     }
 
+    /// Makes the external data file what the tables say of it: the bytes that are there (raw), or zeroes.
+    fn prepare_data_file(&self, data: &dyn Storage) -> Result<()> {
+        let there = data.len()?;
+        let mut kept = 0;
+        if self.raw {
+            kept = there.min(self.size);
+            if there < self.size {
+                data.set_len(self.size)?;
+            }
+        } else if data.capabilities().resize {
+            data.set_len(0)?;
+            data.set_len(self.size)?;
+        } else {
+            data.write_zeroes_at(0, self.size, ZeroMode::Keep)?;
+        }
+        // What is kept must not be written over.
+        let of_kept = if self.preallocation == Preallocation::Full {
+            Preallocation::Falloc
+        } else {
+            self.preallocation
+        };
+        of_kept.reserve(data, 0, kept)?;
+        self.preallocation.reserve(data, kept, self.size - kept)?;
+        data.sync()
+    }
+
     /// Makes an image that was there before invalid, durably, and the header's cluster and the L1 table zeroes.
     fn clear(&self, storage: &dyn Storage) -> Result<()> {
         let len = self.clusters() << self.cluster_bits;
@@ -304,15 +377,18 @@ impl Plan {
         }
         let there = storage.len()?;
         if there < len {
-            return Err(Error::invalid_input(format!(
-                "the new image takes {len} bytes, but the storage has {there} and cannot grow"
-            )));
+            return Err(too_small(there, len));
         }
         storage.write_zeroes_at(0, self.cluster_size(), ZeroMode::Keep)?;
         storage.sync()?;
         let l1_len = self.l1_clusters << self.cluster_bits;
         if l1_len > 0 {
             storage.write_zeroes_at(self.l1_start() << self.cluster_bits, l1_len, ZeroMode::Keep)?;
+        }
+        if self.data_clusters > 0 {
+            let (start, len) =
+                (self.data_start() << self.cluster_bits, self.data_clusters << self.cluster_bits);
+            storage.write_zeroes_at(start, len, ZeroMode::Keep)?;
         }
         Ok(())
     }
@@ -362,7 +438,10 @@ fn check_combination(options: &CreateOptions) -> Result<()> {
         "data_file_raw needs a data file"
     } else if options.data_file_raw && options.backing.is_some() {
         "a raw data file holds the whole disk and cannot have a backing file"
-    } else if options.data_file.as_ref().is_some_and(|name| names_bad(name.as_bytes())) {
+    } else if options.preallocation != Preallocation::Off && options.backing.is_some() && !options.extended_l2
+    {
+        "over a backing file preallocation needs extended L2 entries: without subclusters a cluster that has a place hides what is below"
+    } else if options.data_file.as_ref().is_some_and(|name| names_bad(name.as_os_str().as_bytes())) {
         "the data file's name is empty or has a NUL in it"
     } else if let Some(backing) = &options.backing {
         let name = backing.name.as_os_str().as_bytes();
@@ -411,6 +490,10 @@ fn refcount_order(options: &CreateOptions) -> Result<u32> {
         return Err(Error::invalid_input("refcounts of other than 16 bits need version 3"));
     }
     Ok(order)
+}
+
+fn too_small(there: u64, needed: u64) -> Error {
+    Error::invalid_input(format!("{needed} bytes are needed, but the storage has {there} and cannot grow"))
 }
 
 /// The disk is too big for one L1 table.

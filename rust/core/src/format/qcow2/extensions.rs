@@ -12,11 +12,16 @@ use crate::ondisk::{RawBitmaps, RawExtension, RawFeatureName};
 use crate::units::HostOffset;
 
 const END: u32 = 0;
-const BACKING_FORMAT: u32 = 0xe279_2aca;
-const FEATURE_NAMES: u32 = 0x6803_f857;
-const BITMAPS: u32 = 0x2385_2875;
-const CRYPTO_HEADER: u32 = 0x0537_be77;
-const DATA_FILE: u32 = 0x4441_5441;
+/// Kind: the backing file's format.
+pub(crate) const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// Kind: the feature name table.
+pub(crate) const FEATURE_NAMES: u32 = 0x6803_f857;
+/// Kind: where the bitmap directory is.
+pub(crate) const BITMAPS: u32 = 0x2385_2875;
+/// Kind: where the encryption header is.
+pub(crate) const CRYPTO_HEADER: u32 = 0x0537_be77;
+/// Kind: the external data file's name.
+pub(crate) const DATA_FILE: u32 = 0x4441_5441;
 
 /// Bytes of a backing format's name at most: QEMU keeps it in 16 with a NUL.
 pub(crate) const MAX_BACKING_FORMAT_LEN: usize = 15;
@@ -36,7 +41,7 @@ pub(crate) struct BitmapsExtension {
     pub(crate) directory_offset: HostOffset,
 }
 
-/// An extension of a kind that is not known.
+/// An extension as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Extension {
     /// Its number.
@@ -123,6 +128,27 @@ impl Extensions {
         push(&mut area, END, &[]);
         area
     }
+}
+
+/// The extensions in `area` as they stand, and the bytes that they take there with the end marker, where there is one.
+pub(crate) fn list(area: &[u8]) -> Result<(Vec<Extension>, usize)> {
+    let (mut extensions, mut end) = (Vec::new(), 0);
+    for item in (Items { area, base: 0, at: 0 }) {
+        let (at, kind, data) = item?;
+        extensions.push(Extension { kind, data: data.to_vec() });
+        end = at as usize + size_of::<RawExtension>() + data.len().next_multiple_of(8);
+    }
+    Ok((extensions, (end + size_of::<RawExtension>()).min(area.len())))
+}
+
+/// What lies behind the header for these extensions, the end marker included.
+pub(crate) fn to_bytes(extensions: &[Extension]) -> Vec<u8> {
+    let mut area = Vec::new();
+    for extension in extensions {
+        push(&mut area, extension.kind, &extension.data);
+    }
+    push(&mut area, END, &[]);
+    area
 }
 
 /// Walks the extensions up to the end marker or the end of the area.

@@ -1,6 +1,11 @@
 //! The feature bits that are known, and the names of those that are not.
 
+use zerocopy::{FromBytes, IntoBytes};
+
 use crate::ondisk::RawFeatureName;
+
+/// QEMU leaves the feature name table out of clusters up to this size, where a backing file's name needs the space.
+pub(crate) const MAX_CLUSTER_WITHOUT_NAMES: u64 = 4096;
 
 /// Refcounts may be wrong: the image was written to with lazy refcounts and not closed.
 pub(crate) const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
@@ -53,6 +58,19 @@ pub(crate) fn name_table() -> Vec<RawFeatureName> {
         entry
     });
     entries.collect()
+}
+
+/// The table of a header that is rewritten, as its extension holds it: that of a new image and, of `old`, the names of bits that are
+/// not known here.
+pub(crate) fn merged_name_table(old: Option<&[u8]>) -> Vec<u8> {
+    let mut table = name_table();
+    let old = old.unwrap_or_default().chunks_exact(size_of::<RawFeatureName>());
+    for entry in old.filter_map(|entry| RawFeatureName::read_from_bytes(entry).ok()) {
+        if !table.iter().any(|known| (known.class, known.bit) == (entry.class, entry.bit)) {
+            table.push(entry);
+        }
+    }
+    table.as_bytes().to_vec()
 }
 
 /// The incompatible features of `bits`, one name each, as the image itself names them in its table.

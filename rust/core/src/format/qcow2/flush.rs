@@ -6,7 +6,7 @@
 //! 3. barrier: guest data, new L2 tables, refcounts are durable (I1, I3, I4);
 //! 4. changed L2 slices and L1 entries; every cluster that they name became durable in step 3;
 //! 5. barrier: what those entries do not name any more has no durable pointer (I2);
-//! 6. references dropped in step 4 are taken off in memory once no operation in flight can follow the old mapping, and
+//! 6. references dropped in step 4 are taken off in memory, last ones once no operation in flight can follow the old mapping, and
 //!    written without a barrier: until they land there are leaks, nothing else.
 
 use super::Driver;
@@ -29,8 +29,12 @@ impl Driver {
     }
 
     pub(super) fn write_back(&self) -> Result<()> {
+        self.write_back_held(&mut self.flushing.lock())
+    }
+
+    /// The same by whoever holds `flushing`.
+    pub(super) fn write_back_held(&self, quarantine: &mut Quarantine) -> Result<()> {
         self.metadata.check()?;
-        let mut quarantine = self.flushing.lock();
         // Past the latch: what this writes nobody owns.
         self.refcounts.lock().pad(&*self.storage)?;
         // Entries that change from here on belong to the next flush: their data may land after step 3.
@@ -50,8 +54,8 @@ impl Driver {
             self.pending.lock().slices.extend(pending.slices);
             return Err(error);
         }
-        quarantine.add(pending.dropped);
-        self.take_off_dropped(&mut quarantine)
+        quarantine.add(self.drop_shared(&pending.dropped)?);
+        self.take_off_dropped(quarantine)
     }
 
     fn write_ordered(
@@ -77,7 +81,7 @@ impl Driver {
         self.metadata.sync()
     }
 
-    fn write_refcounts(&self, writes: &RefcountWrites) -> Result<()> {
+    pub(super) fn write_refcounts(&self, writes: &RefcountWrites) -> Result<()> {
         for (offset, bytes) in &writes.blocks {
             self.metadata.writev_at(bytes.into(), offset.0)?;
         }
@@ -99,14 +103,13 @@ impl Driver {
         pending.l1.iter().map(entry).collect()
     }
 
-    /// Step 6.
-    fn take_off_dropped(&self, quarantine: &mut Quarantine) -> Result<()> {
+    /// Step 6: takes the references off that can be, and writes the blocks.
+    pub(super) fn take_off_dropped(&self, quarantine: &mut Quarantine) -> Result<()> {
         let released = quarantine.release(&self.inflight);
-        if released.is_empty() {
-            return Ok(());
+        if !released.is_empty() {
+            self.drop_references(&released)?;
         }
-        self.drop_references(&released)?;
         let writes = self.refcounts.lock().take_dirty();
-        self.write_refcounts(&writes)
+        if writes.blocks.is_empty() { Ok(()) } else { self.write_refcounts(&writes) }
     }
 }

@@ -1,6 +1,7 @@
 //! The header: unchecked bytes become a [`Header`] whose bounds are all settled, before anything is computed from them.
 
 use std::mem::offset_of;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use zerocopy::big_endian::{U32, U64};
@@ -110,15 +111,7 @@ impl Header {
     pub(crate) fn inspect(storage: &dyn Storage) -> Result<Header> {
         let read = || {
             let file_len = storage.len()?;
-            let mut first = vec![0; file_len.min(FIRST_READ) as usize];
-            storage.readv_at((&mut first).into(), 0)?;
-            let first_cluster = file_len.min(1 << cluster_bits(&first)?) as usize;
-            if first.len() < first_cluster {
-                first.resize(first_cluster, 0);
-                storage.readv_at((&mut first).into(), 0)?;
-            }
-            first.truncate(first_cluster);
-            parse(&first, file_len)
+            parse(&first_cluster(storage, file_len)?, file_len)
         };
         read().map_err(|error| in_file(storage, error))
     }
@@ -182,6 +175,37 @@ impl Header {
         storage.writev_at(fields.as_bytes().into(), offset_of!(RawHeader, incompatible) as u64)
     }
 
+    /// Points the header to another L1 table and changes the disk's size: 24 bytes of one sector, so that all or nothing of it changes.
+    pub(crate) fn rewrite_disk(
+        &self,
+        storage: &dyn Storage,
+        size: u64,
+        l1_offset: HostOffset,
+        l1_entries: u32,
+    ) -> Result<()> {
+        debug_assert!(l1_offset.is_aligned(self.cluster_size()));
+        let mut fields = [0; 24];
+        fields[..8].copy_from_slice(U64::new(size).as_bytes());
+        fields[8..12].copy_from_slice(U32::new(self.crypt_method).as_bytes());
+        fields[12..16].copy_from_slice(U32::new(l1_entries).as_bytes());
+        fields[16..].copy_from_slice(U64::new(l1_offset.0).as_bytes());
+        storage.writev_at((&fields).into(), offset_of!(RawHeader, size) as u64)
+    }
+
+    /// Points the header to another snapshot table: 12 bytes of one sector, so that all or nothing of them changes.
+    pub(crate) fn rewrite_snapshots(
+        &self,
+        storage: &dyn Storage,
+        offset: HostOffset,
+        count: u32,
+    ) -> Result<()> {
+        debug_assert!(offset.is_aligned(self.cluster_size()));
+        let mut fields = [0; 12];
+        fields[..4].copy_from_slice(U32::new(count).as_bytes());
+        fields[4..].copy_from_slice(U64::new(offset.0).as_bytes());
+        storage.writev_at((&fields).into(), offset_of!(RawHeader, snapshot_count) as u64)
+    }
+
     /// Points the header to another refcount table: 12 bytes of one sector, so that all or nothing of them changes.
     pub(crate) fn rewrite_refcount_table(
         &self,
@@ -201,6 +225,19 @@ impl Header {
 pub(crate) fn l1_entries_for(size: u64, cluster_bits: u32, l2_entry_size: u64) -> u64 {
     // One L2 table is a cluster full of entries, each for one cluster: at most 2^(21 + 18) bytes.
     size.div_ceil((1 << (2 * cluster_bits)) / l2_entry_size)
+}
+
+/// The first cluster of a qcow2 image; all of its `file_len` bytes, where it has fewer.
+pub(super) fn first_cluster(storage: &dyn Storage, file_len: u64) -> Result<Vec<u8>> {
+    let mut first = vec![0; file_len.min(FIRST_READ) as usize];
+    storage.readv_at((&mut first).into(), 0)?;
+    let len = file_len.min(1 << cluster_bits(&first)?) as usize;
+    if first.len() < len {
+        first.resize(len, 0);
+        storage.readv_at((&mut first).into(), 0)?;
+    }
+    first.truncate(len);
+    Ok(first)
 }
 
 pub(super) fn in_file(storage: &dyn Storage, error: Error) -> Error {
@@ -247,13 +284,12 @@ fn cluster_bits(first: &[u8]) -> Result<u32> {
     Ok(bits)
 }
 
-/// Checks the header in the file's first cluster (`first`, shorter only if the file is); `file_len` in bytes.
-fn parse(first: &[u8], file_len: u64) -> Result<Header> {
-    let cluster_bits = cluster_bits(first)?;
-    let cluster_size = 1_u64 << cluster_bits;
+/// The fields, those that version 2 lacks with the values it assumes, and where in `first` (the file's first cluster, shorter
+/// only if the file is) extensions may be.
+pub(super) fn fields(first: &[u8]) -> Result<(RawHeader, Range<usize>)> {
+    let cluster_size = 1_u64 << cluster_bits(first)?;
     let mut raw = raw_header(first)?;
-    let version = raw.version.get();
-    if version == 2 {
+    if raw.version.get() == 2 {
         // What follows the 72 bytes is not of the header.
         (raw.incompatible, raw.compatible, raw.autoclear) = (U64::ZERO, U64::ZERO, U64::ZERO);
         (raw.refcount_order, raw.header_length) = (V2_REFCOUNT_ORDER.into(), HEADER_V2_LEN.into());
@@ -273,6 +309,9 @@ fn parse(first: &[u8], file_len: u64) -> Result<Header> {
             "the header claims {header_length} bytes, more than a cluster has ({cluster_size})"
         );
     }
+    if raw.header_length.get() <= offset_of!(RawHeader, compression_type) as u32 {
+        (raw.compression_type, raw.padding) = (COMPRESSION_DEFLATE, [0; 7]);
+    }
 
     let extensions_end = match raw.backing_name_offset.get() {
         0 => cluster_size,
@@ -284,8 +323,17 @@ fn parse(first: &[u8], file_len: u64) -> Result<Header> {
         }
         offset => offset,
     };
-    let area_end = extensions_end.min(first.len() as u64) as usize;
-    let area = first.get(header_length as usize..area_end).unwrap_or_default();
+    let end = extensions_end.min(first.len() as u64) as usize;
+    Ok((raw, (header_length as usize).min(end)..end))
+}
+
+/// Checks the header in the file's first cluster (`first`, shorter only if the file is); `file_len` in bytes.
+pub(super) fn parse(first: &[u8], file_len: u64) -> Result<Header> {
+    let (raw, space) = fields(first)?;
+    let cluster_bits = raw.cluster_bits.get();
+    let cluster_size = 1_u64 << cluster_bits;
+    let (version, header_length) = (raw.version.get(), u64::from(raw.header_length.get()));
+    let area = &first[space];
 
     let incompatible = raw.incompatible.get();
     if incompatible & !INCOMPATIBLE_KNOWN != 0 {
@@ -350,8 +398,7 @@ fn parse(first: &[u8], file_len: u64) -> Result<Header> {
 
 fn compression(raw: &RawHeader) -> Result<Compression> {
     let marked = raw.incompatible.get() & INCOMPATIBLE_COMPRESSION != 0;
-    let present = raw.header_length.get() > offset_of!(RawHeader, compression_type) as u32;
-    match if present { raw.compression_type } else { COMPRESSION_DEFLATE } {
+    match raw.compression_type {
         COMPRESSION_DEFLATE if marked => {
             refuse!(compression_type, "the feature bit says that a compression type is set, but none is")
         }

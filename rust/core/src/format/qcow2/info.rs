@@ -3,24 +3,15 @@
 use super::bitmaps;
 use super::features::COMPATIBLE_LAZY_REFCOUNTS;
 use super::header::Header;
-use super::snapshots::SnapshotTable;
+use super::snapshots::{Snapshot, SnapshotTable};
 use crate::error::Result;
 use crate::format::Compression;
-use crate::format::qcow2_info::{BitmapInfo, Qcow2Info, SnapshotInfo};
+use crate::format::qcow2_info::{BitmapInfo, Qcow2Info};
 use crate::storage::Storage;
 
 /// Reads what the header does not say itself: snapshots and bitmaps.
 pub(crate) fn info(storage: &dyn Storage, header: &Header) -> Result<Qcow2Info> {
-    let snapshots =
-        SnapshotTable::read(storage, header)?.snapshots.into_iter().map(|snapshot| SnapshotInfo {
-            id: snapshot.id,
-            name: snapshot.name,
-            vm_state_size: snapshot.vm_state_size,
-            date_sec: snapshot.date_sec,
-            date_nsec: snapshot.date_nsec,
-            vm_clock_nsec: snapshot.vm_clock_nsec,
-            icount: snapshot.icount,
-        });
+    let snapshots = SnapshotTable::read(storage, header)?.snapshots;
     let bitmaps = bitmaps::read(storage, header)?.into_iter().map(|bitmap| {
         let flags = [(bitmap.is_in_use(), "in-use"), (bitmap.is_auto(), "auto")];
         BitmapInfo {
@@ -43,7 +34,7 @@ pub(crate) fn info(storage: &dyn Storage, header: &Header) -> Result<Qcow2Info> 
         data_file,
         data_file_raw: header.has_data_file().then(|| header.is_data_file_raw()),
         encrypted: header.encryption(),
-        snapshots: snapshots.collect(),
+        snapshots: snapshots.iter().map(Snapshot::info).collect(),
         bitmaps: bitmaps.collect(),
     })
 }

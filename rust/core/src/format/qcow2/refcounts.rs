@@ -35,6 +35,14 @@ impl Block {
     fn new(bytes: Box<[u8]>, dirty: Range<usize>) -> Self {
         Block { bytes, dirty, landing: false }
     }
+
+    fn note_dirty(&mut self, touched: &Range<usize>) {
+        self.dirty = if self.dirty.is_empty() {
+            touched.clone()
+        } else {
+            self.dirty.start.min(touched.start)..self.dirty.end.max(touched.end)
+        };
+    }
 }
 
 /// The refcounts of an image that is open for writing.
@@ -186,11 +194,7 @@ impl Refcounts {
         let order = self.order;
         let block = self.block(storage, index, host)?;
         let touched = write_count(&mut block.bytes, order, cluster % per_block, count);
-        block.dirty = if block.dirty.is_empty() {
-            touched
-        } else {
-            block.dirty.start.min(touched.start)..block.dirty.end.max(touched.end)
-        };
+        block.note_dirty(&touched);
         Ok(())
     }
 
@@ -291,10 +295,11 @@ impl Refcounts {
         self.grow_table(storage, header, reserved)
     }
 
-    /// Moves the table to a larger one behind everything that the old one could count.
+    /// Moves the table to a larger one behind everything that the old one could count; for the caller as in
+    /// [`grow_if_full`](Self::grow_if_full).
     ///
     /// Recipe (docs/qcow2.md, "Growing the refcount table"): blocks, barrier, table, barrier, header, barrier.
-    fn grow_table(
+    pub(super) fn grow_table(
         &mut self,
         storage: &dyn Storage,
         header: &Header,
@@ -364,12 +369,7 @@ impl Refcounts {
         let mut free = Vec::new();
         for cluster in first..=last {
             match self.get(storage, cluster)? {
-                0 => {
-                    return Err(Error::corrupt(
-                        "a cluster in use has refcount 0; repair the image (qemu-img check -r all)",
-                    )
-                    .at(cluster << self.cluster_bits));
-                }
+                0 => return Err(uncounted(cluster << self.cluster_bits)),
                 count => self.set(storage, cluster, count - 1)?,
             }
             if self.get(storage, cluster)? == 0 {
@@ -379,6 +379,151 @@ impl Refcounts {
             }
         }
         Ok(free)
+    }
+
+    /// What the width holds at most.
+    fn max(&self) -> u64 {
+        if self.order == 6 { u64::MAX } else { (1 << (1 << self.order)) - 1 }
+    }
+
+    /// Replaces the refcount of every cluster that a range touches, all of which are counted, by what `change` makes of it.
+    fn update(
+        &mut self,
+        storage: &dyn Storage,
+        range: Dropped,
+        mut change: impl FnMut(u64, u64) -> Result<u64>,
+    ) -> Result<()> {
+        let (bits, order, per_block) = (self.cluster_bits, self.order, self.per_block());
+        let mut cluster = range.host.0 >> bits;
+        let end = ((range.host.0 + range.len - 1) >> bits) + 1;
+        while cluster < end {
+            let index = cluster / per_block;
+            let stop = end.min((index + 1) * per_block);
+            let host = self.block_offset(index)?.ok_or_else(|| uncounted(cluster << bits))?;
+            let block = self.block(storage, index, host)?;
+            while cluster < stop {
+                let count = match read_count(&block.bytes, order, cluster % per_block) {
+                    0 => return Err(uncounted(cluster << bits)),
+                    count => count,
+                };
+                let new = change(cluster, count)?;
+                if new != count {
+                    let touched = write_count(&mut block.bytes, order, cluster % per_block, new);
+                    block.note_dirty(&touched);
+                }
+                cluster += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds one reference to every cluster that the range touches.
+    pub(super) fn add_reference(&mut self, storage: &dyn Storage, range: Dropped) -> Result<()> {
+        let (max, bits, order) = (self.max(), self.cluster_bits, self.order);
+        self.update(storage, range, |cluster, count| {
+            if count < max {
+                return Ok(count + 1);
+            }
+            Err(Error::unsupported(format!(
+                "a refcount of {} bits cannot count one more reference than {max}; give the image wider refcounts \
+                 (qemu-img amend -o refcount_bits=...) or delete snapshots",
+                1 << order
+            ))
+            .at(cluster << bits))
+        })
+    }
+
+    /// Takes one reference off every cluster that the range touches, unless it is the last: that stays, and goes to `last`.
+    pub(super) fn drop_shared(
+        &mut self,
+        storage: &dyn Storage,
+        range: Dropped,
+        last: &mut Vec<Dropped>,
+    ) -> Result<()> {
+        let bits = self.cluster_bits;
+        self.update(storage, range, |cluster, count| {
+            if count > 1 {
+                return Ok(count - 1);
+            }
+            let host = HostOffset(cluster << bits);
+            match last.last_mut() {
+                Some(before) if before.host + before.len == host => before.len += 1 << bits,
+                _ => last.push(Dropped { host, len: 1 << bits }),
+            }
+            Ok(count)
+        })
+    }
+
+    /// Whether the cluster at `host` has exactly one reference.
+    pub(super) fn is_single(&mut self, storage: &dyn Storage, host: HostOffset) -> Result<bool> {
+        Ok(self.get(storage, host.0 >> self.cluster_bits)? == 1)
+    }
+
+    /// Forgets every change since all was on disk; the caller knows that it was, that nothing was taken since, and holds `flushing`.
+    pub(super) fn forget_changes(&mut self) {
+        debug_assert!(self.dirty_entries.is_empty());
+        self.blocks.retain(|_, block| block.dirty.is_empty());
+    }
+
+    /// Takes `count` free clusters in a row; their refcounts become 1. `None`: the table is full, see
+    /// [`grow_if_full`](Self::grow_if_full).
+    pub(super) fn take_row(
+        &mut self,
+        storage: &dyn Storage,
+        reserved: &FxHashSet<u64>,
+        count: u64,
+    ) -> Result<Option<u64>> {
+        let mut first = self.first_free(storage)?;
+        let mut end = first;
+        while end - first < count {
+            let index = end / self.per_block();
+            if index >= self.table.len() as u64 {
+                return Ok(None);
+            }
+            if self.block_offset(index)?.is_none() {
+                // Where the block then stands may be in the middle of the row.
+                if !self.place_block(storage, reserved, index)? {
+                    return Ok(None);
+                }
+                first = self.first_free(storage)?;
+                end = first;
+                continue;
+            }
+            let free = self.get(storage, end)? == 0;
+            end += 1;
+            if !free {
+                first = end;
+            }
+        }
+        self.refuse_reserved(reserved, first..end)?;
+        for cluster in first..end {
+            self.set(storage, cluster, 1)?;
+        }
+        self.untouched = self.untouched.max(end << self.cluster_bits);
+        Ok(Some(first))
+    }
+
+    /// Makes block number `index` in a cluster of its own, wherever one is free; false: the table is full.
+    fn place_block(&mut self, storage: &dyn Storage, reserved: &FxHashSet<u64>, index: u64) -> Result<bool> {
+        let Some(taken) = self.take(storage, reserved, 1)? else {
+            return Ok(false);
+        };
+        let range = Dropped { host: HostOffset(taken.first << self.cluster_bits), len: self.cluster_size() };
+        if self.block_offset(index)?.is_some() {
+            // That cluster's own block was missing, and is the one.
+            return self.drop_reference(storage, range).map(|_| true);
+        }
+        let bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
+        if let Err(error) = storage.writev_at((&*bytes).into(), range.host.0) {
+            // Nothing names the cluster; the failed write is the one to report.
+            let _ = self.drop_reference(storage, range);
+            return Err(error);
+        }
+        self.blocks.insert(index, Block::new(bytes, 0..0));
+        self.table[index as usize] = range.host.0;
+        self.dirty_entries.insert(index as usize);
+        self.new_metadata.push(taken.first);
+        Ok(true)
     }
 
     /// Takes the changes that are not on disk yet; once they are, [`landed`](Self::landed) is to be told.
@@ -403,6 +548,10 @@ impl Refcounts {
     pub(super) fn landed(&mut self) {
         self.blocks.values_mut().for_each(|block| block.landing = false);
     }
+}
+
+fn uncounted(host: u64) -> Error {
+    Error::corrupt("a cluster in use has refcount 0; repair the image (qemu-img check -r all)").at(host)
 }
 
 /// A refcount block of `size` bytes whose first `used` clusters have refcount 1.

@@ -28,6 +28,13 @@ impl Driver {
             return Ok(());
         }
         let one_starter = self.flushing.lock();
+        self.begin_writing()?;
+        drop(one_starter);
+        Ok(())
+    }
+
+    /// The same by whoever holds `flushing`.
+    pub(super) fn begin_writing(&self) -> Result<()> {
         if !self.started.load(Ordering::Acquire) {
             let header = self.header();
             let known = header.autoclear & features::AUTOCLEAR_KNOWN;
@@ -39,7 +46,6 @@ impl Driver {
             bitmaps::mark_in_use(&self.metadata, &header)?;
             self.started.store(true, Ordering::Release);
         }
-        drop(one_starter);
         Ok(())
     }
 

@@ -106,20 +106,23 @@ pub(super) fn seek(file: &fs::File, to: Seek) -> io::Result<u64> {
     u64::try_from(position).map_err(|_| io::Error::last_os_error())
 }
 
-/// How to make a range read as zeroes without writing it; the length of the file stays.
+/// What becomes of the space behind a range without writing it; the length of the file stays.
 #[derive(Clone, Copy)]
 pub(super) enum Allocate {
+    /// There is some; what is there stays.
+    Space,
     /// Zeroes on allocated space.
     ZeroRange,
     /// A hole.
     PunchHole,
 }
 
-/// Zeroes `len` bytes from `offset` on.
+/// Changes the space of `len` bytes from `offset` on.
 #[cfg(target_os = "linux")]
 pub(super) fn fallocate(file: &fs::File, how: Allocate, offset: u64, len: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_KEEP_SIZE
         | match how {
+            Allocate::Space => 0,
             Allocate::ZeroRange => libc::FALLOC_FL_ZERO_RANGE,
             Allocate::PunchHole => libc::FALLOC_FL_PUNCH_HOLE,
         };
@@ -135,7 +138,7 @@ pub(super) fn fallocate(file: &fs::File, how: Allocate, offset: u64, len: u64) -
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn fallocate(_: &fs::File, _: Allocate, _: i64, _: u64) -> io::Result<()> {
+pub(super) fn fallocate(_: &fs::File, _: Allocate, _: u64, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

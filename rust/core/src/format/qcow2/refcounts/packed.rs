@@ -57,7 +57,7 @@ impl Refcounts {
         };
         let (cluster, next) = (start >> self.cluster_bits, (start >> self.cluster_bits) + 1);
         let count = self.get(storage, cluster)?;
-        if count == self.max_count() || start + len > limit {
+        if count == self.max() || start + len > limit {
             return Ok(None);
         }
         if start + len > next << self.cluster_bits {
@@ -89,11 +89,6 @@ impl Refcounts {
             storage.writev_at(IoVector::zeroes((padded - end) as usize), end)?;
         }
         Ok(())
-    }
-
-    /// The largest count that the width holds.
-    fn max_count(&self) -> u64 {
-        u64::MAX >> (64 - (1 << self.order))
     }
 }
 

@@ -1,0 +1,116 @@
+"""How commands take their arguments: as qemu-img does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from pyimago.cli._text import parse_size
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+FAILED = 1
+
+
+def name() -> str:
+    """The name we were called by; `python -m pyimago.cli` has none of its own."""
+    called = os.path.basename(sys.argv[0])  # noqa: PTH119 - pathlib costs a third of the time --help takes
+    return called if called and called != "__main__.py" else "pyimago"
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line like every other failure: one line, status 1."""
+
+    def __init__(self, **options: str | None) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end."""
+        self.exit(FAILED, f"{name()}: {message}; see `{self.prog} --help`\n")
+
+
+class Version(argparse.Action):
+    """`--version` that looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print it and end."""
+        from importlib.metadata import version
+
+        print("pyimago", version("pyimago"))
+        parser.exit()
+
+
+class Options(argparse.Action):
+    """`-o`, any number of times; `-o help` tells what there is and ends."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: object, *_: object
+    ) -> None:
+        """Gather them."""
+        from pyimago.cli import _layout
+
+        if _layout.help_asked([str(value)]):
+            _layout.print_help()
+            parser.exit()
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), value])
+
+
+def add_format(parser: Parser) -> None:
+    """`-f`."""
+    parser.add_argument("-f", "--format", metavar="FMT", help="its format (default: probed)")
+
+
+def add_output(parser: Parser) -> None:
+    """`--output`."""
+    parser.add_argument(
+        "--output", choices=("human", "json"), default="human", help="for people (default) or programs"
+    )
+
+
+def add_implicit(parser: Parser) -> None:
+    """Which files that an image names may be opened."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--allow-implicit",
+        dest="implicit",
+        action="store_const",
+        const="allow",
+        default="beside",
+        help="open every file that an image names, not only those beside or below it",
+    )
+    which.add_argument(
+        "--deny-implicit",
+        dest="implicit",
+        action="store_const",
+        const="deny",
+        help="open no file that an image names",
+    )
+
+
+def add_options(parser: Parser) -> None:
+    """`-o`."""
+    parser.add_argument(
+        "-o",
+        "--options",
+        metavar="NAME=VALUE[,...]",
+        action=Options,
+        default=[],
+        help="how the new image is laid out; `-o help` tells",
+    )
+
+
+def add_progress(parser: Parser) -> None:
+    """`-p` and `-q`."""
+    parser.add_argument("-p", "--progress", action="store_true", help="show the progress on stdout")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def size(text: str) -> int:
+    """A size as an argument."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

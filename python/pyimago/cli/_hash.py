@@ -1,0 +1,32 @@
+"""Print a hash of what a guest sees of IMAGE, equal for equal content whatever the format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyimago
+from pyimago.cli._arguments import add_format, add_implicit, add_progress
+from pyimago.cli._progress import show
+from pyimago.cli._text import escape
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pyimago.cli._arguments import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    """What `hash` takes."""
+    parser.add_argument("image", metavar="IMAGE", help="the image, with the files it names")
+    add_format(parser)
+    add_progress(parser)
+    add_implicit(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the hash and the name, as sha256sum does."""
+    with show(arguments) as progress:
+        digest = pyimago.hash(
+            arguments.image, format=arguments.format, implicit=arguments.implicit, progress=progress
+        )
+    print(f"{digest}  {escape(arguments.image)}")

@@ -1,0 +1,60 @@
+//! How large a file a new image needs.
+
+use std::sync::Arc;
+
+use super::create::CreateOptions;
+use super::image::Image;
+use crate::error::Result;
+use crate::format::qcow2::measure::fully_allocated;
+
+/// Bytes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// What a conversion of the source writes, or for an empty disk what a new image has, with the tables of a full one.
+    pub required: u64,
+    /// When all of the disk is allocated.
+    pub fully_allocated: u64,
+}
+
+/// The size of an image of `target`'s options: an empty one of the size that they say, or with the content (and the size) of `source`.
+///
+/// As with `qemu-img measure` the tables are counted as if all of the disk were allocated, so that it is an upper bound;
+/// data in less than a cluster counts as a cluster; with a backing file in `target` all of the disk counts.
+pub fn measure(source: Option<&Arc<Image>>, target: &CreateOptions) -> Result<Measured> {
+    let options = match target {
+        CreateOptions::Raw { size, .. } => {
+            let size = source.map_or(*size, |source| source.size());
+            return Ok(Measured { required: size, fully_allocated: size });
+        }
+        CreateOptions::Qcow2(options) => options,
+    };
+    let mut options = options.clone();
+    if let Some(source) = source {
+        options.size = source.size();
+    }
+    let (fully_allocated, all_data) = fully_allocated(&options)?;
+    let data = match source {
+        Some(_) if options.backing.is_some() => all_data,
+        Some(source) => allocated(source, u64::from(options.cluster_size))?,
+        None => 0,
+    };
+    Ok(Measured { required: fully_allocated - all_data + data, fully_allocated })
+}
+
+/// Bytes of the clusters of `cluster_size` that hold data of `image`.
+fn allocated(image: &Arc<Image>, cluster_size: u64) -> Result<u64> {
+    let mut clusters = 0;
+    // The first cluster that is not counted yet.
+    let mut next = 0;
+    for extent in image.extents(0, image.size())? {
+        let extent = extent?;
+        if extent.zero {
+            continue;
+        }
+        let first = (extent.offset / cluster_size).max(next);
+        let end = extent.end().div_ceil(cluster_size);
+        clusters += end.saturating_sub(first);
+        next = end.max(next);
+    }
+    Ok(clusters * cluster_size)
+}

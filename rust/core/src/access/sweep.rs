@@ -1,0 +1,186 @@
+//! Work over a whole disk, piece by piece, on all cores.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use parking_lot::Mutex;
+
+use super::job::{Job, Wanted};
+use super::pool::cores;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes of the disk in one piece at most, and what pieces of data do not cross; a multiple of every cluster size, so that no two
+/// threads write to one cluster.
+pub(super) const PIECE: u64 = 2 << 20;
+
+/// A range of the disk that one thread works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece<T> {
+    /// Start in the disk (bytes).
+    pub(super) start: u64,
+    /// End in the disk.
+    pub(super) end: u64,
+    /// What is known of it.
+    pub(super) what: T,
+}
+
+impl<T> Piece<T> {
+    pub(super) fn len(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// Whether a sweep goes on behind a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// With the next piece.
+    Next,
+    /// Not any more: pieces before this one are finished, none behind it is begun.
+    Stop,
+}
+
+struct Shared<'a, I> {
+    pieces: Mutex<I>,
+    done: AtomicU64,
+    stopped: AtomicBool,
+    wanted: Wanted<'a>,
+}
+
+/// Hands the pieces, in their order, to one thread per core until the last is done, one fails or stops, or the job is not wanted any more.
+///
+/// `work` gets a buffer of its thread's own, whose content and length mean nothing. `total` (bytes) is what the job is told.
+pub(super) fn sweep<T: Send>(
+    pieces: impl Iterator<Item = Result<Piece<T>>> + Send,
+    total: u64,
+    job: &mut Job<'_>,
+    work: impl Fn(Piece<T>, &mut Vec<u8>) -> Result<Then> + Sync,
+) -> Result<()> {
+    let shared = Shared {
+        pieces: Mutex::new(pieces),
+        done: AtomicU64::new(0),
+        stopped: AtomicBool::new(false),
+        wanted: job.wanted(),
+    };
+    job.report(0, total);
+    thread::scope(|scope| {
+        let helpers: Vec<_> = (1..cores()).map(|_| scope.spawn(|| shared.run(&work, |_| {}))).collect();
+        let mut result = shared.run(&work, |done| job.report(done, total));
+        for helper in helpers {
+            let lost = |_| Err(Error::new(ErrorKind::Io, "a thread that worked on the image died"));
+            // Of several failures the first thread's own counts; those that only stopped have none.
+            result = result.and(helper.join().unwrap_or_else(lost));
+        }
+        result
+    })
+}
+
+impl<T, I: Iterator<Item = Result<Piece<T>>>> Shared<'_, I> {
+    fn run(
+        &self,
+        work: &impl Fn(Piece<T>, &mut Vec<u8>) -> Result<Then>,
+        mut report: impl FnMut(u64),
+    ) -> Result<()> {
+        let result = self.run_pieces(work, &mut report);
+        if result.is_err() {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn run_pieces(
+        &self,
+        work: &impl Fn(Piece<T>, &mut Vec<u8>) -> Result<Then>,
+        report: &mut impl FnMut(u64),
+    ) -> Result<()> {
+        let mut buffer = Vec::new();
+        while !self.stopped.load(Ordering::Relaxed) {
+            self.wanted.check()?;
+            let Some(piece) = self.pieces.lock().next().transpose()? else { break };
+            let len = piece.len();
+            if work(piece, &mut buffer)? == Then::Stop {
+                self.stopped.store(true, Ordering::Relaxed);
+            }
+            report(self.done.fetch_add(len, Ordering::Relaxed) + len);
+        }
+        Ok(())
+    }
+}
+
+/// Ranges of a disk cut into pieces that do not cross multiples of [`PIECE`]; those that `whole` holds for stay whole.
+pub(super) fn cut<T: Copy>(
+    ranges: impl Iterator<Item = Result<Piece<T>>>,
+    whole: impl Fn(&Piece<T>) -> bool,
+) -> impl Iterator<Item = Result<Piece<T>>> {
+    let mut ranges = ranges;
+    let mut rest: Option<Piece<T>> = None;
+    std::iter::from_fn(move || {
+        let piece = match rest.take() {
+            Some(piece) => piece,
+            None => match ranges.next()? {
+                Ok(piece) => piece,
+                Err(error) => return Some(Err(error)),
+            },
+        };
+        let end = if whole(&piece) { piece.end } else { piece.end.min((piece.start / PIECE + 1) * PIECE) };
+        if end < piece.end {
+            rest = Some(Piece { start: end, ..piece });
+        }
+        Some(Ok(Piece { end, ..piece }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(start: u64, end: u64, what: bool) -> Piece<bool> {
+        Piece { start, end, what }
+    }
+
+    #[test]
+    fn pieces_end_at_multiples_and_whole_ones_stay_whole() {
+        let ranges =
+            [piece(0, 100, false), piece(100, 2 * PIECE + 5, false), piece(2 * PIECE + 5, 9 * PIECE, true)];
+        let cut: Vec<_> = cut(ranges.into_iter().map(Ok), |p| p.what).map(Result::unwrap).collect();
+        assert_eq!(
+            cut,
+            [
+                piece(0, 100, false),
+                piece(100, PIECE, false),
+                piece(PIECE, 2 * PIECE, false),
+                piece(2 * PIECE, 2 * PIECE + 5, false),
+                piece(2 * PIECE + 5, 9 * PIECE, true)
+            ]
+        );
+    }
+
+    #[test]
+    fn what_comes_before_a_stop_is_done_and_a_failure_is_told() {
+        let pieces = || (0..1000).map(|i| Ok(piece(i * PIECE, (i + 1) * PIECE, false)));
+        let seen = Mutex::new(Vec::new());
+        sweep(pieces(), 1000 * PIECE, &mut Job::default(), |p, _| {
+            seen.lock().push(p.start / PIECE);
+            Ok(if p.start / PIECE == 500 { Then::Stop } else { Then::Next })
+        })
+        .unwrap();
+        let mut seen = seen.into_inner();
+        seen.sort_unstable();
+        assert_eq!(seen[..=500], (0..=500).collect::<Vec<_>>());
+        assert!(seen.len() < 1000);
+
+        let failed = sweep(pieces(), 0, &mut Job::default(), |p, _| match p.start / PIECE {
+            7 => Err(Error::corrupt("seven")),
+            _ => Ok(Then::Next),
+        });
+        assert_eq!(failed.unwrap_err().message(), "seven");
+    }
+
+    #[test]
+    fn a_job_that_is_not_wanted_ends() {
+        let cancel = AtomicBool::new(true);
+        let endless = (0..).map(|i| Ok(piece(i, i + 1, false)));
+        let error =
+            sweep(endless, 0, &mut Job::default().cancel(&cancel), |_, _| Ok(Then::Next)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+    }
+}

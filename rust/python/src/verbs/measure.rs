@@ -1,0 +1,53 @@
+//! How large a file a new image would need.
+
+use imago_core::access::measure::measure as measure_image;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::Format;
+use super::create::create_options;
+use super::open::open_plainly;
+use crate::errors::Failure;
+use crate::gate::PyGate;
+use crate::operation::{Face, Venue};
+use crate::path::StrPath;
+use crate::transfer::Offset;
+
+fn measure_with<F: Face>(
+    py: Python<'_>,
+    source: Option<StrPath>,
+    size: Option<Offset>,
+    source_format: Option<Format>,
+    format: Format,
+    implicit: PyGate,
+    layout: &Bound<'_, PyDict>,
+) -> PyResult<Py<PyAny>> {
+    let size = match (&source, size) {
+        (Some(_), None) => 0,
+        (None, Some(Offset(size))) => size,
+        _ => return Err(PyValueError::new_err("measure takes either a source or a size")),
+    };
+    let target = create_options(format.0, size, layout)?;
+    let run = move || -> Result<_, Failure> {
+        let Some(source) = source else { return Ok(measure_image(None, &target)?) };
+        let source = open_plainly(source.0, source_format, &implicit)?;
+        let measured = measure_image(Some(&source), &target);
+        Ok(source.close().and(measured)?)
+    };
+    F::call(py, Venue::Thread, run, |py, measured| {
+        Ok((measured.required, measured.fully_allocated).into_pyobject(py)?.into_any().unbind())
+    })
+}
+
+faces! {
+    /// Bytes that an image would need, of its own size or with the content of `source`; and when it is full.
+    measure_with => measure, measure_awaited(
+        source: Option<StrPath>,
+        size: Option<Offset>,
+        source_format: Option<Format>,
+        format: Format,
+        implicit: PyGate,
+        layout: &Bound<'_, PyDict>,
+    )
+}

@@ -1,0 +1,112 @@
+"""What is done with whole images: comparing them, hashing them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.conftest import MakeImage, pattern
+
+import pyimago
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.face import Face
+
+SIZE = 5 << 20
+CONTENT = pattern(3, 1 << 20) + bytes(3 << 20) + pattern(4, 1 << 20)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    path = tmp_path / "image.raw"
+    path.write_bytes(CONTENT)
+    return path
+
+
+async def test_equal_content_compares_and_hashes_equal_in_any_format(
+    face: Face, make_image: MakeImage, raw: Path
+) -> None:
+    qcow2 = make_image(CONTENT)
+    compared = await face.call("compare", raw, qcow2, first_format="raw")
+    assert compared == pyimago.Comparison(difference=None, offset=None, sizes_differ=False)
+    assert compared.identical
+    digest = await face.call("hash", qcow2)
+    assert digest == await face.call("hash", raw, format="raw")
+    assert len(bytes.fromhex(digest)) == 32
+
+
+async def test_the_first_difference_is_told(face: Face, make_image: MakeImage, raw: Path) -> None:
+    changed = bytearray(CONTENT)
+    changed[2_000_000] = changed[4_700_000] = 1
+    other = make_image(bytes(changed))
+    compared = await face.call("compare", raw, other)
+    assert (compared.identical, compared.difference) == (False, "content")
+    assert compared.offset == 2_000_000 // 512 * 512
+    assert await face.call("hash", raw) != await face.call("hash", other)
+
+
+async def test_a_longer_disk_is_equal_if_its_rest_is_zeroes(
+    face: Face, make_image: MakeImage, raw: Path
+) -> None:
+    longer = make_image(CONTENT + bytes(4096))
+    compared = await face.call("compare", raw, longer)
+    assert compared.identical
+    assert compared.sizes_differ
+    assert (await face.call("compare", raw, longer, strict=True)).difference == "size"
+
+
+async def test_strict_counts_what_is_allocated(face: Face, make_image: MakeImage, raw: Path) -> None:
+    compared = await face.call("compare", raw, make_image(CONTENT), strict=True)
+    assert (compared.difference, compared.offset) == ("status", 1 << 20)
+
+
+async def test_progress_goes_from_nothing_to_everything(face: Face, raw: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    await face.call("hash", raw, progress=lambda done, total: calls.append((done, total)))
+    assert calls[0] == (0, SIZE)
+    assert calls == sorted(calls)
+
+
+async def test_what_progress_raises_ends_it(face: Face, raw: Path) -> None:
+    def enough(done: int, total: int) -> None:
+        raise RuntimeError(f"{done} of {total} is enough")
+
+    with pytest.raises(RuntimeError, match=f"0 of {SIZE} is enough"):
+        await face.call("compare", raw, raw, progress=enough)
+
+
+async def test_a_cancelled_task_ends_the_operation(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    with path.open("wb") as file:
+        for megabyte in range(256):
+            file.write(pattern(megabyte, 1 << 20))
+    begun, ended = threading.Event(), threading.Event()
+    last = [0]
+
+    def progress(done: int, total: int) -> None:
+        begun.set()
+        last[0] = done
+        if done == total:
+            ended.set()
+        time.sleep(0.005)
+
+    task = asyncio.create_task(pyimago.aio.hash(path, format="raw", progress=progress))
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    # The image can be had for writing once the operation has let it go.
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                async with pyimago.aio.open(path, format="raw", write=True):
+                    break
+            except pyimago.ImageLockedError:
+                await asyncio.sleep(0.01)
+    assert not ended.is_set()
+    assert last[0] < 256 << 20
