@@ -117,6 +117,8 @@ async def convert(
     format: Format = "raw",
     implicit: Implicit = "beside",
     progress: Progress | None = None,
+    compress: bool = False,
+    compression_level: int | None = None,
     **layout: Unpack[Layout],
 ) -> None:
     """As `pyimago.convert`, awaited.
@@ -124,7 +126,17 @@ async def convert(
     `progress` and a function given as `implicit` are called on another thread. Cancelling the task that
     awaits does not end the conversion; raise from `progress` to do that.
     """
-    await _native.convert_awaited(source, target, source_format, format, implicit, progress, layout)
+    await _native.convert_awaited(
+        source,
+        target,
+        source_format,
+        format,
+        implicit,
+        progress,
+        compress,
+        compression_level,
+        layout,
+    )
 
 
 async def compare(

@@ -13,7 +13,7 @@ use crate::errors::{Failure, exception};
 use crate::extents::{AsyncExtentIterator, ExtentIterator};
 use crate::formats;
 use crate::operation::{Awaited, Blocking, Face, Venue};
-use crate::transfer::{Offset, Transfer};
+use crate::transfer::{Level, Offset, Transfer};
 
 fn zero<F: Face>(
     py: Python<'_>,
@@ -93,6 +93,19 @@ macro_rules! image_class {
             /// Write many buffers, each to its own offset: `requests` are pairs of buffer and offset (bytes).
             fn write_many(&self, py: Python<'_>, requests: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
                 <$face>::transfer(py, &self.access, Transfer::write_many(requests)?)
+            }
+
+            /// Write the bytes of `data`, any buffer, to the disk from `offset` (bytes) on, in compressed clusters (qcow2 only). `offset` and length are
+            /// multiples of the cluster size, but for the disk's end. `level` is 1 to 9 (zlib) or 1 to 22 (zstd); None is `qemu-img`'s.
+            #[pyo3(signature = (data, offset, *, level = None))]
+            fn write_compressed(
+                &self,
+                py: Python<'_>,
+                data: &Bound<'_, PyAny>,
+                offset: Offset,
+                level: Option<Level>,
+            ) -> PyResult<Py<PyAny>> {
+                <$face>::transfer(py, &self.access, Transfer::write_compressed(data, offset, level)?)
             }
 
             /// Make `length` bytes from `offset` (bytes) on read as zeroes; the space for them goes back to the host where that is possible.

@@ -70,6 +70,11 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
             return Err(Error::unsupported(format!("{} has no compressed clusters", create.kind())));
         };
         level.of(options.compression)?;
+        if options.preallocation != Preallocation::Off {
+            return Err(Error::invalid_input(
+                "space that is set aside cannot be compressed: leave preallocation out",
+            ));
+        }
     }
     let existing = existing(source, target)?;
     if let Some(device) = existing.as_ref().filter(|file| file.is_block_device()) {

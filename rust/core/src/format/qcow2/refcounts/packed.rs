@@ -1,4 +1,4 @@
-//! Space for compressed clusters: byte by byte, one behind the other, and on into the next host cluster where that is free.
+//! Space for compressed clusters: byte by byte, one behind the other, and on into the next host cluster where that is the first free one.
 //!
 //! Every compressed cluster counts as one reference to each host cluster that it touches.
 
@@ -61,12 +61,14 @@ impl Refcounts {
             return Ok(None);
         }
         if start + len > next << self.cluster_bits {
-            if self.block_offset(next / self.per_block())?.is_none() || self.get(storage, next)? != 0 {
+            // Not past space that is free farther in front, so that the file grows only when it has to.
+            let free = self.first_free(storage)?;
+            if free != next || self.block_offset(next / self.per_block())?.is_none() {
                 return Ok(None);
             }
             self.refuse_reserved(reserved, next..next + 1)?;
             self.set(storage, next, 1)?;
-            self.cursor += u64::from(self.cursor == next);
+            self.cursor = next + 1;
             self.untouched = self.untouched.max((next + 1) << self.cluster_bits);
         }
         self.set(storage, cluster, count + 1)?;
