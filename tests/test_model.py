@@ -30,9 +30,6 @@ operations = st.lists(
         offsets,
         offsets,
         st.integers(0, 255),
-        offsets,
-        offsets,
-        st.integers(0, 255),
     ),
     max_size=12,
 )

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use parking_lot::Mutex;
 
@@ -11,13 +11,13 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Pieces of work in the order they were given, done by the caller and by helpers.
 ///
-/// Helpers own what they work on and wait for nothing, and the caller does what nobody has taken: so nothing ever waits for a
-/// helper that has not begun.
+/// Helpers own what they work on and wait for nothing but the caller to take a result, and the caller does what nobody has taken: so
+/// nothing ever waits for a helper that has not begun.
 pub(super) struct Crew<W, R> {
     shared: Arc<Shared<W, R>>,
     done: Receiver<R>,
     /// For helpers to come; given up once the caller waits for those that are there.
-    sender: Option<Sender<R>>,
+    sender: Option<SyncSender<R>>,
     /// Most helpers at a time.
     helpers: usize,
     /// Pieces that were given and whose result the caller does not have yet.
@@ -39,7 +39,7 @@ impl<W, R> Shared<W, R> {
 impl<W: Send + 'static, R: Send + 'static> Crew<W, R> {
     /// A crew of the caller and at most `helpers` idle workers.
     pub(super) fn new(helpers: usize, work: impl Fn(W) -> R + Send + Sync + 'static) -> Self {
-        let (sender, done) = channel();
+        let (sender, done) = sync_channel(2 * helpers);
         let shared = Shared { todo: Mutex::default(), work: Box::new(work) };
         Crew { shared: Arc::new(shared), done, sender: Some(sender), helpers, open: 0 }
     }
