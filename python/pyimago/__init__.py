@@ -182,6 +182,8 @@ def convert(
     implicit: Implicit = "beside",
     source_secret: Secret | None = None,
     progress: Progress | None = None,
+    compress: bool = False,
+    compression_level: int | None = None,
     **layout: Unpack[Layout],
 ) -> None:
     """Write the content of the image at `source` as a new image, which appears at `target` once it is whole.
@@ -194,6 +196,8 @@ def convert(
         implicit: Which files that the source names may be opened, as in `open`.
         source_secret: What opens an encrypted source, as `secret` of `open`.
         progress: Called now and then with the bytes done and all bytes; what it raises ends the conversion.
+        compress: Write compressed clusters (qcow2 only), packed as `compression_type` says.
+        compression_level: 1 to 9 for zlib, 1 to 22 for zstd; None is what `qemu-img` takes.
         **layout: Of a qcow2 target: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
             `compression_type`, `lazy_refcounts`; of either: `preallocation`; of an encrypted one what
             `create` takes (`secret` is the target's); see `Layout`.
@@ -202,7 +206,18 @@ def convert(
         ImagoError: The source cannot be read as an image, or the target is in use.
         OSError: A file cannot be read or written.
     """
-    _native.convert(source, target, source_format, format, implicit, source_secret, progress, layout)
+    _native.convert(
+        source,
+        target,
+        source_format,
+        format,
+        implicit,
+        source_secret,
+        progress,
+        compress,
+        compression_level,
+        layout,
+    )
 
 
 def check(

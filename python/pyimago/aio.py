@@ -141,15 +141,26 @@ async def convert(
     implicit: Implicit = "beside",
     source_secret: Secret | None = None,
     progress: Progress | None = None,
+    compress: bool = False,
+    compression_level: int | None = None,
     **layout: Unpack[Layout],
 ) -> None:
     """As `pyimago.convert`, awaited.
 
-    `progress` and a function given as `implicit` are called on another thread. Cancelling the task that
-    awaits does not end the conversion; raise from `progress` to do that.
+    Cancelling the task ends it; what was at the target stays. `progress` and a function given as `implicit`
+    are called on another thread.
     """
     await _native.convert_awaited(
-        source, target, source_format, format, implicit, source_secret, progress, layout
+        source,
+        target,
+        source_format,
+        format,
+        implicit,
+        source_secret,
+        progress,
+        compress,
+        compression_level,
+        layout,
     )
 
 

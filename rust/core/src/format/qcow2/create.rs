@@ -14,8 +14,9 @@ use super::features::{
     INCOMPATIBLE_EXTENDED_L2, MAX_CLUSTER_WITHOUT_NAMES, name_table,
 };
 use super::header::{
-    COMPRESSION_ZSTD, CRYPT_LUKS, MAGIC, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_TABLE_LEN, MIN_CLUSTER_BITS,
-    MIN_EXTENDED_L2_CLUSTER_BITS, V2_REFCOUNT_ORDER, in_file, l1_entries_for, order_of_refcount_bits,
+    COMPRESSION_ZSTD, CRYPT_LUKS, MAGIC, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_TABLE_LEN,
+    MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, V2_REFCOUNT_ORDER, in_file, l1_entries_for,
+    order_of_refcount_bits,
 };
 use super::{names, refcounts};
 use crate::crypt;

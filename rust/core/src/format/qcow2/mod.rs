@@ -19,6 +19,7 @@ mod l2;
 mod map;
 pub mod measure;
 mod names;
+mod pack;
 mod pending;
 mod refcounts;
 mod references;
@@ -44,7 +45,7 @@ use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
     Allocation, Bitmaps, CacheSizes, CacheStats, Format, FormatInfo, FormatKind, FormatSpecificInfo,
-    ImplicitReference, InPlace, Lookup, Mapping, Snapshots, WriteStep, ZeroIntent, ZeroStep, luks,
+    ImplicitReference, InPlace, Lookup, Mapping, Packing, Snapshots, WriteStep, ZeroIntent, ZeroStep, luks,
 };
 use crate::crypt::{Secret, SectorCipher};
 use crate::error::{Error, ErrorKind, Result};
@@ -371,6 +372,10 @@ impl Format for Driver {
     fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>> {
         self.start_writing().map_err(|e| self.located(e))?;
         self.plan_zero(offset, len, intent).map_err(|e| self.failed_write(e))
+    }
+
+    fn packing(&self) -> Result<&dyn Packing> {
+        self.check_packing().map(|()| self as &dyn Packing).map_err(|e| self.located(e))
     }
 
     fn write_alignment(&self) -> u64 {
