@@ -382,7 +382,7 @@ pub struct DirtyBitmap {
     pub enabled: bool,
     /// What kept it up to date never came to its end: nobody can tell what it should say, and it can only be removed.
     pub inconsistent: bool,
-    /// Bytes of the disk that are dirty, unless it is inconsistent.
+    /// Bytes of the disk that are dirty, where that can be told: not of one that is inconsistent, or has extra data of an unknown kind.
     pub count: Option<u64>,
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Driver;
-use super::bitmaps::Bitmap;
 use super::cache::Slice;
 use super::features;
 use super::l2::{Entry, Unit};
@@ -29,16 +28,11 @@ impl Driver {
             return Ok(());
         }
         let mut bitmaps = self.bitmaps.lock();
-        self.begin_writing(&mut bitmaps, &mut self.flushing.lock())
-    }
-
-    /// The same by whoever holds `bitmaps` and `flushing`.
-    pub(super) fn begin_writing(&self, bitmaps: &mut [Bitmap], flushing: &mut Quarantine) -> Result<()> {
         if !self.started.load(Ordering::Acquire) {
-            self.clear_unknown_features(flushing)?;
-            self.hold_enabled(bitmaps)?;
+            self.clear_unknown_features(&mut self.flushing.lock())?;
+            self.hold_enabled(&mut bitmaps)?;
             self.started.store(true, Ordering::Release);
-            self.refresh_recorder(bitmaps);
+            self.refresh_recorder(&bitmaps);
         }
         Ok(())
     }

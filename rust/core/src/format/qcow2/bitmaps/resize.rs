@@ -1,19 +1,22 @@
-//! Bitmaps of a disk whose size changes, or that becomes another one.
+//! Bitmaps of a disk whose size changes.
 //!
 //! The length of a bitmap's table goes with the disk's size, and the two cannot change in one step. So every bitmap is held
 //! while the size changes: with `in_use` a table may have any length.
 
 use std::sync::Arc;
 
-use super::{Bitmap, directory};
+use super::directory;
 use crate::error::{Error, Result};
 use crate::format::qcow2::Driver;
-use crate::format::qcow2::pending::Quarantine;
 
 impl Driver {
-    /// Whether the bitmaps can follow the disk to a size of `size` bytes. As in QEMU inconsistent ones cannot.
-    pub(in super::super) fn check_bitmaps_for_resize(&self, bitmaps: &[Bitmap], size: u64) -> Result<()> {
-        for bitmap in bitmaps {
+    /// What comes before the size in the header changes to `size` bytes: holds all bitmaps, durably.
+    ///
+    /// As in QEMU an image with inconsistent bitmaps cannot change its size. Nothing has been touched when it is refused. A
+    /// change that then does not come about leaves the bitmaps as they were.
+    pub(in super::super) fn hold_bitmaps_for_resize(&self, size: u64) -> Result<()> {
+        let mut bitmaps = self.bitmaps.lock();
+        for bitmap in bitmaps.iter() {
             let refusal = |problem: &str| {
                 let name = bitmap.entry.name();
                 Error::invalid_input(format!(
@@ -29,38 +32,20 @@ impl Driver {
             directory::check_size(size, bitmap.entry.granularity_bits, self.geometry.cluster_bits)
                 .map_err(|problem| refusal(&problem))?;
         }
-        Ok(())
-    }
-
-    /// Holds all bitmaps, durably; to be called, after the check, before the size in the header changes. A change that
-    /// then does not come about leaves them as they were. The caller holds `bitmaps` and `flushing`.
-    pub(in super::super) fn hold_bitmaps_for_resize(
-        &self,
-        bitmaps: &mut [Bitmap],
-        flushing: &mut Quarantine,
-    ) -> Result<()> {
-        self.clear_unknown_features(flushing)?;
+        self.clear_unknown_features(&mut self.flushing.lock())?;
         let all: Vec<_> = (0..bitmaps.len()).collect();
-        self.hold(bitmaps, &all)
+        self.hold(&mut bitmaps, &all)
     }
 
-    /// The bitmaps follow the size that is in the header now. New parts of the disk are clean, as in QEMU; closing
-    /// the image stores it. The caller holds `bitmaps`.
-    pub(in super::super) fn resize_bitmaps(&self, bitmaps: &mut [Bitmap]) {
+    /// What comes after the size in the header has changed: the bitmaps follow. New parts of the disk are clean, as in QEMU; closing the image
+    /// stores it.
+    pub(in super::super) fn resize_bitmaps(&self) {
+        let mut bitmaps = self.bitmaps.lock();
         let size = self.header().size;
         for held in bitmaps.iter_mut().filter_map(|bitmap| bitmap.held.as_mut()) {
-            if held.bits.size() != size {
-                held.bits = Arc::new(held.bits.resized(size, self.geometry.cluster_bits));
-            }
+            held.bits = Arc::new(held.bits.resized(size, self.geometry.cluster_bits));
         }
-        self.refresh_recorder(bitmaps);
-    }
-
-    /// The disk has become another one, perhaps of another size: the enabled bitmaps call all of it dirty. The caller holds `bitmaps`.
-    pub(in super::super) fn mark_other_disk(&self, bitmaps: &mut [Bitmap]) {
-        self.resize_bitmaps(bitmaps);
-        let enabled = bitmaps.iter().filter_map(|bitmap| bitmap.held.as_ref()).filter(|held| held.enabled);
-        enabled.filter(|held| held.bits.size() > 0).for_each(|held| held.bits.mark(0, held.bits.size()));
+        self.refresh_recorder(&bitmaps);
     }
 }
 
@@ -88,19 +73,13 @@ mod tests {
         storage
     }
 
-    fn hold(driver: &Driver, size: u64) -> Result<()> {
-        let mut bitmaps = driver.bitmaps.lock();
-        driver.check_bitmaps_for_resize(&bitmaps, size)?;
-        driver.hold_bitmaps_for_resize(&mut bitmaps, &mut driver.flushing.lock())
-    }
-
     /// Changes the size to one that the L1 table is long enough for.
     fn resize(driver: &Driver, size: u64) -> Result<()> {
-        hold(driver, size)?;
+        driver.hold_bitmaps_for_resize(size)?;
         driver.storage.writev_at((&size.to_be_bytes()).into(), 24)?;
         driver.change_header(|header| header.size = size);
         driver.size.store(size, std::sync::atomic::Ordering::Release);
-        driver.resize_bitmaps(&mut driver.bitmaps.lock());
+        driver.resize_bitmaps();
         Ok(())
     }
 
@@ -134,14 +113,14 @@ mod tests {
         let mut before = vec![0; storage.len().unwrap() as usize];
         storage.readv_at((&mut before).into(), 0).unwrap();
         for size in [0, 1 << 42] {
-            assert_eq!(hold(&driver, size).unwrap_err().kind(), ErrorKind::InvalidInput);
+            assert_eq!(driver.hold_bitmaps_for_resize(size).unwrap_err().kind(), ErrorKind::InvalidInput);
         }
         let mut after = vec![0; storage.len().unwrap() as usize];
         storage.readv_at((&mut after).into(), 0).unwrap();
         assert!(before == after);
         driver.mark_written(0, 1).unwrap();
         let lost = Driver::open(storage, true).unwrap();
-        assert_eq!(hold(&lost, MIB).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(lost.hold_bitmaps_for_resize(MIB).unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 
     /// Between the two steps the file says that nobody knows.
@@ -150,7 +129,7 @@ mod tests {
         for size in [8 * MIB, 4 * MIB] {
             let storage = image();
             let driver = Driver::open(Arc::clone(&storage), true).unwrap();
-            hold(&driver, 4 * MIB).unwrap();
+            driver.hold_bitmaps_for_resize(4 * MIB).unwrap();
             storage.writev_at((&size.to_be_bytes()).into(), 24).unwrap();
             let crashed = Driver::open(Arc::clone(&storage), true).unwrap();
             assert!(crashed.list().unwrap().iter().all(|bitmap| bitmap.inconsistent));

@@ -86,7 +86,9 @@ impl Driver {
             Ok(outdated)
         });
         let outdated = switched.inspect_err(|_| self.abandon_fresh(&fresh))?;
-        outdated.iter().for_each(|&range| self.forget_metadata(range));
+        for &range in &outdated {
+            self.forget_metadata(range);
+        }
         self.reserved.write().extend(fresh.clusters(self.geometry.cluster_bits));
         *old = new;
         self.pending.lock().dropped.extend(outdated);

@@ -16,16 +16,12 @@ impl Driver {
     /// Recipe: docs/qcow2.md, "Applying a snapshot".
     pub(super) fn apply_snapshot(&self, id_or_name: &str) -> Result<()> {
         self.check_snapshots()?;
-        let mut bitmaps = self.bitmaps.lock();
         let mut quarantine = self.flushing.lock();
         self.write_back_held(&mut quarantine)?;
         let header = self.header();
         let all = SnapshotTable::read(&*self.storage, &header)?;
         let snapshot = &all.snapshots[all.find(id_or_name)?];
         let size = snapshot.disk_size().unwrap_or(header.size);
-        if size != header.size {
-            self.check_bitmaps_for_resize(&bitmaps, size)?;
-        }
         let mut l1 = self.snapshot_l1(snapshot)?;
         let needed = l1_entries_for(size, header.cluster_bits, self.geometry.entry_size());
         if needed * 8 > MAX_L1_LEN || (snapshot.disk_size().is_some() && (l1.len() as u64) < needed) {
@@ -38,10 +34,13 @@ impl Driver {
             self.drop_shared_references(&gone)
         })?;
 
-        self.begin_writing(&mut bitmaps, &mut quarantine)?;
+        drop(quarantine);
         if size != header.size {
-            self.hold_bitmaps_for_resize(&mut bitmaps, &mut quarantine)?;
+            self.hold_bitmaps_for_resize(size)?;
         }
+        // To a bitmap all of the disk is written.
+        self.mark_written(0, header.size)?;
+        let mut quarantine = self.flushing.lock();
         let words: Vec<u8> = l1.iter().flat_map(|word| (word & !COPIED).to_be_bytes()).collect();
         let row = self.put_row(&words, &mut quarantine)?;
         self.or_latch(|| {
@@ -56,8 +55,6 @@ impl Driver {
         self.change_header(|header| {
             (header.size, header.l1_offset, header.l1_entries) = (size, row.host, l1.len() as u32);
         });
-        // Up to here, and up to the close, the file calls them in use.
-        self.mark_other_disk(&mut bitmaps);
         // A smaller size before what is behind it goes, a larger one after what is there has come.
         self.size.fetch_min(size, Ordering::AcqRel);
         let old_l1 = Row { host: header.l1_offset, len: u64::from(header.l1_entries) * 8 };
@@ -74,7 +71,10 @@ impl Driver {
             quarantine.add(last);
             self.write_changed_refcounts()?;
             self.take_off_dropped(&mut quarantine)
-        })
+        })?;
+        drop(quarantine);
+        self.resize_bitmaps();
+        self.mark_written(0, size)
     }
 
     /// The L2 tables of `new` that are not among `old`, and the other way round; those that both have keep all their references. A new one on top of
