@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::IntoImage;
 use crate::access::align::aligned;
-use crate::access::chain::{Link, Opener, set_data_storage};
+use crate::access::chain::{Link, Opener, open_qcow2, set_data_storage};
 use crate::access::gate::Gate;
 use crate::access::image::{Base, Image};
 use crate::crypt::Secret;
@@ -40,7 +40,7 @@ impl Qcow2 {
 
     /// The same for a storage that others hold too.
     pub fn open_shared_sync(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
-        let driver = Box::new(Driver::open(aligned(storage), writable)?);
+        let driver = Box::new(open_qcow2(aligned(storage), writable)?);
         let base = driver.backing_reference().is_none().then_some(Base::None);
         let has_data_file = !driver.needs_data_file() && !driver.needs_secret();
         Ok(Qcow2 { driver, base, has_data_file })
