@@ -41,13 +41,15 @@ if TYPE_CHECKING:
 
     from pyimago._types import (
         Amendment,
-        CheckResult,
         CacheStats,
         CacheUse,
+        CheckResult,
         Comparison,
+        Finding,
         Format,
         ImageInfo,
         Implicit,
+        KeySlot,
         Layout,
         Measurement,
         NewImage,

@@ -39,12 +39,14 @@ __all__ = [
     "StorageOpenOptions",
     "SyncFormatAccess",
     "Throttled",
-    "check",
-    "check_awaited",
     "add_key",
     "add_key_awaited",
+    "amend",
+    "amend_awaited",
     "change_key",
     "change_key_awaited",
+    "check",
+    "check_awaited",
     "compare",
     "compare_awaited",
     "convert",
@@ -387,7 +389,7 @@ def convert(
     source_secret: Secret | None,
     progress: Progress | None,
     compress: bool,
-    compression_level: int | None,
+    level: int | None,
     layout: Mapping[str, object],
 ) -> None: ...
 def convert_awaited(
@@ -399,7 +401,7 @@ def convert_awaited(
     source_secret: Secret | None,
     progress: Progress | None,
     compress: bool,
-    compression_level: int | None,
+    level: int | None,
     layout: Mapping[str, object],
 ) -> Awaitable[None]: ...
 def check(
