@@ -15,6 +15,7 @@ use imago_core::format::qcow2::create::Version;
 use imago_core::{ErrorKind, Result, Storage};
 use imago_testkit::check::check;
 use imago_testkit::crash::{Moment, Verb};
+use imago_testkit::images::Config;
 use imago_testkit::qcow2::{Qcow2, extension};
 use imago_testkit::sim::{Failing, SimStorage};
 use imago_testkit::{qemu, scaled};
@@ -379,9 +380,23 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
     refused(&raw, &up(), Unsupported, "nothing that could be amended");
 }
 
+/// A leak where no file reaches, and a structure behind it would not be where its offset says.
+#[test]
+fn refcounts_far_past_the_end_of_the_file_are_refused() {
+    let config = Config { refcount_bits: 1, ..Config::plain(21, 4 << 20) };
+    let built = config.build();
+    let mut bytes = fs::read(&built.path).unwrap();
+    let table = Qcow2::parse(&bytes).unwrap().header.refcount_table_offset as usize;
+    bytes.copy_within(table..table + 8, table + (2 << 20) - 8);
+    fs::write(&built.path, &bytes).unwrap();
+    for bits in [2, 16] {
+        refused(&built.path, &self::bits(bits), ErrorKind::Unsupported, "do not fit");
+    }
+}
+
 #[test]
 fn an_image_in_use_is_not_amended() {
-    let built = imago_testkit::images::Config::plain(16, 1 << 20).build();
+    let built = Config::plain(16, 1 << 20).build();
     let image = imago_testkit::images::open(&built.path, true).unwrap();
     let before = fs::read(&built.path).unwrap();
     assert_eq!(amend_path(&built.path, &up()).unwrap_err().kind(), ErrorKind::Locked);
