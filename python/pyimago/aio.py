@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from pyimago._native import FormatAccess
     from pyimago._types import (
+        Amendment,
         Backing,
+        CheckResult,
         Comparison,
         DataFile,
         Format,
@@ -26,11 +28,24 @@ if TYPE_CHECKING:
         Measurement,
         NewImage,
         Progress,
+        Repair,
         Secret,
         StrPath,
     )
 
-__all__ = ["open", "create", "info", "info_chain", "convert", "compare", "hash", "measure", "luks"]
+__all__ = [
+    "open",
+    "create",
+    "info",
+    "info_chain",
+    "convert",
+    "check",
+    "compare",
+    "hash",
+    "measure",
+    "amend",
+    "luks",
+]
 
 
 class _Opening:
@@ -61,6 +76,8 @@ def open(
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
     secret: Secret | None = None,
+    l2_cache_size: int | None = None,
+    refcount_cache_size: int | None = None,
 ) -> _Opening:
     """Open the image at `path` as `pyimago.open` does; the image's operations are awaited.
 
@@ -77,6 +94,8 @@ def open(
             data_file=data_file,
             implicit=implicit,
             secret=secret,
+            l2_cache_size=l2_cache_size,
+            refcount_cache_size=refcount_cache_size,
         )
     )
 
@@ -131,6 +150,23 @@ async def convert(
     """
     await _native.convert_awaited(
         source, target, source_format, format, implicit, source_secret, progress, layout
+    )
+
+
+async def check(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    repair: Repair = "none",
+    deep: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> CheckResult:
+    """As `pyimago.check`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    from pyimago._types import CheckResult
+
+    return CheckResult.from_document(
+        *await _native.check_awaited(path, format, repair, deep, implicit, progress)
     )
 
 
@@ -192,3 +228,17 @@ async def measure(
     return Measurement(
         *await _native.measure_awaited(source, size, source_format, format, implicit, source_secret, layout)
     )
+
+
+async def amend(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    progress: Progress | None = None,
+    **changes: Unpack[Amendment],
+) -> None:
+    """As `pyimago.amend`, awaited; cancelling the task ends it, with the old or the new image.
+
+    `progress` is called on another thread.
+    """
+    await _native.amend_awaited(path, format, progress, changes)

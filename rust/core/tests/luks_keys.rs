@@ -77,9 +77,9 @@ fn cases() -> Vec<Case> {
             change: |volume| add(volume, 6, "b"),
             // Slot 6 is either not there or good.
             holds: Box::new(|image, _| {
-                opens(&image.bytes, "a")
-                    && is_active(&image.bytes, 6) == opens(&image.bytes, "b")
-                    && (image.epoch < 2 || opens(&image.bytes, "b"))
+                opens(&image.media[0], "a")
+                    && is_active(&image.media[0], 6) == opens(&image.media[0], "b")
+                    && (image.epoch < 2 || opens(&image.media[0], "b"))
             }),
             barriers: 2,
         },
@@ -89,10 +89,10 @@ fn cases() -> Vec<Case> {
             change: |volume| volume.erase_slot(6, LastSlot::Keep),
             // Once the slot is inactive its old entry opens nothing.
             holds: Box::new(|image, before| {
-                let gone = || !opens(&with_entry_of(&image.bytes, before, 6), "b");
-                opens(&image.bytes, "a")
-                    && (is_active(&image.bytes, 6) || gone())
-                    && (image.epoch < 2 || !is_active(&image.bytes, 6))
+                let gone = || !opens(&with_entry_of(&image.media[0], before, 6), "b");
+                opens(&image.media[0], "a")
+                    && (is_active(&image.media[0], 6) || gone())
+                    && (image.epoch < 2 || !is_active(&image.media[0], 6))
             }),
             barriers: 2,
         },
@@ -101,12 +101,12 @@ fn cases() -> Vec<Case> {
             before: one,
             change: |volume| volume.change_key(&secret("a"), &secret("c"), COST).map(drop),
             holds: Box::new(|image, before| {
-                let gone = || !opens(&with_entry_of(&image.bytes, before, 0), "a");
-                let (a, c) = (opens(&image.bytes, "a"), opens(&image.bytes, "c"));
+                let gone = || !opens(&with_entry_of(&image.media[0], before, 0), "a");
+                let (a, c) = (opens(&image.media[0], "a"), opens(&image.media[0], "c"));
                 (a || c)
-                    && (is_active(&image.bytes, 0) || gone())
-                    && is_active(&image.bytes, 1) == c
-                    && (image.epoch < 4 || (c && !a && !is_active(&image.bytes, 0)))
+                    && (is_active(&image.media[0], 0) || gone())
+                    && is_active(&image.media[0], 1) == c
+                    && (image.epoch < 4 || (c && !a && !is_active(&image.media[0], 0)))
             }),
             barriers: 4,
         },

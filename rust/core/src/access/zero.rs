@@ -14,9 +14,7 @@ const WRITE_MAX: u64 = 1 << 20;
 impl Image {
     /// Makes `len` bytes at `offset` read as zeroes; `intent` says what becomes of the space.
     pub fn write_zeroes(&self, offset: u64, len: u64, intent: ZeroIntent) -> Result<()> {
-        self.check_write(offset, len)?;
-        let _operation = self.enter()?;
-        let _writing = self.writing.read();
+        let _writing = self.begin_write(offset, len)?;
         let _range = self.ranges.lock(offset, len, self.format.write_alignment());
         let (mut at, end) = (offset, offset + len);
         while at < end {

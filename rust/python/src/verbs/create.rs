@@ -20,7 +20,7 @@ use crate::path::StrPath;
 use crate::transfer::Offset;
 
 /// The names of versions of qcow2.
-struct QcowVersion(qcow2::Version);
+pub(super) struct QcowVersion(pub(super) qcow2::Version);
 
 impl<'py> FromPyObject<'_, 'py> for QcowVersion {
     type Error = PyErr;

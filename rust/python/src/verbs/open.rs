@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use imago_core::access::open::{Backing, OpenOptions};
+use imago_core::format::CacheSizes;
 use imago_core::storage::file::File;
 use imago_core::{Storage as EngineStorage, StorageOpenOptions};
 use pyo3::PyClass;
@@ -18,6 +19,7 @@ use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::path::StrPath;
 use crate::secret::PySecret;
 use crate::storages::Storage;
+use crate::transfer::Offset;
 
 /// `backing=`: "implicit", None or an open image.
 pub(crate) struct Below(Backing);
@@ -88,6 +90,11 @@ pub(super) fn open_plainly(
     })
 }
 
+/// What the two arguments say.
+fn sizes(l2: Option<Offset>, refcount: Option<Offset>) -> CacheSizes {
+    CacheSizes { l2: l2.map(|bytes| bytes.0), refcount: refcount.map(|bytes| bytes.0) }
+}
+
 /// What `open` takes beside the path.
 struct Opening {
     write: bool,
@@ -96,6 +103,7 @@ struct Opening {
     data_file: Option<DataFile>,
     implicit: PyGate,
     secret: Option<PySecret>,
+    cache_sizes: CacheSizes,
 }
 
 impl Opening {
@@ -109,7 +117,7 @@ impl Opening {
         A: Into<PyClassInitializer<A>> + PyClass + Send + 'static,
     {
         let run = move || {
-            let Opening { write, format, backing, data_file, implicit, secret } = self;
+            let Opening { write, format, backing, data_file, implicit, secret, cache_sizes } = self;
             let secret = PySecret::get_some(secret)?;
             let data_file = data_file.map(|file| file.open(write)).transpose()?;
             implicit.pass(|gate| {
@@ -121,6 +129,7 @@ impl Opening {
                     data_file,
                     gate: gate.clone(),
                     secret,
+                    cache_sizes,
                     ..OpenOptions::default()
                 };
                 options.open(path)
@@ -144,6 +153,8 @@ impl Opening {
 ///         the file's name and "backing" or "data_file".
 ///     secret: What opens an encrypted image, and encrypted backing files that it names: bytes, str (as UTF-8), a function
 ///         that returns one of them, or an `os.PathLike` for a file whose whole content counts.
+///     l2_cache_size: Bytes of the mapping to keep in memory (qcow2); None keeps up to 32 MiB, as QEMU does. Images below keep that, too.
+///     refcount_cache_size: Bytes of refcounts to keep in memory (qcow2, opened for writing); None keeps 4 MiB.
 ///
 /// Raises:
 ///     OSError: A file cannot be opened or read.
@@ -154,8 +165,8 @@ impl Opening {
 #[pyfunction]
 #[pyo3(
     signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
-                 implicit = PyGate::default(), secret = None),
-    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', secret=None)"
+                 implicit = PyGate::default(), secret = None, l2_cache_size = None, refcount_cache_size = None),
+    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', secret=None, l2_cache_size=None, refcount_cache_size=None)"
 )]
 pub(crate) fn open(
     py: Python<'_>,
@@ -166,8 +177,11 @@ pub(crate) fn open(
     data_file: Option<DataFile>,
     implicit: PyGate,
     secret: Option<PySecret>,
+    l2_cache_size: Option<Offset>,
+    refcount_cache_size: Option<Offset>,
 ) -> PyResult<Py<PyAny>> {
-    Opening { write, format, backing, data_file, implicit, secret }.open::<Blocking, _>(
+    let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
+    Opening { write, format, backing, data_file, implicit, secret, cache_sizes }.open::<Blocking, _>(
         py,
         path.0,
         SyncFormatAccess::of,
@@ -178,8 +192,8 @@ pub(crate) fn open(
 #[pyfunction]
 #[pyo3(
     signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
-                 implicit = PyGate::default(), secret = None),
-    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', secret=None)"
+                 implicit = PyGate::default(), secret = None, l2_cache_size = None, refcount_cache_size = None),
+    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', secret=None, l2_cache_size=None, refcount_cache_size=None)"
 )]
 pub(crate) fn open_awaited(
     py: Python<'_>,
@@ -190,8 +204,11 @@ pub(crate) fn open_awaited(
     data_file: Option<DataFile>,
     implicit: PyGate,
     secret: Option<PySecret>,
+    l2_cache_size: Option<Offset>,
+    refcount_cache_size: Option<Offset>,
 ) -> PyResult<Py<PyAny>> {
-    Opening { write, format, backing, data_file, implicit, secret }.open::<Awaited, _>(
+    let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
+    Opening { write, format, backing, data_file, implicit, secret, cache_sizes }.open::<Awaited, _>(
         py,
         path.0,
         FormatAccess::of,

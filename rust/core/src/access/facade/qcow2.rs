@@ -10,8 +10,8 @@ use crate::access::gate::Gate;
 use crate::access::image::{Base, Image};
 use crate::crypt::Secret;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::Format;
 use crate::format::qcow2::Driver;
+use crate::format::{CacheSizes, Format};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
 
@@ -75,6 +75,11 @@ impl Qcow2 {
             return Err(Error::new(ErrorKind::WrongSecret, "the image is encrypted: unlock it first"));
         }
         Ok(())
+    }
+
+    /// Says how many bytes its caches of metadata may hold.
+    pub fn set_cache_sizes(&mut self, sizes: CacheSizes) {
+        self.driver.set_cache_sizes(sizes);
     }
 
     /// Says where the guest's data is, for an image with an external data file.
