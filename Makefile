@@ -20,7 +20,7 @@ pip_install = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-long test-rust test-python bench wheel wheel-check install dev fmt lint deny typecheck \
+.PHONY: help demo test test-long soak test-rust test-python bench wheel wheel-check install dev fmt lint deny typecheck \
 	stubtest qemu demo-image clean
 
 help: ## List the targets
@@ -34,6 +34,9 @@ test: qemu lint typecheck test-rust stubtest wheel-check test-python ## Everythi
 test-long: install dev qemu ## The minutes-long tests too: more cases, bigger images
 	IMAGO_TEST_SCALE=16 cargo test --release $(CARGO_FLAGS) -- --include-ignored
 	$(BIN)/python -m pytest
+
+soak: qemu ## Random scripts with crash images and failing storage for SOAK_MINUTES (30)
+	SOAK_MINUTES=$(or $(SOAK_MINUTES),30) cargo test --release --locked -p imago-core --all-features --test qcow2_faults soak -- --nocapture
 
 test-rust: ## Rust tests and doctests
 	cargo test $(CARGO_FLAGS)

@@ -144,6 +144,28 @@ class Lab:
         run("qemu-io", "-f", "qcow2", "-t", "unsafe", str(path), stdin=writes)
         return path
 
+    def chain(self, links: int) -> Path:
+        """The top of a chain of so many images; the clusters of the disk are spread over them evenly."""
+        folder = self.folder / f"chain-{links}"
+        if not folder.exists():
+            folder.mkdir()
+            clusters = list(range(self.scale.size // CLUSTER))
+            random.Random(links).shuffle(clusters)
+            data = self.raw().open("rb").read(CLUSTER)
+            for link in range(links):
+                path, below = folder / f"{link}.qcow2", f"{link - 1}.qcow2" if link else None
+                pyimago.create(
+                    path,
+                    self.scale.size,
+                    format="qcow2",
+                    backing=below,
+                    backing_format="qcow2" if link else None,
+                )
+                with pyimago.open(path, write=True, format="qcow2", backing=None) as image:
+                    image.write_many([(data, cluster * CLUSTER) for cluster in sorted(clusters[link::links])])
+                settle(path)
+        return folder / f"{links - 1}.qcow2"
+
     @contextmanager
     def awaited(
         self, path: Path, *, direct: bool = False

@@ -38,6 +38,9 @@ CONVERT = "`qemu-img convert` to null, fastest of three ways"
 TIB = 1 << 40
 KINDS: tuple[tuple[packing.Kind, float], ...] = (("zlib", 2), ("zstd", 1.3))
 
+LINKS = 256
+"""Images of the deep chain: the most that are opened."""
+
 ROWS = (
     Row(
         "sync",
@@ -96,6 +99,34 @@ ROWS = (
         PREADV,
         (Bound("≥", 0.9, "CPU"),),
         partial(reads.awaited, order=Lab.sequence, block=MIB, way=reads.tasks(1)),
+    ),
+    Row(
+        "chain",
+        f"random 4 KiB reads of a hot chain of {LINKS} overlays",
+        "one image",
+        (Bound("≥", 0.5, "CPU"),),
+        partial(reads.deep, links=LINKS),
+    ),
+    Row(
+        "chain-await",
+        "the same, awaited one by one",
+        "one image",
+        (Bound("≥", 0.5, "CPU"),),
+        partial(reads.deep_awaited, links=LINKS),
+    ),
+    Row(
+        "chain-open",
+        "opening and closing that chain",
+        "`qemu-img info --backing-chain`",
+        (Bound("≥", 1, "wall"),),
+        partial(reads.opening, links=LINKS),
+    ),
+    Row(
+        "chain-extents",
+        "all extents of that chain",
+        "`qemu-img map`",
+        (Bound("≥", 1, "wall"),),
+        partial(reads.mapping, links=LINKS),
     ),
     Row("overwrite", "random 4 KiB overwrite", QEMU_BENCH, (Bound("≥", 1.5, "CPU"),), writes.overwriting),
     Row("allocate", "random 4 KiB allocating write", QEMU_BENCH, (Bound("≥", 3, "CPU"),), writes.allocating),

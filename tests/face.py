@@ -23,6 +23,41 @@ async def settle(result: Awaitable[T] | T) -> T:
     return result
 
 
+class Bitmaps:
+    """The bitmaps of an open image of either class."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    async def list(self) -> list[pyimago.Bitmap]:
+        found: list[pyimago.Bitmap] = await settle(self.raw.list())
+        return found
+
+    async def add(self, name: str, **options: Any) -> None:
+        await settle(self.raw.add(name, **options))
+
+    async def remove(self, name: str) -> None:
+        await settle(self.raw.remove(name))
+
+    async def clear(self, name: str) -> None:
+        await settle(self.raw.clear(name))
+
+    async def enable(self, name: str) -> None:
+        await settle(self.raw.enable(name))
+
+    async def disable(self, name: str) -> None:
+        await settle(self.raw.disable(name))
+
+    async def merge(self, target: str, source: str, image: Image | None = None) -> None:
+        await settle(self.raw.merge(target, source, image=image and image.raw))
+
+    async def ranges(self, name: str) -> Iterable[tuple[int, int]]:
+        found = self.raw.ranges(name)
+        if isinstance(found, AsyncIterator):
+            return [run async for run in found]
+        return [*found]
+
+
 class Image:
     """An open image of either class."""
 
@@ -74,6 +109,10 @@ class Image:
 
     async def content(self) -> bytes:
         return await self.pread(self.size, 0)
+
+    @property
+    def bitmaps(self) -> Bitmaps:
+        return Bitmaps(self.raw.bitmaps)
 
     @property
     def size(self) -> int:

@@ -20,6 +20,7 @@ from pyimago._errors import (
     UnsupportedFeatureError,
 )
 from pyimago._native import (
+    Bitmap,
     Extent,
     File,
     FormatAccess,
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from pyimago._types import (
+        Amendment,
+        CheckResult,
+        CacheStats,
+        CacheUse,
         Comparison,
         Format,
         ImageInfo,
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
         Measurement,
         NewImage,
         Progress,
+        Repair,
         StrPath,
     )
 
@@ -56,10 +62,16 @@ __all__ = [
     "info",
     "info_chain",
     "convert",
+    "check",
     "compare",
     "hash",
     "measure",
+    "amend",
     "ImageInfo",
+    "CheckResult",
+    "Finding",
+    "CacheStats",
+    "CacheUse",
     "Comparison",
     "Measurement",
     "aio",
@@ -67,6 +79,7 @@ __all__ = [
     "SyncFormatAccess",
     "FormatAccess",
     "Extent",
+    "Bitmap",
     # Formats
     "Raw",
     "Qcow2",
@@ -197,6 +210,37 @@ def convert(
     )
 
 
+def check(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    repair: Repair = "none",
+    deep: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> CheckResult:
+    """Check the qcow2 image at `path`: is what its metadata says true?
+
+    Args:
+        path: The image. Unless something is to be repaired nothing is written to it.
+        format: Its format; probed unless given.
+        repair: "leaks" gives back space that nothing uses; "all" makes refcounts and flags right, too. What
+            cannot be repaired stays in the result. Either is safe at any loss of power.
+        deep: Unpack every compressed cluster, too.
+        implicit: Which files that the image names may be opened, as in `open`; only a data file is.
+        progress: Called now and then with the bytes of tables done and all; what it raises ends the check.
+
+    Raises:
+        UnsupportedFeatureError: The image is raw: there is nothing to check.
+        InvalidImageError: The header makes no sense.
+        ImageLockedError: The image is in use, for a repair by anybody, otherwise by a writer.
+        OSError: The file cannot be read, or for a repair written.
+    """
+    from pyimago._types import CheckResult
+
+    return CheckResult.from_document(*_native.check(path, format, repair, deep, implicit, progress))
+
+
 def compare(
     first: StrPath,
     second: StrPath,
@@ -280,13 +324,57 @@ def measure(
     return Measurement(*_native.measure(source, size, source_format, format, implicit, layout))
 
 
+def amend(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    progress: Progress | None = None,
+    **changes: Unpack[Amendment],
+) -> None:
+    """Change what the image at `path` is and which files it names; what it holds stays the same.
+
+    Nobody else may have the image open. What cannot be done is refused before the file is touched; after a
+    crash the image is the old or the new one, with lost space at worst. No other file is looked at: a new
+    `backing` has to show the same bytes as the old one did, or the guest sees others.
+
+    Args:
+        path: The image.
+        format: Its format; probed unless given. Only qcow2 has anything to amend.
+        progress: Called now and then with the bytes of tables that are done and all of them; what it raises
+            ends the work, with the image as it was.
+        **changes: What is to change: `version`, `lazy_refcounts`, `refcount_bits`, `backing`,
+            `backing_format`, `data_file`, `data_file_raw`; see `Amendment`.
+
+    Raises:
+        ValueError: A value is out of its range, or the changes exclude each other or do not go with the
+            image.
+        UnsupportedFeatureError: The new version cannot have what the image has, or the image has to be
+            repaired first.
+        ImageLockedError: The image is in use.
+        ImagoError: It is no image that can be amended.
+        OSError: The file cannot be read or written.
+    """
+    _native.amend(path, format, progress, changes)
+
+
 def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
+_TYPES = {
+    "CacheStats",
+    "CacheUse",
+    "CheckResult",
+    "Comparison",
+    "Finding",
+    "ImageInfo",
+    "Measurement",
+}
+"""Dataclasses, which take longer to import than all the rest together."""
+
+
 def __getattr__(name: str) -> object:
-    # Dataclasses take longer to import than all the rest together.
-    if name in {"ImageInfo", "Comparison", "Measurement"}:
+    if name in _TYPES:
         from pyimago import _types
 
         return getattr(_types, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict
@@ -15,6 +15,7 @@ Format: TypeAlias = Literal["raw", "qcow2"]
 Backing: TypeAlias = FormatAccess | SyncFormatAccess
 DataFile: TypeAlias = Storage | StrPath
 Implicit: TypeAlias = Literal["beside", "deny", "allow"] | Callable[[str, str], object]
+Repair: TypeAlias = Literal["none", "leaks", "all"]
 Progress: TypeAlias = Callable[[int, int], object]
 
 
@@ -62,6 +63,117 @@ class NewImage(Layout, total=False):
     data_file_raw: bool
 
 
+class Amendment(TypedDict, total=False):
+    """What of a qcow2 image is to change; what is absent stays as it is.
+
+    Attributes:
+        version: 2 ("0.10") or 3 ("1.1").
+        lazy_refcounts: Put off refcount updates while the image is open (version 3).
+        refcount_bits: Bits of a refcount: 1, 2, 4, 8, 16, 32 or 64; 16 in version 2.
+        backing: The backing file, as the image is to spell it; it is not looked at. None: no backing file.
+        backing_format: Its format, as the image is to spell it. Without it a new `backing` has none;
+            without `backing` it is that of the one that is there.
+        data_file: The external data file, as the image is to spell it; it is not looked at. None: no
+            name, who opens the image brings the file.
+        data_file_raw: Whether the data file is a raw image of the disk. It can cease to be one, and not
+            become one.
+    """
+
+    version: Literal[2, 3, "0.10", "1.1"] | None
+    lazy_refcounts: bool | None
+    refcount_bits: int | None
+    backing: StrPath | None
+    backing_format: str | None
+    data_file: StrPath | None
+    data_file_raw: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that a check found.
+
+    Attributes:
+        kind: What is wrong: "refcount-too-low", "refcount-too-high", "copied", "overlap", "past-end", ...
+        severity: "corruption" (may cost data), "leak" (lost space), "error" (could not be checked) or "info".
+        offset: Where in the image file, in bytes: of an entry the entry itself, of a cluster its start.
+        guest_offset: Where on the guest's disk, in bytes, where that is known.
+        message: The same for people.
+    """
+
+    kind: str
+    severity: Literal["corruption", "leak", "error", "info"]
+    offset: int | None
+    guest_offset: int | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a check came to; the numbers are those of `qemu-img check`.
+
+    Attributes:
+        filename: The image's file.
+        format: Its format.
+        check_errors: Parts of the image that could not be checked.
+        corruptions: What may cost data; after a repair what is left.
+        leaks: Clusters that nothing uses; after a repair what is left.
+        corruptions_fixed: Corruptions that the repair ended.
+        leaks_fixed: Leaks that the repair ended.
+        image_end_offset: Where the last cluster in use ends in the file.
+        total_clusters: Clusters of the guest's disk.
+        allocated_clusters: Those of them that have space of their own.
+        fragmented_clusters: Those that do not follow the one before in the file.
+        compressed_clusters: Those that are compressed.
+        findings: What was found, 1,000 at most; the counts go on.
+    """
+
+    filename: str
+    format: str
+    check_errors: int
+    corruptions: int
+    leaks: int
+    corruptions_fixed: int
+    leaks_fixed: int
+    image_end_offset: int
+    total_clusters: int
+    allocated_clusters: int
+    fragmented_clusters: int
+    compressed_clusters: int
+    findings: tuple[Finding, ...]
+    _document: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def clean(self) -> bool:
+        """Nothing is wrong, and all could be checked."""
+        return not (self.check_errors or self.corruptions or self.leaks)
+
+    @classmethod
+    def from_document(
+        cls, document: Mapping[str, Any], findings: Iterable[tuple[Any, Any, int | None, int | None, str]]
+    ) -> CheckResult:
+        """The result from QEMU's JSON `document` and the findings."""
+        return cls(
+            filename=document["filename"],
+            format=document["format"],
+            check_errors=document["check-errors"],
+            corruptions=document.get("corruptions", 0),
+            leaks=document.get("leaks", 0),
+            corruptions_fixed=document.get("corruptions-fixed", 0),
+            leaks_fixed=document.get("leaks-fixed", 0),
+            image_end_offset=document.get("image-end-offset", 0),
+            total_clusters=document.get("total-clusters", 0),
+            allocated_clusters=document.get("allocated-clusters", 0),
+            fragmented_clusters=document.get("fragmented-clusters", 0),
+            compressed_clusters=document.get("compressed-clusters", 0),
+            findings=tuple(Finding(*finding) for finding in findings),
+            _document=document,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `qemu-img check --output=json` prints of the image."""
+        return deepcopy(dict(self._document))
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Whether two images show a guest the same bytes.
@@ -100,6 +212,36 @@ class Measurement:
     def to_dict(self) -> dict[str, int]:
         """The document that `qemu-img measure --output=json` prints."""
         return {"required": self.required, "fully-allocated": self.fully_allocated}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How one cache of metadata has been used since the image was opened.
+
+    Attributes:
+        hits: Look-ups answered from memory. Those of several threads at once may count as one.
+        misses: Look-ups that had to read the file.
+        capacity: Bytes that it may hold.
+        used: Bytes that it holds.
+    """
+
+    hits: int
+    misses: int
+    capacity: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """The caches of an image's metadata; those of the images below it are not counted.
+
+    Attributes:
+        l2: Of the mapping: L2 tables.
+        refcount: Of the refcounts; not used by an image that is only read.
+    """
+
+    l2: CacheUse
+    refcount: CacheUse
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from pyimago._native import FormatAccess
     from pyimago._types import (
+        Amendment,
         Backing,
+        CheckResult,
         Comparison,
         DataFile,
         Format,
@@ -25,10 +27,11 @@ if TYPE_CHECKING:
         Measurement,
         NewImage,
         Progress,
+        Repair,
         StrPath,
     )
 
-__all__ = ["open", "create", "info", "info_chain", "convert", "compare", "hash", "measure"]
+__all__ = ["open", "create", "info", "info_chain", "convert", "check", "compare", "hash", "measure", "amend"]
 
 
 class _Opening:
@@ -58,6 +61,8 @@ def open(
     backing: Backing | Literal["implicit"] | None = "implicit",
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
+    l2_cache_size: int | None = None,
+    refcount_cache_size: int | None = None,
 ) -> _Opening:
     """Open the image at `path` as `pyimago.open` does; the image's operations are awaited.
 
@@ -73,6 +78,8 @@ def open(
             backing=backing,
             data_file=data_file,
             implicit=implicit,
+            l2_cache_size=l2_cache_size,
+            refcount_cache_size=refcount_cache_size,
         )
     )
 
@@ -139,6 +146,23 @@ async def convert(
     )
 
 
+async def check(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    repair: Repair = "none",
+    deep: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> CheckResult:
+    """As `pyimago.check`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    from pyimago._types import CheckResult
+
+    return CheckResult.from_document(
+        *await _native.check_awaited(path, format, repair, deep, implicit, progress)
+    )
+
+
 async def compare(
     first: StrPath,
     second: StrPath,
@@ -181,3 +205,17 @@ async def measure(
     from pyimago._types import Measurement
 
     return Measurement(*await _native.measure_awaited(source, size, source_format, format, implicit, layout))
+
+
+async def amend(
+    path: StrPath,
+    *,
+    format: Format | None = None,
+    progress: Progress | None = None,
+    **changes: Unpack[Amendment],
+) -> None:
+    """As `pyimago.amend`, awaited; cancelling the task ends it, with the old or the new image.
+
+    `progress` is called on another thread.
+    """
+    await _native.amend_awaited(path, format, progress, changes)

@@ -112,6 +112,14 @@ impl Error {
         self
     }
 
+    /// The same error with what follows from it (a sentence without its stop).
+    #[must_use]
+    pub(crate) fn followed_by(mut self, consequence: &str) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.message = format!("{}; {consequence}", inner.message);
+        self
+    }
+
     /// The same error, told of `path`: the file that the caller asked for, in whose place another one was used.
     #[must_use]
     pub fn about(mut self, path: impl AsRef<Path>) -> Self {

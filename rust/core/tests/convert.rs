@@ -202,7 +202,8 @@ fn a_compressed_conversion_packs_whatever_has_data() {
         convert(&source, &target, options).unwrap();
         assert_eq!(reports.last(), Some(&(SIZE - 512)));
         assert!(reports.iter().all(|&done| done <= SIZE - 512), "{reports:?}");
-        let image = OpenOptions { format: Some(FormatKind::Qcow2), ..Default::default() }.open(&target).unwrap();
+        let image =
+            OpenOptions { format: Some(FormatKind::Qcow2), ..Default::default() }.open(&target).unwrap();
         assert!(all(&image)[..content.len()] == content, "{cluster_size}");
         let extents: Vec<_> = image.extents(0, image.size()).unwrap().map(Result::unwrap).collect();
         assert!(extents.iter().any(|extent| extent.compressed));

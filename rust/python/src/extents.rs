@@ -1,26 +1,18 @@
 //! Extents as Python sees them.
 
-use std::collections::VecDeque;
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsStr;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use imago_core::access::extent::Extent as Facts;
-use imago_core::access::map::Extents;
-use parking_lot::Mutex;
-use pyo3::exceptions::PyStopAsyncIteration;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::access::Access;
-use crate::bridge::Bridge;
-use crate::errors::{Failure, exception};
-use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::cursor::{Cursor, Item, iterator_classes};
+use crate::errors::exception;
 use crate::transfer::Offset;
-
-/// Extents that are looked up at a time.
-const BATCH: usize = 256;
 
 /// One run of the disk with one answer; the facts are those of `qemu-img map`.
 #[pyclass(frozen, module = "pyimago")]
@@ -127,149 +119,30 @@ impl Extent {
     }
 }
 
-/// Extents looked up ahead of who takes them.
-struct Ahead {
-    ready: VecDeque<Facts>,
-    /// None once the end was met.
-    rest: Option<Extents>,
-}
-
-impl Ahead {
-    fn look_up(&mut self) -> Result<(), Failure> {
-        while self.ready.len() < BATCH {
-            match self.rest.as_mut().and_then(Iterator::next) {
-                Some(Ok(facts)) => self.ready.push_back(facts),
-                Some(Err(error)) if self.ready.is_empty() => {
-                    self.rest = None;
-                    return Err(error.into());
-                }
-                // What came before it goes out first; asking again meets it again.
-                Some(Err(_)) => break,
-                None => {
-                    self.rest = None;
-                    break;
-                }
-            }
-        }
-        Ok(())
+impl Item for Facts {
+    fn object(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        Ok(Py::new(py, Extent(self))?.into_any())
     }
 }
 
-/// The extents of a range, and the image they are of.
-struct Cursor {
-    access: Arc<Access>,
-    ahead: Arc<Mutex<Ahead>>,
+/// The extents of a range.
+pub(crate) fn cursor(
+    py: Python<'_>,
+    access: &Arc<Access>,
+    Offset(offset): Offset,
+    length: Option<Offset>,
+) -> PyResult<Cursor<Facts>> {
+    let length = length.map_or_else(|| access.size().saturating_sub(offset), |length| length.0);
+    access.check_range("extents", offset, length)?;
+    let open = access.image(py)?;
+    let extents = open.get().extents(offset, length).map_err(|error| exception(py, &error))?;
+    Ok(Cursor::new(access, extents))
 }
 
-impl Cursor {
-    fn new(
-        py: Python<'_>,
-        access: &Arc<Access>,
-        Offset(offset): Offset,
-        length: Option<Offset>,
-    ) -> PyResult<Self> {
-        let length = length.map_or_else(|| access.size().saturating_sub(offset), |length| length.0);
-        access.check_range("extents", offset, length)?;
-        let open = access.image(py)?;
-        let extents = open.get().extents(offset, length).map_err(|error| exception(py, &error))?;
-        let ahead = Ahead { ready: VecDeque::new(), rest: Some(extents) };
-        Ok(Cursor { access: Arc::clone(access), ahead: Arc::new(Mutex::new(ahead)) })
-    }
-
-    /// The next one that is at hand: `Some(None)` at the end.
-    #[expect(clippy::option_option, reason = "nothing yet, and nothing more")]
-    fn at_hand(&self) -> Option<Option<Facts>> {
-        // Never waits: another task's look-up may hold it over I/O.
-        let mut ahead = self.ahead.try_lock()?;
-        match ahead.ready.pop_front() {
-            None if ahead.rest.is_some() => None,
-            next => Some(next),
-        }
-    }
-
-    /// Looks the next ones up and gives the first to `finish`.
-    fn look_up<F: Face>(
-        &self,
-        py: Python<'_>,
-        finish: fn(Python<'_>, Option<Facts>) -> PyResult<Py<PyAny>>,
-    ) -> PyResult<Py<PyAny>> {
-        self.access.image(py)?;
-        let ahead = Arc::clone(&self.ahead);
-        let run = move || {
-            let mut ahead = ahead.lock();
-            if ahead.ready.is_empty() {
-                ahead.look_up()?;
-            }
-            Ok(ahead.ready.pop_front())
-        };
-        F::call(py, Venue::Pool, run, finish)
-    }
-}
-
-/// An iterator of `Extent`, in the order of the disk.
-#[pyclass(frozen, module = "pyimago._native")]
-pub(crate) struct ExtentIterator(Cursor);
-
-impl ExtentIterator {
-    pub(crate) fn new(
-        py: Python<'_>,
-        access: &Arc<Access>,
-        offset: Offset,
-        length: Option<Offset>,
-    ) -> PyResult<Self> {
-        Cursor::new(py, access, offset, length).map(Self)
-    }
-}
-
-#[pymethods]
-impl ExtentIterator {
-    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
-        slf
-    }
-
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        if let Some(next) = self.0.at_hand() {
-            return next.map(|facts| object(py, facts)).transpose();
-        }
-        let next = self.0.look_up::<Blocking>(py, |py, next| {
-            next.map_or_else(|| Ok(py.None()), |facts| object(py, facts))
-        })?;
-        Ok((!next.is_none(py)).then_some(next))
-    }
-}
-
-/// An asynchronous iterator of `Extent`, in the order of the disk.
-#[pyclass(frozen, module = "pyimago._native")]
-pub(crate) struct AsyncExtentIterator(Cursor);
-
-impl AsyncExtentIterator {
-    pub(crate) fn new(
-        py: Python<'_>,
-        access: &Arc<Access>,
-        offset: Offset,
-        length: Option<Offset>,
-    ) -> PyResult<Self> {
-        Cursor::new(py, access, offset, length).map(Self)
-    }
-}
-
-#[pymethods]
-impl AsyncExtentIterator {
-    fn __aiter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
-        slf
-    }
-
-    fn __anext__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        fn next_or_stop(py: Python<'_>, next: Option<Facts>) -> PyResult<Py<PyAny>> {
-            next.map_or_else(|| Err(PyStopAsyncIteration::new_err(())), |facts| object(py, facts))
-        }
-        match self.0.at_hand() {
-            Some(next) => Bridge::current(py)?.completed(py, Some(next_or_stop(py, next)?)),
-            None => self.0.look_up::<Awaited>(py, next_or_stop),
-        }
-    }
-}
-
-fn object(py: Python<'_>, facts: Facts) -> PyResult<Py<PyAny>> {
-    Ok(Py::new(py, Extent(facts))?.into_any())
-}
+iterator_classes!(
+    /// An iterator of `Extent`, in the order of the disk.
+    ExtentIterator,
+    /// An asynchronous iterator of `Extent`, in the order of the disk.
+    AsyncExtentIterator,
+    Facts
+);

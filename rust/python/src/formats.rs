@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use imago_core::access::image::{CHAIN_MAX, Image};
+use imago_core::format::CacheSizes;
 use imago_core::{IntoImage, qcow2, raw};
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -14,6 +15,7 @@ use crate::image::shared_image;
 use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::path::StrPath;
 use crate::storages::Storage;
+use crate::transfer::Offset;
 
 /// The engine's object until a `FormatAccess` takes it; locked while another thread is at it.
 struct Slot<T>(Arc<Mutex<Option<T>>>);
@@ -114,6 +116,24 @@ format_class!(
             self.0.with(|slot| {
                 if let Some(qcow2) = slot {
                     qcow2.set_backing(backing);
+                }
+            })
+        }
+
+        /// Say how many bytes of metadata to keep in memory: of the mapping and of the refcounts. None leaves it as it is.
+        #[pyo3(signature = (*, l2_cache_size = None, refcount_cache_size = None))]
+        fn set_cache_sizes(
+            &self,
+            l2_cache_size: Option<Offset>,
+            refcount_cache_size: Option<Offset>,
+        ) -> PyResult<()> {
+            let sizes = CacheSizes {
+                l2: l2_cache_size.map(|bytes| bytes.0),
+                refcount: refcount_cache_size.map(|bytes| bytes.0),
+            };
+            self.0.with(|slot| {
+                if let Some(qcow2) = slot {
+                    qcow2.set_cache_sizes(sizes);
                 }
             })
         }

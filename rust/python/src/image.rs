@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use imago_core::access::image::Image;
-use imago_core::format::ZeroIntent;
+use imago_core::format::{CacheUse, ZeroIntent};
 use pyo3::exceptions::{PyResourceWarning, PyTypeError};
 use pyo3::prelude::*;
 
 use crate::access::Access;
+use crate::bitmaps::{AsyncBitmaps, Bitmaps};
 use crate::buffers::kind;
 use crate::errors::{Failure, exception};
-use crate::extents::{AsyncExtentIterator, ExtentIterator};
+use crate::extents::{self, AsyncExtentIterator, ExtentIterator};
 use crate::formats;
 use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::transfer::{Level, Offset, Transfer};
@@ -31,6 +32,17 @@ fn zero<F: Face>(
     F::on_image(py, access, move |_, image| image.write_zeroes(offset, length, intent))
 }
 
+fn cache_stats<'py>(py: Python<'py>, access: &Arc<Access>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let Some(stats) = access.image(py)?.get().cache_stats() else { return Ok(None) };
+    let types = py.import("pyimago._types")?;
+    let cache = types.getattr("CacheUse")?;
+    let usage = |cache_use: CacheUse| {
+        let CacheUse { hits, misses, capacity, used } = cache_use;
+        cache.call1((hits, misses, capacity, used))
+    };
+    types.getattr("CacheStats")?.call1((usage(stats.l2)?, usage(stats.refcount)?)).map(Some)
+}
+
 fn close<F: Face>(py: Python<'_>, access: &Arc<Access>) -> PyResult<Py<PyAny>> {
     let access = Arc::clone(access);
     // A thread of its own: it waits for operations that the pool may have yet to begin.
@@ -39,7 +51,7 @@ fn close<F: Face>(py: Python<'_>, access: &Arc<Access>) -> PyResult<Py<PyAny>> {
 }
 
 macro_rules! image_class {
-    ($(#[$doc:meta])* $name:ident, $face:ty, $extents:ident, { $($own:tt)* }) => {
+    ($(#[$doc:meta])* $name:ident, $face:ty, $extents:ident, $bitmaps:ident, { $($own:tt)* }) => {
         $(#[$doc])*
         #[pyclass(frozen, weakref, module = "pyimago")]
         pub(crate) struct $name {
@@ -108,6 +120,11 @@ macro_rules! image_class {
                 <$face>::transfer(py, &self.access, Transfer::write_compressed(data, offset, level)?)
             }
 
+            /// How the caches of the image's metadata have been used since it was opened: a `CacheStats`; None for raw images.
+            fn cache_stats<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+                cache_stats(py, &self.access)
+            }
+
             /// Make `length` bytes from `offset` (bytes) on read as zeroes; the space for them goes back to the host where that is possible.
             fn write_zeroes(&self, py: Python<'_>, offset: Offset, length: Offset) -> PyResult<Py<PyAny>> {
                 zero::<$face>(py, &self.access, offset, length, ZeroIntent::Unmap)
@@ -121,7 +138,7 @@ macro_rules! image_class {
             /// What the `length` bytes (None: all) from `offset` (bytes) on are: an iterator of `Extent`.
             #[pyo3(signature = (offset = Offset(0), length = None), text_signature = "($self, offset=0, length=None)")]
             fn extents(&self, py: Python<'_>, offset: Offset, length: Option<Offset>) -> PyResult<$extents> {
-                $extents::new(py, &self.access, offset, length)
+                extents::cursor(py, &self.access, offset, length).map($extents)
             }
 
             /// Make everything that was written durable.
@@ -132,6 +149,12 @@ macro_rules! image_class {
             /// Wait for the operations in flight, flush, and let the image go. Closing again does nothing.
             fn close(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
                 close::<$face>(py, &self.access)
+            }
+
+            /// The persistent dirty bitmaps.
+            #[getter]
+            fn bitmaps(&self) -> $bitmaps {
+                $bitmaps(Arc::clone(&self.access))
             }
 
             /// Size of the disk in bytes.
@@ -183,7 +206,7 @@ image_class!(
     /// An open image, read and written at once.
     ///
     /// Any number of threads may use it. Used in a `with` statement it is closed at the end; dropped without that it is flushed.
-    SyncFormatAccess, Blocking, ExtentIterator, {
+    SyncFormatAccess, Blocking, ExtentIterator, Bitmaps, {
         /// The disk as a standard file object, an `io.RawIOBase` with a position of its own.
         fn file(slf: Bound<'_, Self>) -> PyResult<Bound<'_, PyAny>> {
             slf.py().import("pyimago._file")?.getattr("ImageFile")?.call1((slf,))
@@ -206,7 +229,7 @@ image_class!(
     ///
     /// Each method returns a future of the running loop, a completed one where the answer was at hand. Used in an `async with` statement the image is closed at
     /// the end; otherwise flush or close one that was opened for writing: dropping it cannot, and warns.
-    FormatAccess, Awaited, AsyncExtentIterator, {
+    FormatAccess, Awaited, AsyncExtentIterator, AsyncBitmaps, {
         fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Py<PyAny>> {
             let py = slf.py();
             slf.get().access.image(py)?;
@@ -220,7 +243,7 @@ image_class!(
     }
 );
 
-/// The image of a `FormatAccess` or `SyncFormatAccess`, to be used below another one.
+/// The image of a `FormatAccess` or `SyncFormatAccess`, to be used beside or below another one.
 pub(crate) fn shared_image(object: &Bound<'_, PyAny>) -> PyResult<Arc<Image>> {
     let py = object.py();
     let access = if let Ok(access) = object.cast::<SyncFormatAccess>() {
@@ -228,7 +251,7 @@ pub(crate) fn shared_image(object: &Bound<'_, PyAny>) -> PyResult<Arc<Image>> {
     } else {
         let access = object.cast::<FormatAccess>().map_err(|_| {
             PyTypeError::new_err(format!(
-                "a backing image is a FormatAccess or SyncFormatAccess, not {}; open it first",
+                "an image is a FormatAccess or SyncFormatAccess, not {}; open it first",
                 kind(object)
             ))
         })?;

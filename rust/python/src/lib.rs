@@ -7,8 +7,10 @@
 )]
 
 mod access;
+mod bitmaps;
 mod bridge;
 mod buffers;
+mod cursor;
 mod errors;
 mod extents;
 mod formats;
@@ -32,6 +34,8 @@ fn wait_for_operations(py: Python<'_>) {
 #[pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
+    use crate::bitmaps::{AsyncBitmaps, AsyncDirtyIterator, Bitmap, Bitmaps, DirtyIterator};
+    #[pymodule_export]
     use crate::bridge::CompletedFuture;
     #[pymodule_export]
     use crate::extents::{AsyncExtentIterator, Extent, ExtentIterator};
@@ -43,6 +47,10 @@ mod _native {
     use crate::info::{info, info_awaited};
     #[pymodule_export]
     use crate::storages::{File, Memory, Null, Storage, StorageOpenOptions, Throttled};
+    #[pymodule_export]
+    use crate::verbs::amend::{amend, amend_awaited};
+    #[pymodule_export]
+    use crate::verbs::check::{check, check_awaited};
     #[pymodule_export]
     use crate::verbs::compare::{compare, compare_awaited, hash, hash_awaited};
     #[pymodule_export]

@@ -460,6 +460,42 @@ impl<'a> Qcow2<'a> {
         }
     }
 
+    /// The bitmap of that name.
+    pub fn bitmap(&self, name: &str) -> Option<&Bitmap> {
+        self.bitmaps.iter().find(|bitmap| bitmap.name == name)
+    }
+
+    /// The granules that a bitmap calls dirty, as runs of bytes of the disk, cut off at its end.
+    pub fn dirty(&self, bitmap: &Bitmap) -> Result<Vec<(u64, u64)>, String> {
+        let what = format!("table of bitmap {:?}", bitmap.name);
+        let cluster_size = self.header.cluster_size();
+        let mut bits = Vec::new();
+        for entry in self.words(bitmap.table_offset, bitmap.table_size.into(), &what)? {
+            match entry & OFFSET {
+                0 => bits.resize(bits.len() + cluster_size as usize, if entry & 1 == 1 { 0xff } else { 0 }),
+                host => bits.extend_from_slice(range(self.bytes, host, cluster_size, &what)?),
+            }
+        }
+        let granularity = 1 << bitmap.granularity_bits;
+        let granules = self.header.size.div_ceil(granularity);
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for (granule, bit) in (0..).zip(bits.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1))) {
+            if bit == 0 {
+                continue;
+            }
+            if granule >= granules {
+                return Err(format!("{what}: a bit behind the end of the disk is set"));
+            }
+            let offset = granule * granularity;
+            let len = granularity.min(self.header.size - offset);
+            match runs.last_mut() {
+                Some(run) if run.0 + run.1 == offset => run.1 += len,
+                _ => runs.push((offset, len)),
+            }
+        }
+        Ok(runs)
+    }
+
     /// The whole disk as the guest sees it. `backing`: what the backing file shows, from 0 on; `data_file`: its bytes.
     pub fn content(&self, backing: &[u8], data_file: Option<&[u8]>) -> Result<Vec<u8>, String> {
         self.content_of(&self.active_l1()?, self.header.size, backing, data_file)

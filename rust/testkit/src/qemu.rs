@@ -1,9 +1,13 @@
 //! QEMU's tools as a peer. Every call panics with what the tool said when it fails: callers are tests.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+
+use crate::model::View;
+use crate::qcow2::Qcow2;
 
 /// Whether `qemu-img` and `qemu-io` are there.
 pub fn have_qemu() -> bool {
@@ -95,6 +99,24 @@ pub fn check(path: &Path) -> (Verdict, String) {
     (verdict, said.into_owned())
 }
 
+/// The numbers of `qemu-img check --output=json`, with `-r` `leaks` or `all` where `repair` says so; those that are left out are 0.
+/// `None` where it prints no document, since the check itself failed.
+#[track_caller]
+pub fn check_numbers(path: &Path, repair: Option<&str>) -> Option<BTreeMap<String, u64>> {
+    let mut args: Vec<&OsStr> = ["check", "-f", "qcow2", "--output=json"].map(OsStr::new).to_vec();
+    if let Some(repair) = repair {
+        args.extend(["-r".as_ref(), OsStr::new(repair)]);
+    }
+    args.push(path.as_os_str());
+    let output = run("qemu-img", &args);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let numbers = said.lines().filter_map(|line| {
+        let (name, number) = line.trim().trim_end_matches(',').split_once(": ")?;
+        Some((name.trim_matches('"').to_owned(), number.parse().ok()?))
+    });
+    said.contains("check-errors").then(|| numbers.collect())
+}
+
 /// # Panics
 /// When `qemu-img check` finds anything.
 #[track_caller]
@@ -113,6 +135,17 @@ pub fn content(path: &Path) -> Vec<u8> {
 #[track_caller]
 pub fn snapshot_content(path: &Path, snapshot: &str) -> Vec<u8> {
     convert_to_raw(path, &["-l", snapshot])
+}
+
+/// What the image shows, as `qemu-img convert` has it; only the names of the snapshots are the oracle's.
+#[track_caller]
+pub fn view(path: &Path) -> View {
+    let bytes = std::fs::read(path).expect("an image");
+    let names = Qcow2::parse(&bytes).expect("an image").snapshots.into_iter().map(|snapshot| snapshot.name);
+    View {
+        disk: content(path),
+        snapshots: names.map(|name| (name.clone(), snapshot_content(path, &name).into())).collect(),
+    }
 }
 
 #[track_caller]

@@ -10,7 +10,7 @@ use super::probe::probe;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Driver;
 use crate::format::raw::Raw;
-use crate::format::{Format, FormatKind, ImplicitReference};
+use crate::format::{CacheSizes, Format, FormatKind, ImplicitReference};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
 
@@ -70,6 +70,16 @@ impl Link {
         }
     }
 
+    /// Says how much the caches of metadata may hold.
+    pub(super) fn set_cache_sizes(&mut self, sizes: CacheSizes) -> Result<()> {
+        match self {
+            _ if sizes == CacheSizes::default() => {}
+            Link::Raw { .. } => return Err(Error::invalid_input("a raw image has no metadata to cache")),
+            Link::Qcow2(driver) => driver.set_cache_sizes(sizes),
+        }
+        Ok(())
+    }
+
     pub(super) fn into_image(self, base: Base) -> Image {
         match self {
             Link::Raw { driver, probed: true } => Image::new(Arc::new(driver), base).probed_raw(),
@@ -111,17 +121,29 @@ impl<'a> Opener<'a> {
         if !driver.needs_data_file() {
             return Ok(());
         }
-        let Some(reference) = driver.data_file_reference() else {
+        let storage =
+            self.open_data_file_named(driver.path(), driver.data_file_reference(), driver.writable())?;
+        driver.set_data_storage(storage)
+    }
+
+    /// Opens the external data file that `image` names, if it names one.
+    pub(super) fn open_data_file_named(
+        &mut self,
+        image: Option<&Path>,
+        reference: Option<ImplicitReference>,
+        write: bool,
+    ) -> Result<Arc<dyn Storage>> {
+        let Some(reference) = reference else {
             return Err(named(
-                driver.path(),
+                image,
                 Error::invalid_input(
                     "the image keeps its data in an external data file that it does not name: set one",
                 ),
             ));
         };
-        let storage = self.open(driver.path(), &reference, ReferenceKind::DataFile, driver.writable())?;
+        let storage = self.open(image, &reference, ReferenceKind::DataFile, write)?;
         self.note(&*storage)?;
-        driver.set_data_storage(aligned(storage))
+        Ok(aligned(storage))
     }
 
     /// Opens the chain below an image: the backing file it names, and what that names in turn.

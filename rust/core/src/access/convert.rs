@@ -263,7 +263,7 @@ impl Work<'_> {
         self.source.read(&mut buffer[..], start)?;
         if let Some(packer) = &self.packer {
             let batch = packer.pack(start, mem::take(buffer))?;
-            self.target.write_packed_batch(&batch)?;
+            self.target.write_batch(&batch)?;
             *buffer = batch.into_bytes();
             return Ok(());
         }

@@ -2,17 +2,19 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::inflight::{Guard, Inflight, Ticket};
-use crate::format::{Format, FormatKind, ImplicitReference};
+use crate::format::{CacheStats, Format, FormatKind, ImplicitReference};
+use crate::units::GuestOffset;
 
+use super::below::Below;
 use super::cluster_cache::ClusterCache;
 use super::range_lock::RangeLocks;
 
@@ -47,6 +49,8 @@ const NO_DATA_FILE: u8 = 2;
 pub struct Image {
     pub(super) format: Arc<dyn Format>,
     pub(super) base: Base,
+    /// The images below that were opened for this one, once they were asked.
+    below: OnceLock<Below>,
     /// Shared by every write, held alone by whoever changes the image as a whole.
     pub(super) writing: RwLock<()>,
     /// Guest ranges in which someone allocates or zeroes.
@@ -61,6 +65,13 @@ pub struct Image {
     inflight: Inflight,
     /// What closing came to.
     closed: Mutex<Option<Result<()>>>,
+}
+
+/// A change of the disk that is under way; ends when dropped.
+#[derive(Debug)]
+pub(super) struct Writing<'a> {
+    _writing: RwLockReadGuard<'a, ()>,
+    _operation: Guard<'a>,
 }
 
 /// An operation on an image that goes on outside of it (a read that a ring does); the image's
@@ -79,6 +90,7 @@ impl Image {
         Image {
             format,
             base,
+            below: OnceLock::new(),
             writing: RwLock::new(()),
             ranges: RangeLocks::default(),
             unpacked: ClusterCache::default(),
@@ -130,12 +142,23 @@ impl Image {
         &self.format
     }
 
+    /// How the caches of its metadata have been used, its own and not those of the images below; `None` where there are none.
+    pub fn cache_stats(&self) -> Option<CacheStats> {
+        self.format.cache_stats()
+    }
+
     /// The backing image, where there is one.
     pub fn backing(&self) -> Option<&Arc<Image>> {
         match &self.base {
             Base::Image { image, .. } => Some(image),
             Base::None | Base::Unopened(_) => None,
         }
+    }
+
+    /// The images below that were opened for this one.
+    #[inline]
+    pub(super) fn below(&self) -> &Below {
+        self.below.get_or_init(|| Below::of(self))
     }
 
     /// Images in the chain from this one down, itself included.
@@ -162,6 +185,32 @@ impl Image {
         if self.writable() { self.format.flush().map_err(|e| self.name(e)) } else { Ok(()) }
     }
 
+    /// Begins to write, zero or discard `len` bytes at `offset`, once it is clear that this can be done. Every change of the disk
+    /// begins here: bitmaps that follow writes are told before anything happens.
+    #[inline]
+    pub(super) fn begin_write(&self, offset: u64, len: u64) -> Result<Writing<'_>> {
+        self.check_write(offset, len)?;
+        let operation = self.enter()?;
+        let writing = self.writing.read();
+        if len > 0 {
+            self.format.record(GuestOffset(offset), len).map_err(|e| self.name(e))?;
+        }
+        Ok(Writing { _writing: writing, _operation: operation })
+    }
+
+    #[inline]
+    pub(super) fn check_write(&self, offset: u64, len: u64) -> Result<()> {
+        if !self.writable() {
+            return Err(self.read_only());
+        }
+        self.check_range(offset, len)
+    }
+
+    #[cold]
+    fn read_only(&self) -> Error {
+        self.name(Error::new(ErrorKind::ReadOnly, "the image was opened read-only"))
+    }
+
     /// Changes the image as a whole (its size, its snapshots) while nobody writes to it: writes in flight end first, and others wait
     /// until `change` has returned. Reads go on meanwhile. `change` must not write through the image itself.
     pub(super) fn exclusively<R>(&self, change: impl FnOnce(&dyn Format) -> Result<R>) -> Result<R> {
@@ -169,7 +218,7 @@ impl Image {
         let _operation = self.inflight.guard();
         self.check_open()?;
         if !self.writable() {
-            return Err(self.name(Error::new(ErrorKind::ReadOnly, "the image was opened read-only")));
+            return Err(self.read_only());
         }
         let _alone = self.writing.write();
         change(&*self.format).map_err(|e| self.name(e))

@@ -1,7 +1,11 @@
 //! A guest request becomes extents, extents become storage operations.
 
 mod align;
+pub mod amend;
+mod below;
+pub mod bitmaps;
 mod chain;
+pub mod check;
 mod cluster_cache;
 pub mod compare;
 pub mod convert;

@@ -7,7 +7,7 @@ use super::chain::{Link, Opener};
 pub use super::gate::{Ask, Gate, ReferenceKind};
 use super::image::{Base, Image};
 use crate::error::{Error, Result};
-use crate::format::FormatKind;
+use crate::format::{CacheSizes, FormatKind};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
 
@@ -39,6 +39,8 @@ pub struct OpenOptions {
     pub data_file: Option<Arc<dyn Storage>>,
     /// Who decides on the files that the image names.
     pub gate: Gate,
+    /// Bytes that the image's caches of metadata may hold; those of the images below keep the format's choice.
+    pub cache_sizes: CacheSizes,
     /// Bypass the page cache (`O_DIRECT`), for the files opened here.
     pub direct: bool,
     /// Whether the files opened here are locked.
@@ -71,6 +73,10 @@ impl OpenOptions {
             }
             Some(id_or_name) => Link::open_snapshot(storage, self.format, id_or_name)?,
         };
+        link.set_cache_sizes(self.cache_sizes).map_err(|error| match &path {
+            Some(path) => error.in_file(path),
+            None => error,
+        })?;
         match &self.data_file {
             Some(data) => link.set_data_storage(Arc::clone(data))?,
             None => opener.open_data_file_of(&mut link)?,

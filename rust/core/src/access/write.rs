@@ -1,7 +1,7 @@
 //! Writing: in place where the space is there, otherwise into new space that is then published.
 
 use crate::buffer::{IoVector, IoVectorMut};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::{Allocation, InPlace, WriteStep};
 use crate::units::GuestOffset;
 
@@ -18,21 +18,11 @@ impl Image {
     /// [`ErrorKind::ReadOnly`]; nothing is written then. Durable after the next [`flush`](Image::flush).
     pub fn write<'a>(&self, bufs: impl Into<IoVector<'a>>, offset: u64) -> Result<()> {
         let bufs = bufs.into();
-        self.check_write(offset, bufs.len() as u64)?;
-        let _operation = self.enter()?;
-        let _writing = self.writing.read();
+        let _writing = self.begin_write(offset, bufs.len() as u64)?;
         if self.probed_raw && offset < probe::LEN as u64 && !bufs.is_empty() {
             return self.write_start(bufs, offset);
         }
         self.write_range(bufs, offset)
-    }
-
-    #[inline]
-    pub(super) fn check_write(&self, offset: u64, len: u64) -> Result<()> {
-        if !self.writable() {
-            return Err(self.name(Error::new(ErrorKind::ReadOnly, "the image was opened read-only")));
-        }
-        self.check_range(offset, len)
     }
 
     /// Overwrites what is in place with no lock; the first byte that is not takes the range lock for the rest.

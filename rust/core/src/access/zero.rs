@@ -21,9 +21,7 @@ pub(super) fn is_zero(bytes: &[u8]) -> bool {
 impl Image {
     /// Makes `len` bytes at `offset` read as zeroes; `intent` says what becomes of the space.
     pub fn write_zeroes(&self, offset: u64, len: u64, intent: ZeroIntent) -> Result<()> {
-        self.check_write(offset, len)?;
-        let _operation = self.enter()?;
-        let _writing = self.writing.read();
+        let _writing = self.begin_write(offset, len)?;
         let _range = self.ranges.lock(offset, len, self.format.write_alignment());
         self.zero_locked(offset, len, intent)
     }

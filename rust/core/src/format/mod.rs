@@ -219,6 +219,37 @@ pub enum FormatSpecificInfo {
     Qcow2(qcow2_info::Qcow2Info),
 }
 
+/// How one cache of metadata has been used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheUse {
+    /// Look-ups that found what they asked for in memory. Those of several threads at once may be counted as one.
+    pub hits: u64,
+    /// Look-ups that had to read the file; exact.
+    pub misses: u64,
+    /// Bytes it may hold.
+    pub capacity: u64,
+    /// Bytes it holds.
+    pub used: u64,
+}
+
+/// The caches of an image's metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Of the mapping (L2 tables).
+    pub l2: CacheUse,
+    /// Of the refcounts; an image that is only read needs none.
+    pub refcount: CacheUse,
+}
+
+/// Bytes that caches of metadata may hold; `None` is the format's choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheSizes {
+    /// Of the mapping (L2 tables).
+    pub l2: Option<u64>,
+    /// Of the refcounts.
+    pub refcount: Option<u64>,
+}
+
 pub mod qcow2_info {
     //! The part of `info` that only qcow2 has; names as in QEMU's JSON.
 
@@ -324,6 +355,102 @@ pub trait Snapshots {
     fn rename(&self, id_or_name: &str, name: &str) -> Result<()>;
 }
 
+/// A persistent dirty bitmap: which parts of the disk were written since it was made or cleared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirtyBitmap {
+    /// Its name, unique in the image.
+    pub name: String,
+    /// Bytes of the disk that one bit stands for.
+    pub granularity: u64,
+    /// It follows writes.
+    pub enabled: bool,
+    /// What kept it up to date never came to its end: nobody can tell what it should say, and it can only be removed.
+    pub inconsistent: bool,
+    /// Bytes of the disk that are dirty, unless it is inconsistent.
+    pub count: Option<u64>,
+}
+
+/// A dirty part of the disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirtyRange {
+    /// Where it starts; a multiple of the bitmap's granularity.
+    pub offset: u64,
+    /// Its length. It does not pass the end of the disk.
+    pub length: u64,
+}
+
+/// The dirty parts of a disk, first to last; no two touch.
+///
+/// They are the bitmap's from when this was made. What is written meanwhile to an image that is open for writing may show or not.
+pub struct DirtyRanges {
+    disk_size: u64,
+    ranges: Box<dyn Iterator<Item = DirtyRange> + Send>,
+}
+
+impl DirtyRanges {
+    /// Those of a disk of `disk_size` bytes.
+    pub fn new(disk_size: u64, ranges: impl Iterator<Item = DirtyRange> + Send + 'static) -> Self {
+        DirtyRanges { disk_size, ranges: Box::new(ranges) }
+    }
+
+    /// Size of the disk in bytes.
+    pub fn disk_size(&self) -> u64 {
+        self.disk_size
+    }
+}
+
+impl Iterator for DirtyRanges {
+    type Item = DirtyRange;
+
+    fn next(&mut self) -> Option<DirtyRange> {
+        self.ranges.next()
+    }
+}
+
+impl fmt::Debug for DirtyRanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirtyRanges").field("disk_size", &self.disk_size).finish_non_exhaustive()
+    }
+}
+
+/// The persistent dirty bitmaps of an image, where its format has them.
+///
+/// A name that is not there is [`InvalidInput`](crate::ErrorKind::InvalidInput), and so is any use of an inconsistent bitmap but
+/// [`remove`](Bitmaps::remove). Whoever changes one sees to it that nobody writes to the disk meanwhile. A change is durable when the
+/// method returns; but a bitmap that has followed writes since the image was opened is stored by [`Format::close`] with all
+/// that was done to it, and is inconsistent if that never comes.
+pub trait Bitmaps {
+    /// All of them, in the order of the image.
+    fn list(&self) -> Result<Vec<DirtyBitmap>>;
+
+    /// Makes a bitmap in which nothing is dirty, of a granularity in bytes (`None`: what QEMU would take).
+    fn add(&self, name: &str, granularity: Option<u64>, state: Recording) -> Result<()>;
+
+    /// Removes a bitmap, also an inconsistent one.
+    fn remove(&self, name: &str) -> Result<()>;
+
+    /// Makes everything clean.
+    fn clear(&self, name: &str) -> Result<()>;
+
+    /// Lets it follow writes from now on, or no more.
+    fn set_recording(&self, name: &str, state: Recording) -> Result<()>;
+
+    /// Makes dirty what is dirty in `source`, which comes from a disk of the same size. The granularities need not be the same.
+    fn merge(&self, name: &str, source: DirtyRanges) -> Result<()>;
+
+    /// What is dirty.
+    fn ranges(&self, name: &str) -> Result<DirtyRanges>;
+}
+
+/// Whether a bitmap follows writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recording {
+    /// Every write is marked in it.
+    Enabled,
+    /// It stays as it is.
+    Disabled,
+}
+
 /// A format's driver for one open image.
 ///
 /// Every method may be called from any thread. Offsets passed are below [`size`](Format::size) and lengths at least 1;
@@ -356,6 +483,11 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// the answer is not at hand.
     fn map(&self, offset: GuestOffset, len: u64, lookup: Lookup) -> Result<Option<Mapping<'_>>>;
 
+    /// Where [`map`](Format::map) can answer anew: at multiples of this (bytes, a power of two), but for the end of the disk.
+    fn mapping_unit(&self) -> u64 {
+        1
+    }
+
     /// The next step of writing `len` bytes at `offset`.
     ///
     /// The caller holds a range lock over the (sub)clusters that an allocation may touch, see
@@ -384,12 +516,23 @@ pub trait Format: fmt::Debug + Send + Sync {
         1
     }
 
+    /// Notes that `len` bytes from `offset` on are about to change. It comes before any other call for a write, a zeroing or a
+    /// discard, and before the data moves.
+    fn record(&self, _offset: GuestOffset, _len: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes everything that was written durable, data before metadata in the format's order.
     fn flush(&self) -> Result<()>;
 
     /// Leaves the image clean, after a flush; nothing is written afterwards.
     fn close(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// How the caches of its metadata have been used; `None` where there are none.
+    fn cache_stats(&self) -> Option<CacheStats> {
+        None
     }
 
     /// Its snapshots, where the format has such.
@@ -400,6 +543,11 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// What `info` shows.
     fn info(&self) -> Result<FormatInfo> {
         Ok(FormatInfo::default())
+    }
+
+    /// The persistent dirty bitmaps, where the format has them.
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
     }
 
     /// The file the image is in, for messages.

@@ -63,6 +63,11 @@ impl Format for Raw {
         Ok(Some(Mapping { len, place }))
     }
 
+    fn mapping_unit(&self) -> u64 {
+        // All of it is one run.
+        1 << 63
+    }
+
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
         self.place(offset, len).map(WriteStep::InPlace)
     }

@@ -18,7 +18,7 @@ use crate::path::StrPath;
 use crate::transfer::Offset;
 
 /// The names of versions of qcow2.
-struct QcowVersion(qcow2::Version);
+pub(super) struct QcowVersion(pub(super) qcow2::Version);
 
 impl<'py> FromPyObject<'_, 'py> for QcowVersion {
     type Error = PyErr;
@@ -117,7 +117,7 @@ pub(super) fn create_options(
 }
 
 /// A number of bytes or bits; what does not fit is out of every range that the engine would allow.
-fn small(name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<u32> {
+pub(super) fn small(name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<u32> {
     if !value.hasattr("__index__")? {
         return Err(PyTypeError::new_err(format!("{name} is a number, not {}", kind(value))));
     }

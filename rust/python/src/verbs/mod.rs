@@ -1,4 +1,4 @@
-//! What is done with a path: opening, creating, converting, comparing images.
+//! What is done with a path: opening, creating, converting, comparing, amending images.
 
 /// The synchronous and the awaited function of Python's over one implementation that is generic over the `Face`.
 macro_rules! faces {
@@ -19,6 +19,8 @@ macro_rules! faces {
     };
 }
 
+pub(crate) mod amend;
+pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use imago_core::access::open::{Backing, OpenOptions};
+use imago_core::format::CacheSizes;
 use imago_core::storage::file::File;
 use imago_core::{Storage as EngineStorage, StorageOpenOptions};
 use pyo3::PyClass;
@@ -17,6 +18,7 @@ use crate::image::{FormatAccess, SyncFormatAccess, shared_image};
 use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::path::StrPath;
 use crate::storages::Storage;
+use crate::transfer::Offset;
 
 /// `backing=`: "implicit", None or an open image.
 pub(crate) struct Below(Backing);
@@ -85,6 +87,11 @@ pub(super) fn open_plainly(
     })
 }
 
+/// What the two arguments say.
+fn sizes(l2: Option<Offset>, refcount: Option<Offset>) -> CacheSizes {
+    CacheSizes { l2: l2.map(|bytes| bytes.0), refcount: refcount.map(|bytes| bytes.0) }
+}
+
 /// What `open` takes beside the path.
 struct Opening {
     write: bool,
@@ -92,6 +99,7 @@ struct Opening {
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
+    cache_sizes: CacheSizes,
 }
 
 impl Opening {
@@ -105,7 +113,7 @@ impl Opening {
         A: Into<PyClassInitializer<A>> + PyClass + Send + 'static,
     {
         let run = move || {
-            let Opening { write, format, backing, data_file, implicit } = self;
+            let Opening { write, format, backing, data_file, implicit, cache_sizes } = self;
             let data_file = data_file.map(|file| file.open(write)).transpose()?;
             implicit.pass(|gate| {
                 let format = format.map(|format| format.0);
@@ -115,6 +123,7 @@ impl Opening {
                     backing: backing.0,
                     data_file,
                     gate: gate.clone(),
+                    cache_sizes,
                     ..OpenOptions::default()
                 };
                 options.open(path)
@@ -136,6 +145,8 @@ impl Opening {
 ///     implicit: Which files that the image names may be opened: "beside" those beside or below it and not through
 ///         symbolic links out of there, "deny" none, "allow" all, a function those for which it returns true; it is called with
 ///         the file's name and "backing" or "data_file".
+///     l2_cache_size: Bytes of the mapping to keep in memory (qcow2); None keeps up to 32 MiB, as QEMU does. Images below keep that, too.
+///     refcount_cache_size: Bytes of refcounts to keep in memory (qcow2, opened for writing); None keeps 4 MiB.
 ///
 /// Raises:
 ///     OSError: A file cannot be opened or read.
@@ -145,8 +156,8 @@ impl Opening {
 #[pyfunction]
 #[pyo3(
     signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
-                 implicit = PyGate::default()),
-    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside')"
+                 implicit = PyGate::default(), l2_cache_size = None, refcount_cache_size = None),
+    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', l2_cache_size=None, refcount_cache_size=None)"
 )]
 pub(crate) fn open(
     py: Python<'_>,
@@ -156,8 +167,11 @@ pub(crate) fn open(
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
+    l2_cache_size: Option<Offset>,
+    refcount_cache_size: Option<Offset>,
 ) -> PyResult<Py<PyAny>> {
-    Opening { write, format, backing, data_file, implicit }.open::<Blocking, _>(
+    let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
+    Opening { write, format, backing, data_file, implicit, cache_sizes }.open::<Blocking, _>(
         py,
         path.0,
         SyncFormatAccess::of,
@@ -168,8 +182,8 @@ pub(crate) fn open(
 #[pyfunction]
 #[pyo3(
     signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
-                 implicit = PyGate::default()),
-    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside')"
+                 implicit = PyGate::default(), l2_cache_size = None, refcount_cache_size = None),
+    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', l2_cache_size=None, refcount_cache_size=None)"
 )]
 pub(crate) fn open_awaited(
     py: Python<'_>,
@@ -179,6 +193,13 @@ pub(crate) fn open_awaited(
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
+    l2_cache_size: Option<Offset>,
+    refcount_cache_size: Option<Offset>,
 ) -> PyResult<Py<PyAny>> {
-    Opening { write, format, backing, data_file, implicit }.open::<Awaited, _>(py, path.0, FormatAccess::of)
+    let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
+    Opening { write, format, backing, data_file, implicit, cache_sizes }.open::<Awaited, _>(
+        py,
+        path.0,
+        FormatAccess::of,
+    )
 }

@@ -9,8 +9,8 @@ use crate::access::chain::{Link, Opener};
 use crate::access::gate::Gate;
 use crate::access::image::{Base, Image};
 use crate::error::Result;
-use crate::format::Format;
 use crate::format::qcow2::Driver;
+use crate::format::{CacheSizes, Format};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
 
@@ -51,6 +51,11 @@ impl Qcow2 {
             Some(image) => Base::Image { image: image.into_image(), owned: false },
             None => Base::None,
         });
+    }
+
+    /// Says how many bytes its caches of metadata may hold.
+    pub fn set_cache_sizes(&mut self, sizes: CacheSizes) {
+        self.driver.set_cache_sizes(sizes);
     }
 
     /// Says where the guest's data is, for an image with an external data file.

@@ -23,36 +23,41 @@ impl Driver {
         }
     }
 
-    /// Takes `count` free clusters in a row, for a table; the first one's number. The caller holds `flushing`.
-    pub(super) fn take_row(&self, count: u64, _: &mut Quarantine) -> Result<u64> {
+    /// Takes exactly `count` free clusters in a row, at least one; the number of the first.
+    pub(super) fn take_row(&self, count: u64) -> Result<u64> {
+        let mut one_flush = self.flushing.lock();
+        self.take_row_held(count, &mut one_flush)
+    }
+
+    /// The same, of a caller that holds `flushing`.
+    pub(super) fn take_row_held(&self, count: u64, _: &mut Quarantine) -> Result<u64> {
         loop {
             let mut refcounts = self.refcounts.lock();
             // Past the latch, as above.
-            let taken = refcounts.take_row(&*self.storage, &self.reserved.read(), count);
+            let first = refcounts.take_row(&*self.storage, &self.reserved.read(), count);
             self.note_moved_metadata(&mut refcounts);
-            if let Some(first) = taken? {
+            if let Some(first) = first? {
                 return Ok(first);
             }
-            let grown = refcounts.grow_table(&self.metadata, &self.header(), &self.reserved.read());
-            self.note_moved_table(refcounts);
-            grown?;
+            self.grow_refcounts(refcounts, count)?;
         }
     }
 
     pub(super) fn grow_refcount_table(&self) -> Result<()> {
         let one_flush = self.flushing.lock();
-        let mut refcounts = self.refcounts.lock();
-        let grown = refcounts.grow_if_full(&self.metadata, &self.header(), &self.reserved.read());
-        self.note_moved_table(refcounts);
+        let grown = self.grow_refcounts(self.refcounts.lock(), 1);
         drop(one_flush);
         grown
     }
 
-    fn note_moved_table(&self, mut refcounts: MutexGuard<'_, Refcounts>) {
+    /// Makes the refcount table longer unless it counts `count` free clusters in a row. The caller holds `flushing`.
+    fn grow_refcounts(&self, mut refcounts: MutexGuard<'_, Refcounts>, count: u64) -> Result<()> {
+        let grown = refcounts.grow_for(&self.metadata, &self.header(), &self.reserved.read(), count);
         self.change_header(|header| {
             (header.refcount_table_offset, header.refcount_table_clusters) = refcounts.table_place();
         });
         self.note_moved_metadata(&mut refcounts);
+        grown
     }
 
     pub(super) fn note_moved_metadata(&self, refcounts: &mut Refcounts) {

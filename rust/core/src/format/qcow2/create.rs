@@ -8,17 +8,16 @@ use std::sync::Arc;
 use zerocopy::big_endian::U64;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::extensions::{Extensions, MAX_BACKING_FORMAT_LEN};
+use super::extensions::Extensions;
 use super::features::{
     AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DATA_FILE,
     INCOMPATIBLE_EXTENDED_L2, MAX_CLUSTER_WITHOUT_NAMES, name_table,
 };
 use super::header::{
-    COMPRESSION_ZSTD, MAGIC, MAX_BACKING_NAME_LEN, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_ORDER,
-    MAX_REFCOUNT_TABLE_LEN, MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, V2_REFCOUNT_ORDER, in_file,
-    l1_entries_for,
+    COMPRESSION_ZSTD, MAGIC, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_TABLE_LEN, MIN_CLUSTER_BITS,
+    MIN_EXTENDED_L2_CLUSTER_BITS, V2_REFCOUNT_ORDER, in_file, l1_entries_for, order_of_refcount_bits,
 };
-use super::refcounts;
+use super::{names, refcounts};
 use crate::error::{Error, Result};
 use crate::format::preallocation::Preallocation;
 use crate::format::{Compression, ImplicitReference};
@@ -425,7 +424,6 @@ impl Stream<'_> {
 
 fn check_combination(options: &CreateOptions) -> Result<()> {
     let v2 = options.version == Version::V2;
-    let names_bad = |name: &[u8]| name.is_empty() || name.contains(&0);
     let problem = if v2 && options.lazy_refcounts {
         "lazy refcounts need version 3"
     } else if v2 && options.extended_l2 {
@@ -441,22 +439,11 @@ fn check_combination(options: &CreateOptions) -> Result<()> {
     } else if options.preallocation != Preallocation::Off && options.backing.is_some() && !options.extended_l2
     {
         "over a backing file preallocation needs extended L2 entries: without subclusters a cluster that has a place hides what is below"
-    } else if options.data_file.as_ref().is_some_and(|name| names_bad(name.as_os_str().as_bytes())) {
-        "the data file's name is empty or has a NUL in it"
-    } else if let Some(backing) = &options.backing {
-        let name = backing.name.as_os_str().as_bytes();
-        let format = backing.format.as_ref().map(String::as_bytes);
-        if names_bad(name) {
-            "the backing file's name is empty or has a NUL in it"
-        } else if name.len() > MAX_BACKING_NAME_LEN as usize {
-            "the backing file's name has more than 1023 bytes"
-        } else if format.is_some_and(|format| names_bad(format) || format.len() > MAX_BACKING_FORMAT_LEN) {
-            "the backing file's format is no format's name"
-        } else {
-            return Ok(());
-        }
     } else {
-        return Ok(());
+        if let Some(name) = &options.data_file {
+            names::check_data_file(name)?;
+        }
+        return options.backing.as_ref().map_or(Ok(()), names::check_backing);
     };
     Err(Error::invalid_input(problem))
 }
@@ -479,13 +466,7 @@ fn cluster_bits(options: &CreateOptions) -> Result<u32> {
 }
 
 fn refcount_order(options: &CreateOptions) -> Result<u32> {
-    let bits = options.refcount_bits;
-    let order = bits.trailing_zeros();
-    if !bits.is_power_of_two() || order > MAX_REFCOUNT_ORDER {
-        return Err(Error::invalid_input(format!(
-            "refcounts of {bits} bits are not possible; powers of two from 1 to 64 are"
-        )));
-    }
+    let order = order_of_refcount_bits(options.refcount_bits)?;
     if options.version == Version::V2 && order != V2_REFCOUNT_ORDER {
         return Err(Error::invalid_input("refcounts of other than 16 bits need version 3"));
     }

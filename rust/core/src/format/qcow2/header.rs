@@ -160,6 +160,12 @@ impl Header {
         }
     }
 
+    /// The external data file, where the image names it.
+    pub(crate) fn data_file_reference(&self) -> Option<ImplicitReference> {
+        let name = self.data_file.clone()?;
+        Some(ImplicitReference { name, format: Some("raw".into()) })
+    }
+
     /// Writes the three feature fields (version 3 only): 24 bytes of one sector, so that all or nothing of them changes.
     pub(crate) fn rewrite_features(
         &self,
@@ -219,6 +225,17 @@ impl Header {
         fields[8..].copy_from_slice(U32::new(clusters).as_bytes());
         storage.writev_at((&fields).into(), offset_of!(RawHeader, refcount_table_offset) as u64)
     }
+}
+
+/// The order of refcounts of so many bits, a width that was asked for.
+pub(super) fn order_of_refcount_bits(bits: u32) -> Result<u32> {
+    let order = bits.trailing_zeros();
+    if !bits.is_power_of_two() || order > MAX_REFCOUNT_ORDER {
+        return Err(Error::invalid_input(format!(
+            "refcounts of {bits} bits are not possible; powers of two from 1 to 64 are"
+        )));
+    }
+    Ok(order)
 }
 
 /// Entries of an L1 table for a disk of `size` bytes.

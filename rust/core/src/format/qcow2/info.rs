@@ -16,8 +16,8 @@ pub(crate) fn info(storage: &dyn Storage, header: &Header) -> Result<Qcow2Info> 
         let flags = [(bitmap.is_in_use(), "in-use"), (bitmap.is_auto(), "auto")];
         BitmapInfo {
             flags: flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect(),
-            name: bitmap.name,
-            granularity: bitmap.granularity,
+            name: bitmap.name(),
+            granularity: bitmap.granularity(),
         }
     });
     let data_file = header.data_file.as_ref().map(|name| name.to_string_lossy().into_owned());

@@ -1,5 +1,6 @@
 //! L2 entries: what they say and how they change. Pure arithmetic on 64-bit words; no I/O here.
 
+use super::header::Header;
 use crate::error::{Error, Result};
 use crate::format::{CompressedCluster, Compression};
 use crate::units::{GuestOffset, HostOffset};
@@ -9,11 +10,11 @@ pub(super) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bit 63: the refcount is exactly 1 (I5).
 pub(super) const COPIED: u64 = 1 << 63;
 /// Bit 62: the descriptor is of a compressed cluster.
-const COMPRESSED: u64 = 1 << 62;
+pub(super) const COMPRESSED: u64 = 1 << 62;
 /// Bit 0: reads as zeroes (version 3, without extended L2).
-const ZERO: u64 = 1;
+pub(super) const ZERO: u64 = 1;
 /// Every subcluster's bit in one half of an extended entry's bitmap.
-const ALL: u64 = 0xffff_ffff;
+pub(super) const ALL: u64 = 0xffff_ffff;
 /// Bytes of a slice: the part of an L2 table that is cached and written as one.
 const SLICE_BYTES: u64 = 4096;
 
@@ -31,6 +32,16 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
+    pub(super) fn of(header: &Header) -> Self {
+        Geometry {
+            cluster_bits: header.cluster_bits,
+            extended: header.is_extended_l2(),
+            external_data: header.has_data_file(),
+            zero_flag: header.version >= 3,
+            compression: header.compression,
+        }
+    }
+
     pub(super) fn cluster_size(self) -> u64 {
         1 << self.cluster_bits
     }
@@ -233,6 +244,11 @@ impl Entry {
         let bitmap = if self.is_compressed() { 0 } else { self.bitmap };
         let bitmap = if geometry.extended { (bitmap | mask) & !(mask << 32) } else { 0 };
         Entry { descriptor: host.0 | COPIED, bitmap }
+    }
+
+    /// A (not extended) entry whose data is at `host`; `copied`: nobody shares it.
+    pub(super) fn data(host: HostOffset, copied: bool) -> Entry {
+        Entry { descriptor: host.0 | if copied { COPIED } else { 0 }, bitmap: 0 }
     }
 
     /// An entry without space whose every unit reads as zeroes.

@@ -1,11 +1,14 @@
 //! qcow2, versions 2 and 3. The page `docs/qcow2.md` has the layout, the limits, the invariants I1 to I8 and the write recipes.
 //!
-//! Lock order, outermost first: `tables`, `flushing`, `pending`, `refcounts`, a shard of `slices`, `reserved`, `header`.
+//! Lock order, outermost first: `bitmaps`, `tables`, `flushing`, `pending`, `refcounts`, a shard of `slices`, `reserved`, `header`.
 //! None is held while guest data moves; `slices` and `pending` are not held over I/O at all.
 
 mod allocate;
+pub mod amend;
 mod bitmaps;
 mod cache;
+pub mod check;
+mod corruption;
 pub mod create;
 mod extensions;
 mod features;
@@ -15,11 +18,11 @@ mod info;
 mod l2;
 mod map;
 pub mod measure;
+mod names;
 mod pack;
 mod pending;
 mod refcounts;
 mod references;
-#[allow(dead_code, reason = "not every part has its user yet")]
 mod rewrite;
 mod snapshots;
 mod tables;
@@ -33,6 +36,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashSet;
 
+use self::bitmaps::{Bitmap, Recorder};
 use self::cache::SliceCache;
 use self::header::Header;
 use self::l2::Geometry;
@@ -40,8 +44,8 @@ use self::pending::{Pending, Quarantine};
 use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
-    Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, InPlace, Lookup,
-    Mapping, Packing, Snapshots, WriteStep, ZeroIntent, ZeroStep,
+    Allocation, Bitmaps, CacheSizes, CacheStats, Format, FormatInfo, FormatKind, FormatSpecificInfo,
+    ImplicitReference, InPlace, Lookup, Mapping, Packing, Snapshots, WriteStep, ZeroIntent, ZeroStep,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -101,12 +105,17 @@ pub struct Driver {
 
     /// The first write has happened: the header says so (autoclear bits, bitmaps in use).
     started: AtomicBool,
+    /// The persistent bitmaps of a writable image.
+    bitmaps: Mutex<Vec<Bitmap>>,
+    /// Those that follow writes.
+    recorder: Recorder,
     /// One flush at a time; what it freed and may not be reused yet.
     flushing: Mutex<Quarantine>,
     /// Held while an L2 table is made or copied.
     tables: Mutex<()>,
     pending: Mutex<Pending>,
     refcounts: Mutex<Refcounts>,
+    refcount_use: Arc<refcounts::Counters>,
     /// Clusters of the image file that hold metadata; guest data is never written there (I6).
     reserved: RwLock<FxHashSet<u64>>,
     /// There is a backing file behind what is unallocated.
@@ -145,21 +154,16 @@ impl Driver {
             }
             refuse_unsafe_writes(&header)?;
         }
-        let geometry = Geometry {
-            cluster_bits: header.cluster_bits,
-            extended: header.is_extended_l2(),
-            external_data: header.has_data_file(),
-            zero_flag: header.version >= 3,
-            compression: header.compression,
-        };
+        let geometry = Geometry::of(&header);
         let capacity = if writable { header::MAX_L1_LEN as usize / 8 } else { 0 };
         let l1 = tables::read_l1(storage.as_ref(), &header, capacity)?;
-        let (refcounts, reserved) = if writable {
+        let (refcounts, bitmaps, reserved) = if writable {
             let refcounts = Refcounts::open(storage.as_ref(), &header)?;
-            let reserved = tables::reserved_clusters(storage.as_ref(), &header, &l1, &refcounts)?;
-            (refcounts, reserved)
+            let bitmaps = bitmaps::open(storage.as_ref(), &header)?;
+            let reserved = tables::reserved_clusters(storage.as_ref(), &header, &l1, &refcounts, &bitmaps)?;
+            (refcounts, bitmaps, reserved)
         } else {
-            (Refcounts::absent(), FxHashSet::default())
+            (Refcounts::absent(), Vec::new(), FxHashSet::default())
         };
         let l2_bytes = (header.size / geometry.table_span() + 1).saturating_mul(geometry.cluster_size());
         Ok(Driver {
@@ -172,9 +176,12 @@ impl Driver {
             slices: SliceCache::new(l2_bytes.min(L2_CACHE_BYTES), geometry.slice_bytes()),
             inflight: Inflight::default(),
             started: AtomicBool::new(false),
+            bitmaps: Mutex::new(bitmaps),
+            recorder: Recorder::default(),
             flushing: Mutex::default(),
             tables: Mutex::new(()),
             pending: Mutex::default(),
+            refcount_use: refcounts.counters(),
             refcounts: Mutex::new(refcounts),
             reserved: RwLock::new(reserved),
             has_backing: header.backing.is_some(),
@@ -184,6 +191,16 @@ impl Driver {
         })
     }
 
+    /// Says how much its caches of metadata may hold; what is not said stays as it is. The L2 cache holds 16 slices of a table at least.
+    pub fn set_cache_sizes(&mut self, sizes: CacheSizes) {
+        if let Some(bytes) = sizes.l2 {
+            self.slices = SliceCache::new(bytes, self.geometry.slice_bytes());
+        }
+        if let Some(bytes) = sizes.refcount {
+            self.refcounts.get_mut().set_budget(bytes);
+        }
+    }
+
     /// The backing file that the header names.
     pub fn backing_reference(&self) -> Option<ImplicitReference> {
         self.header().backing.clone()
@@ -191,8 +208,7 @@ impl Driver {
 
     /// The external data file that the header names. [`needs_data_file`](Driver::needs_data_file) may be true without one.
     pub fn data_file_reference(&self) -> Option<ImplicitReference> {
-        let name = self.header().data_file.clone()?;
-        Some(ImplicitReference { name, format: Some("raw".into()) })
+        self.header().data_file_reference()
     }
 
     /// Whether guest data is in an external data file.
@@ -276,16 +292,21 @@ impl Format for Driver {
         self.map_run(offset, len, lookup).map_err(|e| self.located(e))
     }
 
+    fn mapping_unit(&self) -> u64 {
+        self.geometry.unit_size()
+    }
+
     fn in_place(&self, offset: GuestOffset, len: u64) -> Result<Option<InPlace<'_>>> {
-        self.find_in_place(offset, len).map_err(|e| self.located(e))
+        self.find_in_place(offset, len).map_err(|e| self.failed_write(e))
     }
 
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
-        self.start_writing().and_then(|()| self.plan_write(offset, len)).map_err(|e| self.located(e))
+        self.start_writing().map_err(|e| self.located(e))?;
+        self.plan_write(offset, len).map_err(|e| self.failed_write(e))
     }
 
     fn commit(&self, allocation: Allocation) -> Result<()> {
-        self.publish(&allocation).map_err(|e| self.located(e))
+        self.publish(&allocation).map_err(|e| self.failed_write(e))
     }
 
     fn abandon(&self, allocation: Allocation) {
@@ -293,7 +314,8 @@ impl Format for Driver {
     }
 
     fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>> {
-        self.start_writing().and_then(|()| self.plan_zero(offset, len, intent)).map_err(|e| self.located(e))
+        self.start_writing().map_err(|e| self.located(e))?;
+        self.plan_zero(offset, len, intent).map_err(|e| self.failed_write(e))
     }
 
     fn packing(&self) -> Result<&dyn Packing> {
@@ -308,12 +330,26 @@ impl Format for Driver {
         if !self.writable {
             return Ok(());
         }
-        self.write_back().map_err(|e| self.located(e))
+        self.write_back().map_err(|e| self.failed_write(e))
+    }
+
+    fn record(&self, offset: GuestOffset, len: u64) -> Result<()> {
+        self.mark_written(offset.0, len).map_err(|e| self.located(e))
     }
 
     fn close(&self) -> Result<()> {
+        let stored = self.release_bitmaps().map_err(|e| self.located(e));
         // The flush before lowered the refcounts of what was freed and wrote them with no barrier.
-        self.flush()
+        let flushed = self.flush();
+        stored.and(flushed)
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(self)
+    }
+
+    fn cache_stats(&self) -> Option<CacheStats> {
+        Some(CacheStats { l2: self.slices.stats(), refcount: self.refcount_use.stats() })
     }
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {

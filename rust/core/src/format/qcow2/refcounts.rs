@@ -2,22 +2,28 @@
 //!
 //! Everything here is in memory until a flush takes [`Refcounts::take_dirty`]; only the table's growth writes at once.
 
+mod contiguous;
 mod packed;
+mod resized;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+pub(super) use self::resized::Resized;
 use super::header::Header;
 use super::l2::OFFSET_MASK;
 use super::pending::Dropped;
 use crate::error::{Error, Result};
+use crate::format::CacheUse;
 use crate::storage::Storage;
 use crate::units::HostOffset;
 
-/// Memory that clean blocks may take, in bytes, before they are dropped: with 64 KiB clusters this covers 128 GiB.
-const CLEAN_BYTES: usize = 4 << 20;
+/// Memory that clean blocks may take, in bytes, before they are dropped, where nobody says how much: with 64 KiB clusters this covers 128 GiB.
+const CLEAN_BYTES: u64 = 4 << 20;
 /// The refcount table is at most 8 MiB (QEMU's limit).
 const TABLE_BYTES: u64 = 8 << 20;
 
@@ -45,6 +51,32 @@ impl Block {
     }
 }
 
+/// How the blocks have been used, to be read without the lock that their user holds over I/O.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    used: AtomicU64,
+    budget: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn stats(&self) -> CacheUse {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        CacheUse {
+            hits: read(&self.hits),
+            misses: read(&self.misses),
+            capacity: read(&self.budget),
+            used: read(&self.used),
+        }
+    }
+
+    /// The one user of the refcounts counts, under their lock.
+    fn count(counter: &AtomicU64) {
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
 /// The refcounts of an image that is open for writing.
 #[derive(Debug)]
 pub(super) struct Refcounts {
@@ -55,6 +87,7 @@ pub(super) struct Refcounts {
     table: Vec<u64>,
     dirty_entries: BTreeSet<usize>,
     blocks: FxHashMap<u64, Block>,
+    counters: Arc<Counters>,
     /// No cluster below is known to be free.
     cursor: u64,
     /// What the image file reads as zeroes from here on (bytes): nothing was ever written there.
@@ -92,6 +125,7 @@ impl Refcounts {
             table: Vec::new(),
             dirty_entries: BTreeSet::new(),
             blocks: FxHashMap::default(),
+            counters: Arc::default(),
             cursor: 0,
             untouched: 0,
             packed_end: None,
@@ -112,10 +146,21 @@ impl Refcounts {
             untouched: storage.len()?,
             ..Self::absent()
         };
+        refcounts.counters.budget.store(CLEAN_BYTES, Ordering::Relaxed);
         for index in 0..refcounts.table.len() {
             refcounts.block_offset(index as u64)?;
         }
         Ok(refcounts)
+    }
+
+    /// Has clean blocks dropped when all take more than `bytes`.
+    pub(super) fn set_budget(&mut self, bytes: u64) {
+        self.counters.budget.store(bytes, Ordering::Relaxed);
+    }
+
+    /// How the blocks are used from now on.
+    pub(super) fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
     }
 
     fn cluster_size(&self) -> u64 {
@@ -161,18 +206,32 @@ impl Refcounts {
 
     /// The block number `index`, which exists.
     fn block(&mut self, storage: &dyn Storage, index: u64, host: HostOffset) -> Result<&mut Block> {
-        if !self.blocks.contains_key(&index) {
+        if self.blocks.contains_key(&index) {
+            Counters::count(&self.counters.hits);
+        } else {
+            Counters::count(&self.counters.misses);
             self.make_room();
             let mut bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
             storage.readv_at((&mut *bytes).into(), host.0)?;
-            self.blocks.insert(index, Block::new(bytes, 0..0));
+            self.keep(index, Block::new(bytes, 0..0));
         }
         Ok(self.blocks.get_mut(&index).expect("just inserted"))
     }
 
+    fn keep(&mut self, index: u64, block: Block) {
+        self.blocks.insert(index, block);
+        self.counters.used.store(self.bytes(), Ordering::Relaxed);
+    }
+
+    /// Memory that the blocks take.
+    fn bytes(&self) -> u64 {
+        (self.blocks.len() as u64) << self.cluster_bits
+    }
+
     fn make_room(&mut self) {
-        if self.blocks.len() << self.cluster_bits > CLEAN_BYTES {
+        if self.bytes() > self.counters.budget.load(Ordering::Relaxed) {
             self.blocks.retain(|_, block| block.landing || !block.dirty.is_empty());
+            self.counters.used.store(self.bytes(), Ordering::Relaxed);
         }
     }
 
@@ -199,7 +258,7 @@ impl Refcounts {
     }
 
     /// Takes up to `wanted` free clusters in a row, at least one; their refcounts become 1. `None`: the table is
-    /// full, see [`grow_if_full`](Self::grow_if_full).
+    /// full, see [`grow_for`](Self::grow_for).
     ///
     /// A run ends where a new refcount block has to stand. That a cluster of metadata (`reserved`) counts as free is
     /// corruption, found before anything is put there (I6).
@@ -264,14 +323,14 @@ impl Refcounts {
         }
     }
 
-    /// Makes the free cluster `cluster`, which block number `index` counts, that block.
+    /// Makes the free cluster `cluster`, which block number `index` or one that exists counts, that block.
     fn add_block(&mut self, storage: &dyn Storage, index: u64, cluster: u64) -> Result<()> {
         let bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
         // At once, over whatever the cluster held before: nothing names it yet, so a full medium is found out here, where
         // it does no harm, and not by a flush.
         storage.writev_at((&*bytes).into(), cluster << self.cluster_bits)?;
         self.make_room();
-        self.blocks.insert(index, Block::new(bytes, 0..0));
+        self.keep(index, Block::new(bytes, 0..0));
         self.table[index as usize] = cluster << self.cluster_bits;
         self.dirty_entries.insert(index as usize);
         self.set(storage, cluster, 1)?;
@@ -281,25 +340,10 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Makes the table larger if nothing that it counts is free. It writes at once, and what a flush took before would land
-    /// on top of that: the caller holds `flushing`.
-    pub(super) fn grow_if_full(
-        &mut self,
-        storage: &dyn Storage,
-        header: &Header,
-        reserved: &FxHashSet<u64>,
-    ) -> Result<()> {
-        if self.first_free(storage)? / self.per_block() < self.table.len() as u64 {
-            return Ok(());
-        }
-        self.grow_table(storage, header, reserved)
-    }
-
-    /// Moves the table to a larger one behind everything that the old one could count; for the caller as in
-    /// [`grow_if_full`](Self::grow_if_full).
+    /// Moves the table to a larger one behind everything that the old one could count.
     ///
     /// Recipe (docs/qcow2.md, "Growing the refcount table"): blocks, barrier, table, barrier, header, barrier.
-    pub(super) fn grow_table(
+    fn grow_table(
         &mut self,
         storage: &dyn Storage,
         header: &Header,
@@ -339,7 +383,7 @@ impl Refcounts {
             let host = (first + index - old_entries) << self.cluster_bits;
             table[index as usize] = host;
             storage.writev_at((&*bytes).into(), host)?;
-            self.blocks.insert(index, Block::new(bytes, 0..0));
+            self.keep(index, Block::new(bytes, 0..0));
         }
         storage.sync()?;
         let table_offset = HostOffset(table_cluster << self.cluster_bits);
@@ -465,67 +509,6 @@ impl Refcounts {
         self.blocks.retain(|_, block| block.dirty.is_empty());
     }
 
-    /// Takes `count` free clusters in a row; their refcounts become 1. `None`: the table is full, see
-    /// [`grow_if_full`](Self::grow_if_full).
-    pub(super) fn take_row(
-        &mut self,
-        storage: &dyn Storage,
-        reserved: &FxHashSet<u64>,
-        count: u64,
-    ) -> Result<Option<u64>> {
-        let mut first = self.first_free(storage)?;
-        let mut end = first;
-        while end - first < count {
-            let index = end / self.per_block();
-            if index >= self.table.len() as u64 {
-                return Ok(None);
-            }
-            if self.block_offset(index)?.is_none() {
-                // Where the block then stands may be in the middle of the row.
-                if !self.place_block(storage, reserved, index)? {
-                    return Ok(None);
-                }
-                first = self.first_free(storage)?;
-                end = first;
-                continue;
-            }
-            let free = self.get(storage, end)? == 0;
-            end += 1;
-            if !free {
-                first = end;
-            }
-        }
-        self.refuse_reserved(reserved, first..end)?;
-        for cluster in first..end {
-            self.set(storage, cluster, 1)?;
-        }
-        self.untouched = self.untouched.max(end << self.cluster_bits);
-        Ok(Some(first))
-    }
-
-    /// Makes block number `index` in a cluster of its own, wherever one is free; false: the table is full.
-    fn place_block(&mut self, storage: &dyn Storage, reserved: &FxHashSet<u64>, index: u64) -> Result<bool> {
-        let Some(taken) = self.take(storage, reserved, 1)? else {
-            return Ok(false);
-        };
-        let range = Dropped { host: HostOffset(taken.first << self.cluster_bits), len: self.cluster_size() };
-        if self.block_offset(index)?.is_some() {
-            // That cluster's own block was missing, and is the one.
-            return self.drop_reference(storage, range).map(|_| true);
-        }
-        let bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
-        if let Err(error) = storage.writev_at((&*bytes).into(), range.host.0) {
-            // Nothing names the cluster; the failed write is the one to report.
-            let _ = self.drop_reference(storage, range);
-            return Err(error);
-        }
-        self.blocks.insert(index, Block::new(bytes, 0..0));
-        self.table[index as usize] = range.host.0;
-        self.dirty_entries.insert(index as usize);
-        self.new_metadata.push(taken.first);
-        Ok(true)
-    }
-
     /// Takes the changes that are not on disk yet; once they are, [`landed`](Self::landed) is to be told.
     /// The caller holds `flushing`, so that what is taken later lands later.
     pub(super) fn take_dirty(&mut self) -> RefcountWrites {
@@ -547,10 +530,11 @@ impl Refcounts {
     /// All that was taken is written: blocks may be dropped from memory again.
     pub(super) fn landed(&mut self) {
         self.blocks.values_mut().for_each(|block| block.landing = false);
+        self.make_room();
     }
 }
 
-fn uncounted(host: u64) -> Error {
+pub(super) fn uncounted(host: u64) -> Error {
     Error::corrupt("a cluster in use has refcount 0; repair the image (qemu-img check -r all)").at(host)
 }
 
@@ -564,7 +548,7 @@ pub(super) fn block_of_ones(used: u64, order: u32, size: u64) -> Vec<u8> {
 }
 
 /// Refcount number `index` of a block; widths below a byte start at the byte's low bits.
-fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
+pub(super) fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
     let i = index as usize;
     match order {
         0..=2 => {
@@ -579,7 +563,7 @@ fn read_count(bytes: &[u8], order: u32, index: u64) -> u64 {
 }
 
 /// Writes refcount number `index`, which the width can hold; returns the bytes it touched.
-fn write_count(bytes: &mut [u8], order: u32, index: u64, count: u64) -> Range<usize> {
+pub(super) fn write_count(bytes: &mut [u8], order: u32, index: u64, count: u64) -> Range<usize> {
     let i = index as usize;
     if order < 3 {
         let (per_byte, bits) = (8 >> order, 1 << order);
@@ -608,7 +592,7 @@ mod tests {
         let mut refcounts = Refcounts { cluster_bits: bits, table: vec![1 << bits], ..Refcounts::absent() };
         let taken = refcounts.take(&storage, &FxHashSet::default(), 1).unwrap().unwrap();
         let writes = refcounts.take_dirty();
-        for index in 1..=(CLEAN_BYTES as u64 >> bits) {
+        for index in 1..=(CLEAN_BYTES >> bits) {
             refcounts.blocks.insert(index, Block::new(vec![0; 1 << bits].into(), 0..0));
         }
         refcounts.make_room();

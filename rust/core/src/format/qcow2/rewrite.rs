@@ -83,6 +83,11 @@ impl HeaderArea {
         }
     }
 
+    /// Whether a backing file is named.
+    pub(crate) fn has_backing(&self) -> bool {
+        !self.backing_name.is_empty()
+    }
+
     /// Changes the backing file's name and format; an empty name is none, and has no format.
     pub(crate) fn set_backing(&mut self, name: &[u8], format: Option<&str>) {
         self.backing_name = name.to_vec();
@@ -100,21 +105,32 @@ impl HeaderArea {
     /// of what was put into it. After a failed write or barrier the file has the old or the new header.
     pub(crate) fn install(mut self, storage: &dyn Storage) -> Result<Header> {
         let mut install = || {
-            let file_len = storage.len()?;
-            self.raw.autoclear = (self.raw.autoclear.get() & AUTOCLEAR_KNOWN).into();
-            let route = self.route()?;
-            let mut header = None;
-            for layout in &route {
-                header = Some(header::parse(&layout.to_bytes(self.cluster_size()), file_len)?);
-            }
+            let (route, header) = self.plan(storage)?;
             let end = route.iter().map(Layout::end).fold(self.on_disk.layout.end(), usize::max);
             for layout in route {
                 self.on_disk.switch(storage, layout)?;
             }
             self.on_disk.wipe(storage, end)?;
-            Ok(header.expect("a route has an end"))
+            Ok(header)
         };
         install().map_err(|error| in_file(storage, error))
+    }
+
+    /// What [`install`](HeaderArea::install) would refuse, with nothing touched.
+    pub(crate) fn check(&self, storage: &dyn Storage) -> Result<()> {
+        self.clone().plan(storage).map(drop).map_err(|error| in_file(storage, error))
+    }
+
+    /// The layouts to switch to, one after the other, and the header that the last one is.
+    fn plan(&mut self, storage: &dyn Storage) -> Result<(Vec<Layout>, Header)> {
+        let file_len = storage.len()?;
+        self.raw.autoclear = (self.raw.autoclear.get() & AUTOCLEAR_KNOWN).into();
+        let route = self.route()?;
+        let mut header = None;
+        for layout in &route {
+            header = Some(header::parse(&layout.to_bytes(self.cluster_size()), file_len)?);
+        }
+        Ok((route, header.expect("a route has an end")))
     }
 
     fn cluster_size(&self) -> usize {

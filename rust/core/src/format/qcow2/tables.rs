@@ -6,13 +6,13 @@ use rustc_hash::FxHashSet;
 use zerocopy::FromZeros;
 
 use super::Driver;
+use super::bitmaps::{self, Bitmap};
 use super::header::Header;
 use super::l2::{COPIED, OFFSET_MASK};
 use super::pending::Dropped;
 use super::refcounts::Refcounts;
 use super::snapshots::SnapshotTable;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ondisk::bytes_fit;
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
@@ -56,6 +56,7 @@ pub(super) fn reserved_clusters(
     header: &Header,
     l1: &[AtomicU64],
     refcounts: &Refcounts,
+    bitmaps: &[Bitmap],
 ) -> Result<FxHashSet<u64>> {
     let bits = header.cluster_bits;
     let file_end = storage.len()?.div_ceil(1 << bits);
@@ -97,14 +98,15 @@ pub(super) fn reserved_clusters(
             add(cluster, "a snapshot's L1 table")?;
         }
     }
-    if let Some(bitmaps) = &header.bitmaps {
-        let start = bitmaps.directory_offset.0;
-        if !bytes_fit(start, bitmaps.directory_size, u64::MAX) {
-            return Err(Error::corrupt("the bitmap directory lies past the end of the file").at(start));
-        }
-        for cluster in clusters(bitmaps.directory_offset, bitmaps.directory_size) {
+    if let Some(extension) = &header.bitmaps {
+        for cluster in clusters(extension.directory_offset, extension.directory_size) {
             add(cluster, "the bitmap directory")?;
         }
+    }
+    for bitmap in bitmaps {
+        let (table, data) = bitmaps::clusters(storage, header, bitmap, header.size)?;
+        table.into_iter().try_for_each(|cluster| add(cluster, "a bitmap table"))?;
+        data.into_iter().try_for_each(|cluster| add(cluster, "a bitmap's bits"))?;
     }
     Ok(reserved)
 }

@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 
 use super::Driver;
 use super::cache::Slice;
+use super::features;
 use super::l2::{Entry, Unit};
 use super::pending::Dropped;
-use super::{bitmaps, features};
 use crate::error::{Error, Result};
 use crate::format::{Allocation, InPlace, Lookup, WriteStep};
 use crate::storage::Storage;
@@ -21,31 +21,33 @@ const TAKEN: u64 = 1;
 const OWN: u64 = 0;
 
 impl Driver {
-    /// What has to be in the header before the first change of anything else.
+    /// What has to be in the file before the first change of guest data.
     pub(super) fn start_writing(&self) -> Result<()> {
         self.check_writable()?;
         if self.started.load(Ordering::Acquire) {
             return Ok(());
         }
-        let one_starter = self.flushing.lock();
-        self.begin_writing()?;
-        drop(one_starter);
+        let mut bitmaps = self.bitmaps.lock();
+        if !self.started.load(Ordering::Acquire) {
+            self.clear_unknown_features()?;
+            self.hold_enabled(&mut bitmaps)?;
+            self.started.store(true, Ordering::Release);
+            self.refresh_recorder(&bitmaps);
+        }
         Ok(())
     }
 
-    /// The same by whoever holds `flushing`.
-    pub(super) fn begin_writing(&self) -> Result<()> {
-        if !self.started.load(Ordering::Acquire) {
-            let header = self.header();
-            let known = header.autoclear & features::AUTOCLEAR_KNOWN;
-            if header.version >= 3 && known != header.autoclear {
-                header.rewrite_features(&self.metadata, header.incompatible, header.compatible, known)?;
-                self.metadata.sync()?;
-                self.change_header(|header| header.autoclear = known);
-            }
-            bitmaps::mark_in_use(&self.metadata, &header)?;
-            self.started.store(true, Ordering::Release);
+    /// Clears the autoclear bits that are not known, which has to come before any other change.
+    pub(super) fn clear_unknown_features(&self) -> Result<()> {
+        let one_flush = self.flushing.lock();
+        let header = self.header();
+        let known = header.autoclear & features::AUTOCLEAR_KNOWN;
+        if header.version >= 3 && known != header.autoclear {
+            header.rewrite_features(&self.metadata, header.incompatible, header.compatible, known)?;
+            self.metadata.sync()?;
+            self.change_header(|header| header.autoclear = known);
         }
+        drop(one_flush);
         Ok(())
     }
 
@@ -225,7 +227,8 @@ impl Driver {
 
     /// Takes back what [`Driver::plan_write`] set aside; nothing of it was published.
     pub(super) fn give_back(&self, allocation: &Allocation) {
-        if allocation.ticket != TAKEN || self.geometry.external_data {
+        // Where nothing is written any more nothing is freed either: the refcounts may be what is wrong.
+        if allocation.ticket != TAKEN || self.geometry.external_data || self.metadata.failure().is_some() {
             return;
         }
         let size = self.geometry.cluster_size();

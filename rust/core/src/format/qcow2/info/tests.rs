@@ -1,14 +1,17 @@
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use imago_testkit::qemu;
 use tempfile::TempDir;
 
 use super::*;
 use crate::error::ErrorKind;
-use crate::format::qcow2::bitmaps::mark_in_use;
+use crate::format::Format;
+use crate::format::qcow2::Driver;
 use crate::storage::StorageOpenOptions;
 use crate::storage::file::File;
 use crate::storage::memory::Memory;
+use crate::units::GuestOffset;
 
 fn open(path: &Path, write: bool) -> File {
     File::open_sync(StorageOpenOptions::new().filename(path).write(write)).unwrap()
@@ -142,8 +145,9 @@ fn enabled_bitmaps_are_marked_and_qemu_takes_them_for_inconsistent() {
     let directory = TempDir::new().unwrap();
     let path = image(&directory, "", BITMAPS);
     for _ in 0..2 {
-        let file = open(&path, true);
-        mark_in_use(&file, &Header::read(&file).unwrap()).unwrap();
+        // Never closed.
+        let driver = Driver::open(Arc::new(open(&path, true)), true).unwrap();
+        driver.record(GuestOffset(0), 1).unwrap();
     }
     let flags: Vec<_> = info_of(&path).bitmaps.into_iter().map(|bitmap| bitmap.flags).collect();
     assert_eq!(flags, [vec!["in-use", "auto"], vec![], vec!["in-use", "auto"]]);

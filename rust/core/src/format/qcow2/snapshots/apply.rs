@@ -39,7 +39,9 @@ impl Driver {
             self.drop_shared_references(&gone)
         })?;
 
-        self.begin_writing()?;
+        drop(quarantine);
+        self.start_writing()?;
+        let mut quarantine = self.flushing.lock();
         let words: Vec<u8> = l1.iter().flat_map(|word| (word & !COPIED).to_be_bytes()).collect();
         let row = self.put_row(&words, &mut quarantine)?;
         self.or_latch(|| {

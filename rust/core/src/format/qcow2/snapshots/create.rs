@@ -29,7 +29,9 @@ impl Driver {
         new.to_bytes(&header)?;
         self.rehearse(|| self.add_references(&tables))?;
 
-        self.begin_writing()?;
+        drop(quarantine);
+        self.start_writing()?;
+        let mut quarantine = self.flushing.lock();
         let copy: Vec<u8> = l1.iter().flat_map(|word| (word & !COPIED).to_be_bytes()).collect();
         let l1_row = self.put_row(&copy, &mut quarantine)?;
         let entry = new.snapshots.last_mut().expect("just pushed");
@@ -40,6 +42,9 @@ impl Driver {
 
         self.or_latch(|| {
             self.set_dirty(true)?;
+            if self.has_dirty_bit() {
+                self.metadata.sync()?;
+            }
             if self.flag_copied(&mut l1, |_| Ok(false))? {
                 self.rewrite_l1(&l1)?;
             }
@@ -49,7 +54,7 @@ impl Driver {
             self.metadata.sync()?;
             self.switch_table(&old, &new, table_row, &mut quarantine)?;
             self.take_off_dropped(&mut quarantine)?;
-            self.settle()
+            self.set_dirty(false)
         })?;
         Ok(info)
     }
@@ -62,12 +67,6 @@ impl Driver {
             entry.store(*word, Ordering::Release);
         }
         Ok(())
-    }
-
-    /// Makes flags and refcounts, which agree again, durable and says so.
-    pub(super) fn settle(&self) -> Result<()> {
-        self.metadata.sync()?;
-        self.set_dirty(false)
     }
 }
 

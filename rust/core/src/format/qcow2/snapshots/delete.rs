@@ -19,7 +19,9 @@ impl Driver {
         self.rehearse(|| self.drop_shared_references(&tables))?;
         let bytes = new.to_bytes(&header)?;
 
-        self.begin_writing()?;
+        drop(quarantine);
+        self.start_writing()?;
+        let mut quarantine = self.flushing.lock();
         let row = self.put_row(&bytes, &mut quarantine)?;
         self.or_latch(|| {
             self.write_changed_refcounts()?;
@@ -41,7 +43,10 @@ impl Driver {
             self.retire(l1_row.dropped(), &mut quarantine);
             quarantine.add(last);
             self.take_off_dropped(&mut quarantine)?;
-            self.settle()
+            if self.has_dirty_bit() {
+                self.metadata.sync()?;
+            }
+            self.set_dirty(false)
         })
     }
 }

@@ -1,14 +1,15 @@
 //! Internal snapshots: listing, taking, applying, deleting, renaming.
 //!
-//! The recipes are in docs/qcow2.md ("Taking a snapshot" and what follows it). All of them run while nobody writes to the image, with
-//! `flushing` held from the flush at their start to their end: what they look at in the file is the latest state.
+//! The recipes are in docs/qcow2.md ("Taking a snapshot" and what follows it). All of them run while nobody writes to the image: after the
+//! flush at their start what they look at in the file is the latest state. They hold `flushing` whenever refcounts change, so that no flush writes
+//! what is only being tried.
 
 mod apply;
 mod create;
 mod delete;
 mod table;
 
-pub(crate) use self::table::{Snapshot, SnapshotTable};
+pub(crate) use self::table::{MAX_EXTRA_LEN, MAX_TABLE_LEN, Snapshot, SnapshotTable};
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -91,12 +92,13 @@ impl Driver {
     }
 
     /// The words of the active L1 table.
-    fn active_l1(&self) -> Vec<u64> {
+    pub(super) fn active_l1(&self) -> Vec<u64> {
         let entries = self.header().l1_entries as usize;
         self.l1[..entries].iter().map(|word| word.load(Ordering::Acquire)).collect()
     }
 
-    fn snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
+    /// The words of a snapshot's L1 table.
+    pub(super) fn snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
         // The last cluster of a file may end early and reads as zeroes there.
         let entries = u64::from(snapshot.l1_entries);
         let file_len = self.storage.len()?;
@@ -113,7 +115,7 @@ impl Driver {
             return Ok(Row { host: HostOffset(0), len });
         }
         let count = len.div_ceil(self.geometry.cluster_size());
-        let host = HostOffset(self.take_row(count, quarantine)? << self.geometry.cluster_bits);
+        let host = HostOffset(self.take_row_held(count, quarantine)? << self.geometry.cluster_bits);
         let row = Row { host, len };
         // Past the latch, to the row's end: a table past the end of the file would be refused.
         let mut padded = bytes.to_vec();
@@ -159,16 +161,20 @@ impl Driver {
         self.write_refcounts(&writes)
     }
 
-    /// Says durably that refcounts and COPIED flags need not agree, or that they do again. Version 2 has no such bit.
+    /// Whether the header can say that refcounts and COPIED flags need not agree.
+    fn has_dirty_bit(&self) -> bool {
+        self.header().version >= 3
+    }
+
+    /// Says that they need not, or that they do again, where that can be said; no barrier.
     fn set_dirty(&self, dirty: bool) -> Result<()> {
-        let header = self.header();
-        if header.version < 3 {
+        if !self.has_dirty_bit() {
             return Ok(());
         }
+        let header = self.header();
         let others = header.incompatible & !INCOMPATIBLE_DIRTY;
         let incompatible = if dirty { others | INCOMPATIBLE_DIRTY } else { others };
         header.rewrite_features(&self.metadata, incompatible, header.compatible, header.autoclear)?;
-        self.metadata.sync()?;
         self.change_header(|header| header.incompatible = incompatible);
         Ok(())
     }
@@ -198,6 +204,19 @@ impl Driver {
         change().inspect_err(|error| self.metadata.close(error))
     }
 
+    /// Writes the table once more with the extra data that version 3 wants, where entries lack it: named by nobody yet, and
+    /// durable with the next flush. Returns where it is, and where the old one is.
+    pub(super) fn put_version_3_table(&self) -> Result<Option<(HostOffset, Dropped)>> {
+        let mut quarantine = self.flushing.lock();
+        let header = Header { version: 3, ..Header::clone(&self.header()) };
+        let table = SnapshotTable::read(&*self.storage, &header)?;
+        if table.snapshots.iter().all(|snapshot| snapshot.disk_size().is_some()) {
+            return Ok(None);
+        }
+        let row = self.put_row(&table.to_bytes(&header)?, &mut quarantine)?;
+        Ok(Some((row.host, Dropped { host: header.snapshot_offset, len: table.len })))
+    }
+
     fn rename_snapshot(&self, id_or_name: &str, name: &str) -> Result<()> {
         self.check_snapshots()?;
         let mut quarantine = self.flushing.lock();
@@ -208,7 +227,9 @@ impl Driver {
         let index = new.find(id_or_name)?;
         new.snapshots[index].rename(name)?;
         let bytes = new.to_bytes(&header)?;
-        self.begin_writing()?;
+        drop(quarantine);
+        self.start_writing()?;
+        let mut quarantine = self.flushing.lock();
         let row = self.put_row(&bytes, &mut quarantine)?;
         self.or_latch(|| {
             self.write_changed_refcounts()?;

@@ -13,9 +13,9 @@ use crate::storage::Storage;
 use crate::units::HostOffset;
 
 /// Bytes of the table at most: 1 KiB for each of [`MAX_SNAPSHOTS`], 64 MiB.
-const MAX_TABLE_LEN: u64 = 1024 * MAX_SNAPSHOTS;
+pub(crate) const MAX_TABLE_LEN: u64 = 1024 * MAX_SNAPSHOTS;
 /// Bytes of extra data of one snapshot at most.
-const MAX_EXTRA_LEN: u32 = 1024;
+pub(crate) const MAX_EXTRA_LEN: u32 = 1024;
 /// Bytes of a name and of an id at most: what QEMU shows of them.
 const MAX_NAME_LEN: usize = 255;
 const MAX_ID_LEN: usize = 127;

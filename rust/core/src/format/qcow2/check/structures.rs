@@ -1,0 +1,262 @@
+//! What is in the file beside the mapping and the refcounts: header, snapshot table, bitmaps.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use rustc_hash::FxHashSet;
+use zerocopy::FromBytes;
+
+use super::report::{FindingKind, Place};
+use super::{READ, Survey};
+use crate::error::Result;
+use crate::format::qcow2::bitmaps::{self, BitmapTable};
+use crate::format::qcow2::extensions::CRYPTO_HEADER;
+use crate::format::qcow2::header::MAX_L1_LEN;
+use crate::format::qcow2::l2::OFFSET_MASK;
+use crate::format::qcow2::rewrite::HeaderArea;
+use crate::format::qcow2::snapshots::{MAX_EXTRA_LEN, MAX_TABLE_LEN};
+use crate::ondisk::{RawSnapshot, bytes_fit};
+
+/// Extra data that every snapshot of a version 3 image has: the sizes of VM state and disk.
+const NEEDED_EXTRA_LEN: u32 = 16;
+
+pub(super) const HEADER: &str = "the header";
+const SNAPSHOT_TABLE: &str = "the snapshot table";
+const SNAPSHOT_L1: &str = "the L1 table of a snapshot";
+const BITMAP_DIRECTORY: &str = "the bitmap directory";
+const BITMAP_TABLE: &str = "a bitmap table";
+const BITMAP_DATA: &str = "a cluster of a bitmap";
+const ENCRYPTION_HEADER: &str = "the encryption header";
+
+/// Clusters of a structure that nothing else may be in.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) what: &'static str,
+    pub(super) clusters: Range<u64>,
+}
+
+impl Survey<'_> {
+    pub(super) fn feature_bits(&self) {
+        if self.header.is_dirty() {
+            self.note(FindingKind::Dirty, Place::at(72), 1, || {
+                "the dirty bit is set: the image was not closed, its refcounts may be too low".into()
+            });
+        }
+        if self.header.is_corrupt() {
+            self.note(FindingKind::MarkedCorrupt, Place::at(72), 1, || "the corrupt bit is set".into());
+        }
+    }
+
+    /// Counts one reference to each cluster of a structure that nothing else may be in.
+    pub(super) fn claim(&mut self, what: &'static str, offset: u64, len: u64) {
+        self.claim_often(what, offset, len, 1);
+    }
+
+    /// The same for one that is referred to `times`, which is too often if not once.
+    pub(super) fn claim_often(&mut self, what: &'static str, offset: u64, len: u64, times: u64) {
+        if len == 0 {
+            return;
+        }
+        match self.inside(offset, len) {
+            Some(clusters) => {
+                self.counts.add(clusters.clone(), times);
+                self.claims.push(Claim { what, clusters });
+            }
+            None => self.past_end(what, offset, times),
+        }
+    }
+
+    fn past_end(&self, what: &str, offset: u64, times: u64) {
+        let end = self.file_len;
+        self.note(FindingKind::PastEnd, Place::at(offset), times, || {
+            format!("{what} goes past the end of the file, which is at {end:#x}")
+        });
+    }
+
+    /// Part of the image cannot be followed: what it refers to looks like a leak.
+    fn unreadable(&self, offset: u64, message: impl FnOnce() -> String) {
+        self.note(FindingKind::Unreadable, Place::at(offset), 1, message);
+    }
+
+    /// Reads the snapshot table, and the L1 tables that it names.
+    pub(super) fn snapshots(&mut self) -> Result<()> {
+        let (start, count) = (self.header.snapshot_offset.0, self.header.snapshot_count);
+        if count > 0 && self.header.has_data_file() {
+            self.note(FindingKind::Snapshot, Place::at(start), 1, || {
+                format!("there are {count} snapshots in an image with an external data file")
+            });
+        }
+        // Of L1 tables that are named more than once: how often.
+        let mut l1_tables = BTreeMap::<(u64, u32), u64>::new();
+        let limit = self.file_len.min(start.saturating_add(MAX_TABLE_LEN));
+        let mut end = start;
+        for number in 0..count {
+            let at = end.next_multiple_of(8);
+            let mut fixed = [0; size_of::<RawSnapshot>()];
+            if !bytes_fit(at, fixed.len() as u64, limit) {
+                self.cut_snapshot_table(at, number);
+                break;
+            }
+            self.storage.readv_at((&mut fixed).into(), at)?;
+            let raw = RawSnapshot::read_from_bytes(&fixed).expect("the array has the structure's size");
+            let extra = raw.extra_len.get();
+            let len = fixed.len() as u64
+                + u64::from(extra)
+                + u64::from(raw.id_len.get())
+                + u64::from(raw.name_len.get());
+            if !bytes_fit(at, len, limit) {
+                self.cut_snapshot_table(at, number);
+                break;
+            }
+            end = at + len;
+            let problem = |message: &dyn Fn() -> String| {
+                self.note(FindingKind::Snapshot, Place::at(at), 1, || {
+                    format!("entry {number} of the snapshot table: {}", message())
+                });
+            };
+            if extra > MAX_EXTRA_LEN {
+                problem(&|| format!("{extra} bytes of extra data; {MAX_EXTRA_LEN} are the most"));
+            } else if extra < NEEDED_EXTRA_LEN && self.header.version >= 3 {
+                problem(&|| format!("{extra} bytes of extra data; version 3 needs {NEEDED_EXTRA_LEN}"));
+            }
+            let (l1, entries) = (raw.l1_offset.get(), raw.l1_entries.get());
+            if !l1.is_multiple_of(self.cluster_size()) {
+                problem(&|| format!("its L1 table at {l1:#x} starts at no cluster boundary"));
+            } else if u64::from(entries) * 8 > MAX_L1_LEN {
+                problem(&|| format!("its L1 table has {entries} entries, more than any can have"));
+            } else {
+                *l1_tables.entry((l1, entries)).or_default() += 1;
+            }
+        }
+        self.claim(SNAPSHOT_TABLE, start, end - start);
+        for ((l1, entries), times) in l1_tables {
+            self.claim_often(SNAPSHOT_L1, l1, u64::from(entries) * 8, times);
+            self.l1_table(l1, entries, 0, times as u32)?;
+        }
+        Ok(())
+    }
+
+    fn cut_snapshot_table(&self, at: u64, number: u32) {
+        let count = self.header.snapshot_count;
+        self.unreadable(at, || {
+            format!("the snapshot table is longer than 64 MiB or cut off at entry {number} of {count}")
+        });
+    }
+
+    /// Reads the bitmap directory and the bitmap tables.
+    pub(super) fn bitmaps(&mut self) -> Result<()> {
+        if let Some(extension) = self.header.bitmaps {
+            self.claim(BITMAP_DIRECTORY, extension.directory_offset.0, extension.directory_size);
+        }
+        let bitmaps = match bitmaps::read(self.storage, &self.header) {
+            Ok(bitmaps) => bitmaps,
+            Err(error) if error.os_error().is_some() => return Err(error),
+            Err(error) => {
+                let at = error.offset().unwrap_or_default();
+                self.note(FindingKind::Bitmap, Place::at(at), 1, || error.message().to_owned());
+                self.unreadable(at, || "what the bitmaps use cannot be told from leaks".into());
+                return Ok(());
+            }
+        };
+        let mut tables = BTreeMap::<(u64, u32), u64>::new();
+        for bitmap in &bitmaps {
+            let BitmapTable { offset, entries } = bitmap.table;
+            *tables.entry((offset.0, entries)).or_default() += 1;
+            let bits = self.header.size.div_ceil(bitmap.granularity());
+            let needed = bits.div_ceil(8).div_ceil(self.cluster_size());
+            if u64::from(entries) < needed && !bitmap.is_in_use() {
+                let name = bitmap.name();
+                self.note(FindingKind::Bitmap, Place::at(offset.0), 1, || {
+                    let name = name.escape_debug();
+                    format!("the table of bitmap \"{name}\" has {entries} entries; the disk needs {needed}")
+                });
+            }
+        }
+        for ((offset, entries), times) in tables {
+            self.claim_often(BITMAP_TABLE, offset, u64::from(entries) * 8, times);
+            self.bitmap_table(offset, entries, times)?;
+            self.bitmap_tables.push((offset, entries));
+        }
+        Ok(())
+    }
+
+    /// Counts the space of a LUKS header.
+    pub(super) fn encryption_header(&mut self) -> Result<()> {
+        let area = HeaderArea::read(self.storage)?;
+        let Some(pointer) = area.extension(CRYPTO_HEADER) else { return Ok(()) };
+        if let ([offset, len], _) = pointer.as_chunks::<8>()
+            && let (offset, len) = (u64::from_be_bytes(*offset), u64::from_be_bytes(*len))
+        {
+            self.claim(ENCRYPTION_HEADER, offset, len);
+        }
+        Ok(())
+    }
+
+    fn bitmap_table(&self, offset: u64, entries: u32, times: u64) -> Result<()> {
+        let bad = |at, word: u64, what: &str| {
+            self.note(FindingKind::Bitmap, Place::at(at), times, || {
+                format!("entry {word:#x} of a bitmap table {what}")
+            });
+        };
+        self.bitmap_entries(offset, entries, |at, word| {
+            let host = word & OFFSET_MASK;
+            if word & !(OFFSET_MASK | u64::from(host == 0)) != 0 {
+                bad(at, word, "has bits set that have to be 0");
+            } else if !host.is_multiple_of(self.cluster_size()) {
+                bad(at, word, "names no cluster boundary");
+            } else if host != 0 {
+                match self.inside(host, self.cluster_size()) {
+                    Some(clusters) => self.counts.add(clusters, times),
+                    None => self.past_end(BITMAP_DATA, host, times),
+                }
+            }
+        })
+    }
+
+    /// Calls `visit` with the place and the word of each entry that is not 0.
+    fn bitmap_entries(&self, offset: u64, entries: u32, mut visit: impl FnMut(u64, u64)) -> Result<()> {
+        let mut at = offset;
+        let end = offset + u64::from(entries) * 8;
+        let mut part = vec![0; (end - at).min(READ) as usize];
+        while at < end.min(self.file_len) {
+            let part = &mut part[..(end - at).min(READ) as usize];
+            self.storage.readv_at((&mut *part).into(), at)?;
+            for (n, word) in (0..).zip(part.as_chunks::<8>().0) {
+                match u64::from_be_bytes(*word) {
+                    0 => {}
+                    word => visit(at + n * 8, word),
+                }
+            }
+            at += READ;
+        }
+        Ok(())
+    }
+
+    /// Clusters of metadata with another user.
+    pub(super) fn overlaps(&self) -> Result<()> {
+        let mut seen = FxHashSet::default();
+        let mut overlap = |what: &str, cluster: u64, users: u64| {
+            if self.counts.get(cluster) != users && seen.insert(cluster) {
+                let at = cluster << self.header.cluster_bits;
+                self.note(FindingKind::Overlap, Place::at(at), 1, || {
+                    format!("the cluster of {what} has another use as well")
+                });
+            }
+        };
+        for Claim { what, clusters } in &self.claims {
+            clusters.clone().for_each(|cluster| overlap(what, cluster, 1));
+        }
+        for table in self.tables.iter().filter(|table| table.offset.is_multiple_of(self.cluster_size())) {
+            overlap("an L2 table", table.offset >> self.header.cluster_bits, table.users());
+        }
+        for &(offset, entries) in &self.bitmap_tables {
+            self.bitmap_entries(offset, entries, |_, word| {
+                let host = word & OFFSET_MASK;
+                if host != 0 && word & !OFFSET_MASK == 0 && self.inside(host, 1).is_some() {
+                    overlap(BITMAP_DATA, host >> self.header.cluster_bits, 1);
+                }
+            })?;
+        }
+        Ok(())
+    }
+}
