@@ -123,11 +123,6 @@ impl Model {
         Model { view, geometry, discards }
     }
 
-    /// What scripts aim at.
-    pub(crate) fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
     /// Size of the disk now, in bytes.
     pub fn size(&self) -> u64 {
         self.view.disk.len() as u64

@@ -25,11 +25,30 @@ use crate::rng::by_seed;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are the operations' arguments")]
 pub enum Op {
-    Read { offset: u64, len: u64 },
-    Write { offset: u64, len: u64, seed: u8 },
-    WriteCompressed { offset: u64, len: u64, seed: u8 },
-    WriteZeroes { offset: u64, len: u64, unmap: bool },
-    Discard { offset: u64, len: u64 },
+    Read {
+        offset: u64,
+        len: u64,
+    },
+    Write {
+        offset: u64,
+        len: u64,
+        seed: u8,
+    },
+    /// Of whole clusters.
+    WriteCompressed {
+        offset: u64,
+        len: u64,
+        seed: u8,
+    },
+    WriteZeroes {
+        offset: u64,
+        len: u64,
+        unmap: bool,
+    },
+    Discard {
+        offset: u64,
+        len: u64,
+    },
     Flush,
     Reopen,
 }
@@ -65,16 +84,11 @@ impl Op {
         match &mut op {
             Op::Read { offset, len }
             | Op::Write { offset, len, .. }
+            | Op::WriteCompressed { offset, len, .. }
             | Op::WriteZeroes { offset, len, .. }
             | Op::Discard { offset, len } => {
                 *offset = (*offset).min(model.size());
                 *len = (*len).min(model.size() - *offset);
-            }
-            Op::WriteCompressed { offset, len, .. } => {
-                // Whole clusters, but for the disk's end.
-                let cluster = model.geometry().cluster;
-                *offset = (*offset).min(model.size()) / cluster * cluster;
-                *len = (*len).next_multiple_of(cluster).min(model.size() - *offset);
             }
             Op::Flush | Op::Reopen => {}
         }
@@ -140,17 +154,20 @@ fn range(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
     .prop_map(move |(start, len)| (start, len.min(size - start)))
 }
 
+/// Ranges of whole clusters; the disk's end is one's end too.
+fn clusters(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
+    let Geometry { size, cluster, .. } = geometry;
+    (any::<prop::sample::Index>(), 1..6u64).prop_map(move |(index, count)| {
+        let start = index.index(size.div_ceil(cluster) as usize) as u64 * cluster;
+        (start, (count * cluster).min(size - start))
+    })
+}
+
 /// An operation for an image of that geometry, with its weight.
 fn any_op(geometry: Geometry) -> impl Strategy<Value = Op> {
     let range = range(geometry).boxed();
     let write = (range.clone(), any::<u8>());
     let zeroes = (range.clone(), any::<bool>());
-    let most = 6 * geometry.cluster;
-    let packed = (range.clone(), any::<u8>()).prop_map(move |((offset, len), seed)| Op::WriteCompressed {
-        offset,
-        len: len.min(most),
-        seed,
-    });
     let mut ops = vec![
         (4, range.clone().prop_map(|(offset, len)| Op::Read { offset, len }).boxed()),
         (8, write.prop_map(|((offset, len), seed)| Op::Write { offset, len, seed }).boxed()),
@@ -160,6 +177,8 @@ fn any_op(geometry: Geometry) -> impl Strategy<Value = Op> {
         (1, Just(Op::Reopen).boxed()),
     ];
     if geometry.compresses {
+        let packed = (clusters(geometry), any::<u8>());
+        let packed = packed.prop_map(|((offset, len), seed)| Op::WriteCompressed { offset, len, seed });
         ops.push((5, packed.boxed()));
     }
     Union::new_weighted(ops)

@@ -4,6 +4,7 @@
 //! must be committed after the data landed. [`access`](crate::access) carries them out.
 
 pub mod inflight;
+pub mod luks;
 pub mod preallocation;
 pub mod qcow2;
 pub mod raw;
@@ -26,6 +27,8 @@ pub enum FormatKind {
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3.
     Qcow2,
+    /// A raw disk encrypted with LUKS 1.
+    Luks,
 }
 
 impl FormatKind {
@@ -34,6 +37,7 @@ impl FormatKind {
         match self {
             FormatKind::Raw => "raw",
             FormatKind::Qcow2 => "qcow2",
+            FormatKind::Luks => "luks",
         }
     }
 
@@ -42,6 +46,7 @@ impl FormatKind {
         match name {
             "raw" => Some(FormatKind::Raw),
             "qcow2" => Some(FormatKind::Qcow2),
+            "luks" => Some(FormatKind::Luks),
             _ => None,
         }
     }
@@ -217,6 +222,8 @@ pub struct FormatInfo {
 pub enum FormatSpecificInfo {
     /// Of qcow2.
     Qcow2(qcow2_info::Qcow2Info),
+    /// Of LUKS.
+    Luks(luks::LuksInfo),
 }
 
 /// How one cache of metadata has been used.
@@ -272,12 +279,21 @@ pub mod qcow2_info {
         pub data_file: Option<String>,
         /// The data file is a raw image of the disk.
         pub data_file_raw: Option<bool>,
-        /// Encryption: `aes` or `luks`.
-        pub encrypted: Option<&'static str>,
+        /// Encryption.
+        pub encrypted: Option<EncryptionInfo>,
         /// Snapshots, in the order of their table.
         pub snapshots: Vec<SnapshotInfo>,
         /// Persistent bitmaps, in the order of their directory.
         pub bitmaps: Vec<BitmapInfo>,
+    }
+
+    /// How guest data is encrypted.
+    #[derive(Clone, Debug)]
+    pub enum EncryptionInfo {
+        /// With qcow2's own AES.
+        Aes,
+        /// With LUKS.
+        Luks(crate::format::luks::LuksInfo),
     }
 
     /// One snapshot.
@@ -366,7 +382,7 @@ pub struct DirtyBitmap {
     pub enabled: bool,
     /// What kept it up to date never came to its end: nobody can tell what it should say, and it can only be removed.
     pub inconsistent: bool,
-    /// Bytes of the disk that are dirty, unless it is inconsistent.
+    /// Bytes of the disk that are dirty, where that can be told: not of one that is inconsistent, or has extra data of an unknown kind.
     pub count: Option<u64>,
 }
 
@@ -471,6 +487,11 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// The storage that guest data goes to; the same unless there is an external data file.
     fn data_storage(&self) -> &Arc<dyn Storage> {
         self.storage()
+    }
+
+    /// Whether guest data is encrypted: places in the data storage are then not those of bytes that others can use.
+    fn is_encrypted(&self) -> bool {
+        false
     }
 
     /// Operations in flight are counted here, so that freed space is not reused under them.

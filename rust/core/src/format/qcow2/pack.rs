@@ -18,7 +18,7 @@ impl Driver {
     pub(super) fn check_packing(&self) -> Result<()> {
         let why = if self.geometry.external_data {
             "an image with an external data file"
-        } else if self.header().encryption().is_some() {
+        } else if self.header().encryption.is_some() {
             "an encrypted image"
         } else {
             return Ok(());
