@@ -137,7 +137,7 @@ fn refuse_version_3_only(old: &Header) -> Result<()> {
         incompatible_names(features, &name_table())
     } else if old.autoclear & AUTOCLEAR_BITMAPS != 0 {
         "persistent bitmaps (remove them first)".to_owned()
-    } else if old.crypt_method != 0 {
+    } else if old.encryption.is_some() {
         // Zeroes would have to be encrypted, each where it stands.
         "encryption".to_owned()
     } else {
