@@ -50,6 +50,7 @@ fn soak() {
         let Some(start) = start(&name) else { continue };
         for _ in 0..4 {
             let case = Case { start: name.clone(), seed: rng.next_u64() >> 32, fault: Fault::PowerLoss };
+            println!("{cases} cases; {case}");
             run(&case, &start);
             let calls = start.calls(&case.script(&start));
             for failing in [Failing::Once, Failing::Forever] {
@@ -57,7 +58,6 @@ fn soak() {
             }
             cases += 3;
         }
-        println!("{cases} cases, the last on {name}");
     }
 }
 

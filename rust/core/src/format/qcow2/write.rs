@@ -165,7 +165,9 @@ impl Driver {
             (HostOffset(first_cluster.0), wanted, false)
         } else {
             let taken = self.take_clusters(wanted)?;
-            (HostOffset(taken.first << geometry.cluster_bits), taken.count, taken.reads_zero)
+            // What the file has zeroes for is no zeroes once it is decrypted.
+            let reads_zero = taken.reads_zero && !self.needs_secret();
+            (HostOffset(taken.first << geometry.cluster_bits), taken.count, reads_zero)
         };
         let end = end.min(first_cluster + count * cluster_size);
         let last_cluster = GuestOffset(end.0 - 1).align_down(cluster_size);
