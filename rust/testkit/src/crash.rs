@@ -470,7 +470,7 @@ impl Verb<'_> {
 /// Holds that `run` succeeds with all of its barriers, and fails when one of them does nothing (`Some(nth)`): for each place in the
 /// engine that calls for barriers at least one of those it called for. `what` is for the failure's message, `run` returns the places of its barriers in their order.
 ///
-/// `redundant`: parts of places whose barriers are not needed in this case, and why; that they are not noticed is held too.
+/// `redundant`: parts of places (`..` is between parts that follow one another) whose barriers are not needed in this case, and why; that they are not noticed is held too.
 ///
 /// # Panics
 /// When that is not so.
@@ -493,7 +493,7 @@ pub fn assert_barriers_noticed(
     let wrong: Vec<String> = noticed
         .iter()
         .filter_map(|(place, (all, noticed))| {
-            match (redundant.iter().find(|(part, _)| place.contains(part)), noticed) {
+            match (redundant.iter().find(|(parts, _)| has_parts(place, parts)), noticed) {
                 (None, 0) => Some(format!("{place}: none of {all} was missed")),
                 (Some((_, why)), 1..) => Some(format!("{place}: missed, though {why}")),
                 _ => None,
@@ -501,4 +501,13 @@ pub fn assert_barriers_noticed(
         })
         .collect();
     assert!(wrong.is_empty(), "{what}: {wrong:#?}\nall of them: {noticed:#?}");
+}
+
+/// Whether the parts between the `..` of `parts` follow one another in `place`.
+fn has_parts(place: &str, parts: &str) -> bool {
+    let mut rest = Some(place);
+    for part in parts.split("..") {
+        rest = rest.and_then(|rest| rest.split_once(part)).map(|(_, behind)| behind);
+    }
+    rest.is_some()
 }
