@@ -295,10 +295,11 @@ impl Start {
             history.push(epoch, model.at_most(&op), op.crash());
             history.push(epoch, model.view.clone(), op.crash());
             if op.crash() != Crash::Sectors {
-                match &done {
-                    Ok(()) => history.flushed(sim.epoch()),
-                    Err(_) => flush_failed = true,
+                if done.is_ok() {
+                    history.flushed(sim.epoch());
                 }
+                // One that changed nothing may be tried again.
+                flush_failed = done.is_err();
             }
             // After a failed flush nobody can tell what the medium holds: another user of it would be misled.
             if op == Op::Reopen && !flush_failed {

@@ -3,6 +3,7 @@
 //! Everything here is in memory until a flush takes [`Refcounts::take_dirty`]; only the table's growth writes at once.
 
 mod contiguous;
+mod packed;
 mod resized;
 
 use std::collections::BTreeSet;
@@ -91,6 +92,8 @@ pub(super) struct Refcounts {
     cursor: u64,
     /// What the image file reads as zeroes from here on (bytes): nothing was ever written there.
     untouched: u64,
+    /// Where the compressed clusters that were packed last end, inside a cluster that at least one of them holds (bytes).
+    packed_end: Option<u64>,
     /// Clusters that became refcount blocks or table, and ceased to be, since the driver last asked.
     pub(super) new_metadata: Vec<u64>,
     pub(super) old_metadata: Vec<u64>,
@@ -125,6 +128,7 @@ impl Refcounts {
             counters: Arc::default(),
             cursor: 0,
             untouched: 0,
+            packed_end: None,
             new_metadata: Vec::new(),
             old_metadata: Vec::new(),
         }
@@ -419,6 +423,7 @@ impl Refcounts {
             }
             if self.get(storage, cluster)? == 0 {
                 free.push(cluster);
+                self.packed_end = self.packed_end.filter(|end| end >> self.cluster_bits != cluster);
                 self.cursor = self.cursor.min(cluster);
             }
         }
