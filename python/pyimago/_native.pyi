@@ -63,6 +63,8 @@ __all__ = [
     "measure_awaited",
     "open",
     "open_awaited",
+    "rebase",
+    "rebase_awaited",
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -519,4 +521,22 @@ def amend(
 ) -> None: ...
 def amend_awaited(
     path: StrPath, format: Format | None, progress: Progress | None, changes: Mapping[str, object]
+) -> Awaitable[None]: ...
+def rebase(
+    path: StrPath,
+    backing: StrPath | None,
+    backing_format: str | None,
+    format: Format | None,
+    name_only: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> None: ...
+def rebase_awaited(
+    path: StrPath,
+    backing: StrPath | None,
+    backing_format: str | None,
+    format: Format | None,
+    name_only: bool,
+    implicit: Implicit,
+    progress: Progress | None,
 ) -> Awaitable[None]: ...

@@ -37,7 +37,7 @@ fn power_loss_in_scripts() {
 /// The file must not end within a sector: if the next write made it longer and that was lost, half of the write would show.
 #[test]
 fn a_write_in_place_behind_the_data_tears_no_sector() {
-    let new = Content { compressed: false, used: false, snapshot: false };
+    let new = Content { compressed: false, used: false, snapshot: false, bitmaps: false };
     let start = Start::new("in-place", Config::plain(12, 64 << 10), new).expect("no QEMU in it");
     let script = [
         // One byte of the second cluster, then more of it in place, up to the middle of a sector, then all.
