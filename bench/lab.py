@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import subprocess
+import sysconfig
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +94,23 @@ class Lab:
             with path.open("wb") as file:
                 for _ in range(self.scale.size // len(text)):
                     file.write(text)
+            settle(path)
+        return path
+
+    def files(self) -> Path:
+        """The files of Python's library, one behind the other, twice as much as the scale says."""
+        path = self.folder / "files.raw"
+        if not path.exists():
+            library = Path(sysconfig.get_path("stdlib"))
+            found = sorted(file for file in library.rglob("*") if file.is_file())
+            apart = ("site-packages", "__pycache__")
+            files = [file for file in found if not set(apart) & set(file.parts)]
+            left = 2 * self.scale.size
+            with path.open("wb") as disk:
+                for file in itertools.cycle(files):
+                    left -= disk.write(file.read_bytes()[:left])
+                    if not left:
+                        break
             settle(path)
         return path
 

@@ -15,6 +15,7 @@ from pyimago._types import (
     Implicit,
     Progress,
     Repair,
+    Secret,
     StrPath,
 )
 
@@ -38,6 +39,12 @@ __all__ = [
     "StorageOpenOptions",
     "SyncFormatAccess",
     "Throttled",
+    "add_key",
+    "add_key_awaited",
+    "amend",
+    "amend_awaited",
+    "change_key",
+    "change_key_awaited",
     "check",
     "check_awaited",
     "compare",
@@ -46,6 +53,8 @@ __all__ = [
     "convert_awaited",
     "create",
     "create_awaited",
+    "erase_key",
+    "erase_key_awaited",
     "hash",
     "hash_awaited",
     "info",
@@ -54,6 +63,8 @@ __all__ = [
     "measure_awaited",
     "open",
     "open_awaited",
+    "rebase",
+    "rebase_awaited",
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -229,13 +240,17 @@ class Raw:
 @final
 class Qcow2:
     @staticmethod
-    def open_path_sync(path: StrPath, *, write: bool = False) -> Qcow2: ...
+    def open_path_sync(path: StrPath, *, write: bool = False, secret: Secret | None = None) -> Qcow2: ...
     @staticmethod
-    def open_path(path: StrPath, *, write: bool = False) -> Awaitable[Qcow2]: ...
+    def open_path(
+        path: StrPath, *, write: bool = False, secret: Secret | None = None
+    ) -> Awaitable[Qcow2]: ...
     @staticmethod
-    def open_image_sync(storage: Storage, *, write: bool = False) -> Qcow2: ...
+    def open_image_sync(storage: Storage, *, write: bool = False, secret: Secret | None = None) -> Qcow2: ...
     @staticmethod
-    def open_image(storage: Storage, *, write: bool = False) -> Awaitable[Qcow2]: ...
+    def open_image(
+        storage: Storage, *, write: bool = False, secret: Secret | None = None
+    ) -> Awaitable[Qcow2]: ...
     def set_backing(self, backing: Backing | None) -> None: ...
     def set_cache_sizes(
         self, *, l2_cache_size: int | None = None, refcount_cache_size: int | None = None
@@ -254,6 +269,7 @@ class SyncFormatAccess:
     def write(self, data: Buffer, offset: int) -> None: ...
     def writev(self, bufs: Iterable[Buffer], offset: int) -> None: ...
     def write_many(self, requests: Iterable[tuple[Buffer, int]]) -> None: ...
+    def write_compressed(self, data: Buffer, offset: int, *, level: int | None = None) -> None: ...
     def write_zeroes(self, offset: int, length: int) -> None: ...
     def discard(self, offset: int, length: int) -> None: ...
     def extents(self, offset: int = 0, length: int | None = None) -> ExtentIterator: ...
@@ -292,6 +308,7 @@ class FormatAccess:
     def write(self, data: Buffer, offset: int) -> Awaitable[None]: ...
     def writev(self, bufs: Iterable[Buffer], offset: int) -> Awaitable[None]: ...
     def write_many(self, requests: Iterable[tuple[Buffer, int]]) -> Awaitable[None]: ...
+    def write_compressed(self, data: Buffer, offset: int, *, level: int | None = None) -> Awaitable[None]: ...
     def write_zeroes(self, offset: int, length: int) -> Awaitable[None]: ...
     def discard(self, offset: int, length: int) -> Awaitable[None]: ...
     def extents(self, offset: int = 0, length: int | None = None) -> AsyncExtentIterator: ...
@@ -327,6 +344,7 @@ def open(
     backing: Backing | Literal["implicit"] | None = "implicit",
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
+    secret: Secret | None = None,
     l2_cache_size: int | None = None,
     refcount_cache_size: int | None = None,
 ) -> SyncFormatAccess: ...
@@ -338,6 +356,7 @@ def open_awaited(
     backing: Backing | Literal["implicit"] | None = "implicit",
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
+    secret: Secret | None = None,
     l2_cache_size: int | None = None,
     refcount_cache_size: int | None = None,
 ) -> Awaitable[FormatAccess]: ...
@@ -369,7 +388,10 @@ def convert(
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     progress: Progress | None,
+    compress: bool,
+    level: int | None,
     layout: Mapping[str, object],
 ) -> None: ...
 def convert_awaited(
@@ -378,7 +400,10 @@ def convert_awaited(
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     progress: Progress | None,
+    compress: bool,
+    level: int | None,
     layout: Mapping[str, object],
 ) -> Awaitable[None]: ...
 def check(
@@ -404,6 +429,8 @@ def compare(
     second_format: Format | None,
     strict: bool,
     implicit: Implicit,
+    first_secret: Secret | None,
+    second_secret: Secret | None,
     progress: Progress | None,
 ) -> tuple[Literal["size", "status", "content"] | None, int | None, bool]: ...
 def compare_awaited(
@@ -413,18 +440,71 @@ def compare_awaited(
     second_format: Format | None,
     strict: bool,
     implicit: Implicit,
+    first_secret: Secret | None,
+    second_secret: Secret | None,
     progress: Progress | None,
 ) -> Awaitable[tuple[Literal["size", "status", "content"] | None, int | None, bool]]: ...
-def hash(path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None) -> bytes: ...
+def hash(
+    path: StrPath,
+    format: Format | None,
+    implicit: Implicit,
+    secret: Secret | None,
+    progress: Progress | None,
+) -> bytes: ...
 def hash_awaited(
-    path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None
+    path: StrPath,
+    format: Format | None,
+    implicit: Implicit,
+    secret: Secret | None,
+    progress: Progress | None,
 ) -> Awaitable[bytes]: ...
+def add_key(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    slot: int | None,
+    iter_time: int | None,
+    iterations: int | None,
+) -> int: ...
+def add_key_awaited(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    slot: int | None,
+    iter_time: int | None,
+    iterations: int | None,
+) -> Awaitable[int]: ...
+def change_key(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    iter_time: int | None,
+    iterations: int | None,
+) -> int: ...
+def change_key_awaited(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    iter_time: int | None,
+    iterations: int | None,
+) -> Awaitable[int]: ...
+def erase_key(
+    path: StrPath, format: Format | None, secret: Secret | None, slot: int | None, force: bool
+) -> list[int]: ...
+def erase_key_awaited(
+    path: StrPath, format: Format | None, secret: Secret | None, slot: int | None, force: bool
+) -> Awaitable[list[int]]: ...
 def measure(
     source: StrPath | None,
     size: int | None,
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     layout: Mapping[str, object],
 ) -> tuple[int, int]: ...
 def measure_awaited(
@@ -433,6 +513,7 @@ def measure_awaited(
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     layout: Mapping[str, object],
 ) -> Awaitable[tuple[int, int]]: ...
 def amend(
@@ -440,4 +521,22 @@ def amend(
 ) -> None: ...
 def amend_awaited(
     path: StrPath, format: Format | None, progress: Progress | None, changes: Mapping[str, object]
+) -> Awaitable[None]: ...
+def rebase(
+    path: StrPath,
+    backing: StrPath | None,
+    backing_format: str | None,
+    format: Format | None,
+    name_only: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> None: ...
+def rebase_awaited(
+    path: StrPath,
+    backing: StrPath | None,
+    backing_format: str | None,
+    format: Format | None,
+    name_only: bool,
+    implicit: Implicit,
+    progress: Progress | None,
 ) -> Awaitable[None]: ...

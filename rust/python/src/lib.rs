@@ -19,6 +19,7 @@ mod image;
 mod info;
 mod operation;
 mod path;
+mod secret;
 mod storages;
 mod transfer;
 mod verbs;
@@ -58,9 +59,15 @@ mod _native {
     #[pymodule_export]
     use crate::verbs::create::{create, create_awaited};
     #[pymodule_export]
+    use crate::verbs::keys::{
+        add_key, add_key_awaited, change_key, change_key_awaited, erase_key, erase_key_awaited,
+    };
+    #[pymodule_export]
     use crate::verbs::measure::{measure, measure_awaited};
     #[pymodule_export]
     use crate::verbs::open::{open, open_awaited};
+    #[pymodule_export]
+    use crate::verbs::rebase::{rebase, rebase_awaited};
     use pyo3::prelude::*;
     use pyo3::wrap_pyfunction;
 

@@ -61,14 +61,14 @@ fn check_aligned(storage: &dyn Storage, options: CheckOptions, job: &mut Job<'_>
         Some(format) => format,
         None => probe(storage)?,
     };
-    if format == FormatKind::Raw {
-        return Err(Error::unsupported("a raw image has no metadata that could be checked"));
+    if format != FormatKind::Qcow2 {
+        return Err(Error::unsupported(format!("a {format} image has no metadata that could be checked")));
     }
     let data = match (data_file(storage)?, given) {
         (DataFile::None, _) => None,
         (DataFile::External(_), Some(data)) => Some(aligned(data)),
         (DataFile::External(reference), None) => {
-            let mut opener = Opener::new(&gate, false, lock);
+            let mut opener = Opener::new(&gate, None, false, lock);
             opener.note(storage)?;
             Some(opener.open_data_file_named(storage.path(), reference, what_to_repair != Repair::None)?)
         }

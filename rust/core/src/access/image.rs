@@ -41,6 +41,7 @@ pub enum Base {
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
 const NO_DATA_FILE: u8 = 2;
+const LOCKED: u8 = 3;
 
 /// An open image and the images below it.
 ///
@@ -114,6 +115,13 @@ impl Image {
     #[must_use]
     pub(crate) fn without_data_file(self) -> Self {
         self.state.store(NO_DATA_FILE, Ordering::SeqCst);
+        self
+    }
+
+    /// The same image, whose key nobody has found: every operation is an error that says so.
+    #[must_use]
+    pub(crate) fn locked(self) -> Self {
+        self.state.store(LOCKED, Ordering::SeqCst);
         self
     }
 
@@ -285,6 +293,10 @@ impl Image {
                 "the image keeps its data in an external data file that was not opened: open the implicit \
                  dependencies or set a data file first",
             ));
+        }
+        if state == LOCKED {
+            let text = "the image is encrypted and was not unlocked: give the secret that opens it";
+            return self.name(Error::new(ErrorKind::WrongSecret, text));
         }
         self.name(Error::new(ErrorKind::Closed, "the image is closed"))
     }

@@ -155,6 +155,9 @@ impl Image {
     }
 
     fn place_in_file(&self, extent: &mut Extent, storage: &Arc<dyn Storage>, host: HostOffset) {
+        if self.format.is_encrypted() {
+            return;
+        }
         let data = usize::from(Arc::ptr_eq(storage, self.format.data_storage()));
         extent.host_file.clone_from(&self.host_files[data]);
         extent.host_offset = Some(host.0);

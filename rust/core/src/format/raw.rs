@@ -8,7 +8,8 @@ use crate::storage::latched::Latched;
 use crate::units::{GuestOffset, HostOffset};
 
 use super::{
-    Allocation, Format, FormatKind, InPlace, Lookup, Mapping, Place, WriteStep, ZeroIntent, ZeroStep,
+    Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, InPlace, Lookup, Mapping, Place,
+    WriteStep, ZeroIntent, ZeroStep, luks,
 };
 
 /// A disk whose bytes are those of one storage, offset by offset.
@@ -22,6 +23,8 @@ pub struct Raw {
     flushed: Latched,
     size: u64,
     writable: bool,
+    /// What the LUKS header says, where the storage decrypts what is behind one.
+    luks: Option<luks::LuksInfo>,
 }
 
 impl Raw {
@@ -31,7 +34,12 @@ impl Raw {
             return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
         }
         let size = storage.len()?;
-        Ok(Raw { flushed: Latched::new(Arc::clone(&storage)), storage, size, writable })
+        Ok(Raw { flushed: Latched::new(Arc::clone(&storage)), storage, size, writable, luks: None })
+    }
+
+    /// The disk that `storage` decrypts, of an image whose header says `info`.
+    pub fn decrypted(storage: Arc<dyn Storage>, writable: bool, info: luks::LuksInfo) -> Result<Self> {
+        Ok(Raw { luks: Some(info), ..Self::open(storage, writable)? })
     }
 
     /// Where to write: every byte is where the guest sees it.
@@ -43,7 +51,16 @@ impl Raw {
 
 impl Format for Raw {
     fn kind(&self) -> FormatKind {
-        FormatKind::Raw
+        if self.luks.is_some() { FormatKind::Luks } else { FormatKind::Raw }
+    }
+
+    fn is_encrypted(&self) -> bool {
+        self.luks.is_some()
+    }
+
+    fn info(&self) -> Result<FormatInfo> {
+        let specific = self.luks.clone().map(FormatSpecificInfo::Luks);
+        Ok(FormatInfo { specific, ..FormatInfo::default() })
     }
 
     fn size(&self) -> u64 {

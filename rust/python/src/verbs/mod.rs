@@ -24,9 +24,12 @@ pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
+mod encryption;
 mod job;
+pub(crate) mod keys;
 pub(crate) mod measure;
 pub(crate) mod open;
+pub(crate) mod rebase;
 
 use imago_core::format::FormatKind;
 use pyo3::exceptions::PyValueError;
@@ -40,8 +43,8 @@ impl<'py> FromPyObject<'_, 'py> for Format {
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let name = object.extract::<&str>()?;
-        FormatKind::from_name(name)
-            .map(Format)
-            .ok_or_else(|| PyValueError::new_err(format!("no format {name:?}: there are 'raw' and 'qcow2'")))
+        FormatKind::from_name(name).map(Format).ok_or_else(|| {
+            PyValueError::new_err(format!("no format {name:?}: there are 'raw', 'qcow2' and 'luks'"))
+        })
     }
 }

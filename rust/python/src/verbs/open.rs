@@ -17,6 +17,7 @@ use crate::gate::PyGate;
 use crate::image::{FormatAccess, SyncFormatAccess, shared_image};
 use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::path::StrPath;
+use crate::secret::PySecret;
 use crate::storages::Storage;
 use crate::transfer::Offset;
 
@@ -80,10 +81,12 @@ pub(super) fn open_plainly(
     path: PathBuf,
     format: Option<Format>,
     implicit: &PyGate,
+    secret: Option<PySecret>,
 ) -> Result<Arc<imago_core::Image>, Failure> {
+    let secret = PySecret::get_some(secret)?;
     implicit.pass(|gate| {
         let format = format.map(|format| format.0);
-        OpenOptions { format, gate: gate.clone(), ..OpenOptions::default() }.open(path)
+        OpenOptions { format, secret, gate: gate.clone(), ..OpenOptions::default() }.open(path)
     })
 }
 
@@ -99,6 +102,7 @@ struct Opening {
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
+    secret: Option<PySecret>,
     cache_sizes: CacheSizes,
 }
 
@@ -113,7 +117,8 @@ impl Opening {
         A: Into<PyClassInitializer<A>> + PyClass + Send + 'static,
     {
         let run = move || {
-            let Opening { write, format, backing, data_file, implicit, cache_sizes } = self;
+            let Opening { write, format, backing, data_file, implicit, secret, cache_sizes } = self;
+            let secret = PySecret::get_some(secret)?;
             let data_file = data_file.map(|file| file.open(write)).transpose()?;
             implicit.pass(|gate| {
                 let format = format.map(|format| format.0);
@@ -123,6 +128,7 @@ impl Opening {
                     backing: backing.0,
                     data_file,
                     gate: gate.clone(),
+                    secret,
                     cache_sizes,
                     ..OpenOptions::default()
                 };
@@ -137,7 +143,7 @@ impl Opening {
 /// Args:
 ///     path: The image's file.
 ///     write: Open it for writing too; what is below it is only ever read.
-///     format: "raw" or "qcow2"; None looks at the file's first bytes. A guest can write any bytes to a raw disk, so give the
+///     format: "raw", "qcow2" or "luks"; None looks at the file's first bytes. A guest can write any bytes to a raw disk, so give the
 ///         format where it is known: a raw image whose format was guessed refuses writes that make it look like another.
 ///     backing: "implicit" opens the backing file that the image names, an open image is used instead of it, None leaves
 ///         it out: what the image does not hold reads as zeroes.
@@ -145,6 +151,8 @@ impl Opening {
 ///     implicit: Which files that the image names may be opened: "beside" those beside or below it and not through
 ///         symbolic links out of there, "deny" none, "allow" all, a function those for which it returns true; it is called with
 ///         the file's name and "backing" or "data_file".
+///     secret: What opens an encrypted image, and encrypted backing files that it names: bytes, str (as UTF-8), a function
+///         that returns one of them, or an `os.PathLike` for a file whose whole content counts.
 ///     l2_cache_size: Bytes of the mapping to keep in memory (qcow2); None keeps up to 32 MiB, as QEMU does. Images below keep that, too.
 ///     refcount_cache_size: Bytes of refcounts to keep in memory (qcow2, opened for writing); None keeps 4 MiB.
 ///
@@ -152,12 +160,13 @@ impl Opening {
 ///     OSError: A file cannot be opened or read.
 ///     InvalidImageError, CorruptImageError, UnsupportedFeatureError: It is no image that can be opened; the message says why.
 ///     ImplicitOpenDeniedError: `implicit` does not allow a file that the image needs.
+///     WrongSecretError: The image is encrypted, and `secret` is missing or does not open it.
 ///     ImageLockedError: Somebody else uses the image in a way that excludes this.
 #[pyfunction]
 #[pyo3(
     signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
-                 implicit = PyGate::default(), l2_cache_size = None, refcount_cache_size = None),
-    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', l2_cache_size=None, refcount_cache_size=None)"
+                 implicit = PyGate::default(), secret = None, l2_cache_size = None, refcount_cache_size = None),
+    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', secret=None, l2_cache_size=None, refcount_cache_size=None)"
 )]
 pub(crate) fn open(
     py: Python<'_>,
@@ -167,11 +176,12 @@ pub(crate) fn open(
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
+    secret: Option<PySecret>,
     l2_cache_size: Option<Offset>,
     refcount_cache_size: Option<Offset>,
 ) -> PyResult<Py<PyAny>> {
     let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
-    Opening { write, format, backing, data_file, implicit, cache_sizes }.open::<Blocking, _>(
+    Opening { write, format, backing, data_file, implicit, secret, cache_sizes }.open::<Blocking, _>(
         py,
         path.0,
         SyncFormatAccess::of,
@@ -182,8 +192,8 @@ pub(crate) fn open(
 #[pyfunction]
 #[pyo3(
     signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
-                 implicit = PyGate::default(), l2_cache_size = None, refcount_cache_size = None),
-    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', l2_cache_size=None, refcount_cache_size=None)"
+                 implicit = PyGate::default(), secret = None, l2_cache_size = None, refcount_cache_size = None),
+    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', secret=None, l2_cache_size=None, refcount_cache_size=None)"
 )]
 pub(crate) fn open_awaited(
     py: Python<'_>,
@@ -193,11 +203,12 @@ pub(crate) fn open_awaited(
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
+    secret: Option<PySecret>,
     l2_cache_size: Option<Offset>,
     refcount_cache_size: Option<Offset>,
 ) -> PyResult<Py<PyAny>> {
     let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
-    Opening { write, format, backing, data_file, implicit, cache_sizes }.open::<Awaited, _>(
+    Opening { write, format, backing, data_file, implicit, secret, cache_sizes }.open::<Awaited, _>(
         py,
         path.0,
         FormatAccess::of,
