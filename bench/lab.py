@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import subprocess
+import sysconfig
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,6 +99,23 @@ class Lab:
             settle(path)
         return path
 
+    def files(self) -> Path:
+        """The files of Python's library, one behind the other, twice as much as the scale says."""
+        path = self.folder / "files.raw"
+        if not path.exists():
+            library = Path(sysconfig.get_path("stdlib"))
+            found = sorted(file for file in library.rglob("*") if file.is_file())
+            apart = ("site-packages", "__pycache__")
+            files = [file for file in found if not set(apart) & set(file.parts)]
+            left = 2 * self.scale.size
+            with path.open("wb") as disk:
+                for file in itertools.cycle(files):
+                    left -= disk.write(file.read_bytes()[:left])
+                    if not left:
+                        break
+            settle(path)
+        return path
+
     def full(self) -> Path:
         """The same disk as a qcow2, fully allocated."""
         return self._converted("full.qcow2")
@@ -153,6 +172,14 @@ class Lab:
                     image.write_many([(data, cluster * CLUSTER) for cluster in sorted(clusters[link::links])])
                 settle(path)
         return folder / f"{links - 1}.qcow2"
+
+    def tables(self) -> Path:
+        """The tables of a disk a thousand times as large, every cluster allocated, in a sparse file."""
+        path = self.folder / "tables.qcow2"
+        if not path.exists():
+            size = str(self.scale.size * KIB)
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(path), size)
+        return path
 
     @contextmanager
     def awaited(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from . import processes, reads, writes
+from . import checks, packing, processes, reads, writes
 from .lab import KIB, MIB, Lab
 from .measure import Bound, Sides
 
@@ -22,6 +22,8 @@ class Row:
     against: str
     targets: tuple[Bound, ...]
     sides: Callable[[Lab], AbstractContextManager[Sides]]
+    rounds: int = 1 << 16
+    """At most, where one takes minutes."""
 
     @property
     def sign(self) -> Literal["≥", "≤"]:
@@ -34,6 +36,7 @@ TO_THREAD = "`asyncio.to_thread(os.preadv, ...)`"
 QEMU_BENCH = "`qemu-img bench -w`, best of its aio engines"
 CONVERT = "`qemu-img convert` to null, fastest of three ways"
 TIB = 1 << 40
+KINDS: tuple[tuple[packing.Kind, float], ...] = (("zlib", 2), ("zstd", 1.3))
 
 LINKS = 256
 """Images of the deep chain: the most that are opened."""
@@ -146,6 +149,17 @@ ROWS = (
     ),
     *(
         Row(
+            f"compress-{kind}",
+            f"compressed conversion ({kind}) of a raw disk of real files",
+            "`qemu-img convert -c -W -m 16`",
+            (Bound("≥", target, "wall"), Bound("≤", 1.02, "size")),
+            partial(packing.compressing, kind=kind),
+            rounds=3,
+        )
+        for kind, target in KINDS
+    ),
+    *(
+        Row(
             f"threads-{name.replace(' ', '')}",
             f"two threads reading one image, random {name}",
             "one thread",
@@ -153,6 +167,20 @@ ROWS = (
             partial(reads.two_threads, block=block),
         )
         for name, block in (("4 KiB", 4 * KIB), ("64 KiB", 64 * KIB), ("1 MiB", MIB))
+    ),
+    Row(
+        "check",
+        "`check` of a qcow2 with 1 TiB allocated (tables only)",
+        "`qemu-img check`",
+        (Bound("≥", 3, "wall"),),
+        checks.checking,
+    ),
+    Row(
+        "check-memory",
+        "memory of the same, above that of `qemu-img check`",
+        "-",
+        (Bound("≤", 0, "MiB"),),
+        checks.memory,
     ),
     Row("import", "`import pyimago`", "`import asyncio`", (Bound("≤", 1.5, "wall"),), processes.imports),
     *(

@@ -41,6 +41,8 @@ __all__ = [
     "Throttled",
     "add_key",
     "add_key_awaited",
+    "amend",
+    "amend_awaited",
     "change_key",
     "change_key_awaited",
     "check",
@@ -61,6 +63,8 @@ __all__ = [
     "measure_awaited",
     "open",
     "open_awaited",
+    "rebase",
+    "rebase_awaited",
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -265,6 +269,7 @@ class SyncFormatAccess:
     def write(self, data: Buffer, offset: int) -> None: ...
     def writev(self, bufs: Iterable[Buffer], offset: int) -> None: ...
     def write_many(self, requests: Iterable[tuple[Buffer, int]]) -> None: ...
+    def write_compressed(self, data: Buffer, offset: int, *, level: int | None = None) -> None: ...
     def write_zeroes(self, offset: int, length: int) -> None: ...
     def discard(self, offset: int, length: int) -> None: ...
     def extents(self, offset: int = 0, length: int | None = None) -> ExtentIterator: ...
@@ -303,6 +308,7 @@ class FormatAccess:
     def write(self, data: Buffer, offset: int) -> Awaitable[None]: ...
     def writev(self, bufs: Iterable[Buffer], offset: int) -> Awaitable[None]: ...
     def write_many(self, requests: Iterable[tuple[Buffer, int]]) -> Awaitable[None]: ...
+    def write_compressed(self, data: Buffer, offset: int, *, level: int | None = None) -> Awaitable[None]: ...
     def write_zeroes(self, offset: int, length: int) -> Awaitable[None]: ...
     def discard(self, offset: int, length: int) -> Awaitable[None]: ...
     def extents(self, offset: int = 0, length: int | None = None) -> AsyncExtentIterator: ...
@@ -384,6 +390,8 @@ def convert(
     implicit: Implicit,
     source_secret: Secret | None,
     progress: Progress | None,
+    compress: bool,
+    level: int | None,
     layout: Mapping[str, object],
 ) -> None: ...
 def convert_awaited(
@@ -394,6 +402,8 @@ def convert_awaited(
     implicit: Implicit,
     source_secret: Secret | None,
     progress: Progress | None,
+    compress: bool,
+    level: int | None,
     layout: Mapping[str, object],
 ) -> Awaitable[None]: ...
 def check(
@@ -511,4 +521,22 @@ def amend(
 ) -> None: ...
 def amend_awaited(
     path: StrPath, format: Format | None, progress: Progress | None, changes: Mapping[str, object]
+) -> Awaitable[None]: ...
+def rebase(
+    path: StrPath,
+    backing: StrPath | None,
+    backing_format: str | None,
+    format: Format | None,
+    name_only: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> None: ...
+def rebase_awaited(
+    path: StrPath,
+    backing: StrPath | None,
+    backing_format: str | None,
+    format: Format | None,
+    name_only: bool,
+    implicit: Implicit,
+    progress: Progress | None,
 ) -> Awaitable[None]: ...

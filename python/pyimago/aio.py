@@ -44,6 +44,7 @@ __all__ = [
     "hash",
     "measure",
     "amend",
+    "rebase",
     "luks",
 ]
 
@@ -141,15 +142,26 @@ async def convert(
     implicit: Implicit = "beside",
     source_secret: Secret | None = None,
     progress: Progress | None = None,
+    compress: bool = False,
+    compression_level: int | None = None,
     **layout: Unpack[Layout],
 ) -> None:
     """As `pyimago.convert`, awaited.
 
-    `progress` and a function given as `implicit` are called on another thread. Cancelling the task that
-    awaits does not end the conversion; raise from `progress` to do that.
+    Cancelling the task ends it; what was at the target stays. `progress` and a function given as `implicit`
+    are called on another thread.
     """
     await _native.convert_awaited(
-        source, target, source_format, format, implicit, source_secret, progress, layout
+        source,
+        target,
+        source_format,
+        format,
+        implicit,
+        source_secret,
+        progress,
+        compress,
+        compression_level,
+        layout,
     )
 
 
@@ -242,3 +254,17 @@ async def amend(
     `progress` is called on another thread.
     """
     await _native.amend_awaited(path, format, progress, changes)
+
+
+async def rebase(
+    path: StrPath,
+    backing: StrPath | None,
+    *,
+    backing_format: str | None = None,
+    format: Format | None = None,
+    unsafe: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> None:
+    """As `pyimago.rebase`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    await _native.rebase_awaited(path, backing, backing_format, format, unsafe, implicit, progress)

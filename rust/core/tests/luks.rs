@@ -6,6 +6,7 @@ use std::sync::Arc;
 use imago_core::access::convert::{ConvertOptions, convert};
 use imago_core::access::create::{CreateOptions, create};
 use imago_core::access::info::info;
+use imago_core::access::job::Job;
 use imago_core::access::open::{Gate, OpenOptions};
 use imago_core::crypt::{Algorithm, CipherSpec, Cost, Hash, IvGenerator, Mode, Options, Secret};
 use imago_core::format::preallocation::Preallocation;
@@ -238,8 +239,13 @@ fn a_conversion_reads_and_makes_encrypted_images() {
     let luks = CreateOptions::Luks { size: 0, encryption: options(CipherSpec::default(), Hash::Sha256) };
     for target in [luks, qcow2, CreateOptions::raw(0)] {
         let path = directory.path().join(target.kind().name());
-        convert(&image, &path, ConvertOptions { target: target.clone(), progress: None, cancel: None })
-            .unwrap();
+        convert(
+            &image,
+            &path,
+            ConvertOptions { target: target.clone(), compress: None },
+            &mut Job::default(),
+        )
+        .unwrap();
         assert_eq!(bytes(&open(&path), 0, SIZE as usize), wanted, "{:?}", target.kind());
     }
 }

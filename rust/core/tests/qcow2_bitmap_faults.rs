@@ -112,7 +112,9 @@ impl Model {
                     return false;
                 };
                 let Some(bitmap) = self.bitmaps.get_mut(target) else { return false };
-                runs.into_iter().for_each(|(offset, len)| bitmap.mark(offset, len));
+                for (offset, len) in runs {
+                    bitmap.mark(offset, len);
+                }
             }
             Step::Flush => {}
             Step::Reopen => {
@@ -412,10 +414,8 @@ fn a_missing_barrier_is_noticed() {
             // The one before the header names the stored bits. The header's own and the last flush's make up for each other.
             Step::Reopen if ended - begun >= 3 => needed.extend([ended - 3]),
             Step::Reopen => {}
-            // The flags' one is the last.
-            Step::Write { .. } | Step::Set(..) => needed.extend([ended - 1]),
-            // With the last bitmap nothing new is named.
-            Step::Remove("c") => needed.extend([ended - 1]),
+            // The flags' one is the last. With the last bitmap nothing new is named.
+            Step::Write { .. } | Step::Set(..) | Step::Remove("c") => needed.extend([ended - 1]),
             _ => needed.extend([begun, ended - 1]),
         }
     }

@@ -14,7 +14,7 @@ use crate::errors::{Failure, exception};
 use crate::extents::{self, AsyncExtentIterator, ExtentIterator};
 use crate::formats;
 use crate::operation::{Awaited, Blocking, Face, Venue};
-use crate::transfer::{Offset, Transfer};
+use crate::transfer::{Level, Offset, Transfer};
 
 fn zero<F: Face>(
     py: Python<'_>,
@@ -107,9 +107,22 @@ macro_rules! image_class {
                 <$face>::transfer(py, &self.access, Transfer::write_many(requests)?)
             }
 
-            /// How the caches of the image's metadata have been used since it was opened: a `CacheStats`; None for raw images.
+            /// How the caches of the metadata have been used since the image was opened: a `CacheStats`; None for raw images.
             fn cache_stats<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
                 cache_stats(py, &self.access)
+            }
+
+            /// Write the bytes of `data`, any buffer, to the disk from `offset` (bytes) on, in compressed clusters (qcow2 only). `offset` and length are
+            /// multiples of the cluster size, but for the disk's end. `level` is 1 to 9 (zlib) or 1 to 22 (zstd); None is `qemu-img`'s.
+            #[pyo3(signature = (data, offset, *, level = None))]
+            fn write_compressed(
+                &self,
+                py: Python<'_>,
+                data: &Bound<'_, PyAny>,
+                offset: Offset,
+                level: Option<Level>,
+            ) -> PyResult<Py<PyAny>> {
+                <$face>::transfer(py, &self.access, Transfer::write_compressed(data, offset, level)?)
             }
 
             /// Make `length` bytes from `offset` (bytes) on read as zeroes; the space for them goes back to the host where that is possible.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use crate::crash::{Failure, Look, Start};
 use crate::ops::Op;
@@ -10,6 +11,9 @@ use crate::starts;
 
 /// The variable that holds a case to be run again.
 pub const VARIABLE: &str = "IMAGO_REPLAY";
+
+/// How long a failure may take to be shortened.
+const SHORTEN_FOR: Duration = Duration::from_secs(60);
 
 /// A script of a seed on a start image, and what happens to it: `START/SEED`, `START/SEED/EPOCH.INDEX`, `START/SEED/once.CALL` or
 /// `START/SEED/forever.CALL`.
@@ -103,7 +107,8 @@ impl Case {
         let Err(Failure { image, message }) = start.lose_power(script, look) else { return Ok(()) };
         let fault = image.map_or(self.fault, |(epoch, index)| Fault::CrashImage(epoch, index));
         let mut shortest = script.to_vec();
-        for at in (0..script.len()).rev() {
+        let end = Instant::now() + SHORTEN_FOR;
+        for at in (0..script.len()).rev().take_while(|_| Instant::now() < end) {
             let op = shortest.remove(at);
             if start
                 .lose_power(&shortest, Look { by_qemu: look.by_qemu, ..Look::at(look.images, look.seed) })

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::align::aligned;
+use super::check;
 use super::gate::{Gate, ReferenceKind};
 use super::image::{Base, CHAIN_MAX, Image};
 use super::probe::probe;
 use crate::crypt::Secret;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::luks::Volume;
-use crate::format::qcow2::Driver;
+use crate::format::qcow2::{Driver, needs_cleaning};
 use crate::format::raw::Raw;
 use crate::format::{CacheSizes, Format, FormatKind, ImplicitReference};
 use crate::storage::encrypted::Encrypted;
@@ -59,7 +60,7 @@ impl Link {
         Ok(match found {
             FormatKind::Raw => Link::Raw { driver: Raw::open(storage, writable)?, probed: kind.is_none() },
             FormatKind::Qcow2 => {
-                let driver = Driver::open(Arc::clone(&storage), writable)?;
+                let driver = open_qcow2(Arc::clone(&storage), writable)?;
                 Self::unlocked(driver, storage, secret)?
             }
             FormatKind::Luks => {
@@ -145,6 +146,16 @@ fn needed<'a>(secret: Option<&'a Secret>, storage: &dyn Storage) -> Result<&'a S
             Error::new(ErrorKind::WrongSecret, "the image is encrypted: give the secret that opens it"),
         )
     })
+}
+
+/// Opens a qcow2 image. One that is to be written and was not closed cleanly is repaired first; if that cannot make it right, or
+/// it could not be opened otherwise, nothing is opened.
+pub(super) fn open_qcow2(storage: Arc<dyn Storage>, writable: bool) -> Result<Driver> {
+    if writable && storage.capabilities().write && needs_cleaning(&*storage)? {
+        drop(Driver::open(Arc::clone(&storage), false)?);
+        check::make_clean(&*storage)?;
+    }
+    Driver::open(storage, writable)
 }
 
 /// Opens what images name.

@@ -8,6 +8,7 @@ use crate::format::{CompressedCluster, Lookup, Mapping, Place};
 use crate::storage::Storage;
 use crate::units::GuestOffset;
 
+use super::cluster_cache::Stamp;
 use super::image::{Base, Image};
 use super::unpack::{self, Piece};
 
@@ -37,6 +38,8 @@ impl Image {
     #[inline]
     pub(super) fn read_range(&self, mut bufs: IoVectorMut<'_>, mut offset: u64) -> Result<()> {
         let mut packed = Vec::new();
+        // Before the first look-up, so that a change of the mapping after it is noticed.
+        let stamp = self.unpacked.stamp();
         while !bufs.is_empty() {
             let Mapping { len, place } = self.map(offset, bufs.len() as u64)?;
             let mut part = bufs.take_front(len as usize);
@@ -49,7 +52,7 @@ impl Image {
                 Place::Compressed { storage, cluster } => {
                     let skip = (offset - cluster.guest.0) as usize;
                     if packed.is_empty() && bufs.is_empty() {
-                        self.read_packed(&**storage, &cluster, skip, part)?;
+                        self.read_packed(&**storage, &cluster, skip, part, stamp)?;
                     } else {
                         packed.push(Piece { storage: Arc::clone(storage), cluster, skip, bufs: part });
                     }
@@ -57,7 +60,7 @@ impl Image {
             }
             offset += len;
         }
-        if packed.is_empty() { Ok(()) } else { unpack::read_all(self, packed) }
+        if packed.is_empty() { Ok(()) } else { unpack::read_all(self, packed, stamp) }
     }
 
     /// Where the bytes from `offset` on are; loads metadata where it has to. The length is at least 1 and at most `len`.
@@ -115,13 +118,15 @@ impl Image {
         ))
     }
 
-    /// Fills `part` from one compressed cluster, from its byte `skip` on. A cluster that is read in part is kept unpacked.
+    /// Fills `part` from one compressed cluster, from its byte `skip` on. A cluster that is read in part is kept unpacked, unless
+    /// mappings have changed since `stamp`.
     pub(super) fn read_packed(
         &self,
         storage: &dyn Storage,
         cluster: &CompressedCluster,
         skip: usize,
         part: IoVectorMut<'_>,
+        stamp: Stamp,
     ) -> Result<()> {
         if let Some(bytes) = self.unpacked.get(cluster) {
             copy(part, &bytes, skip);
@@ -133,7 +138,7 @@ impl Image {
         let mut bytes = Vec::new();
         unpack::cluster(storage, cluster, &mut bytes)?;
         copy(part, &bytes, skip);
-        self.unpacked.put(*cluster, Arc::new(bytes));
+        self.unpacked.put(*cluster, Arc::new(bytes), stamp);
         Ok(())
     }
 

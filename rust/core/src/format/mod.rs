@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 use inflight::Inflight;
@@ -327,6 +327,28 @@ pub mod qcow2_info {
     }
 }
 
+/// The writing of compressed clusters, of a format that has them.
+///
+/// The caller holds the range locks over the clusters from [`prepare_packed`](Packing::prepare_packed) to the end. In between it writes each
+/// cluster's `packed_len` bytes to its `host` in [`Format::storage`]; then it commits them (I3), or, after a failure, abandons them.
+pub trait Packing: Send + Sync {
+    /// How clusters are packed.
+    fn method(&self) -> Compression;
+
+    /// Bytes of a cluster; one that is packed takes less.
+    fn cluster_size(&self) -> u32;
+
+    /// Sets space aside for each of `clusters`, which it says in `host`, one behind the other where that is possible. On an error
+    /// there is nothing to give back.
+    fn prepare_packed(&self, clusters: &mut [CompressedCluster]) -> Result<()>;
+
+    /// Publishes clusters whose packed bytes have been written. Those that an error leaves unpublished have been given back.
+    fn commit_packed(&self, clusters: &[CompressedCluster]) -> Result<()>;
+
+    /// Takes back the space of clusters that were not published.
+    fn abandon_packed(&self, clusters: &[CompressedCluster]);
+}
+
 /// Snapshots inside an image. A snapshot is looked for by its id first, then by its name; ids are unique, names need not be.
 ///
 /// Changes are made while nobody writes to the image; reads may go on. A change that is refused has touched nothing, and one that returned
@@ -360,7 +382,7 @@ pub struct DirtyBitmap {
     pub enabled: bool,
     /// What kept it up to date never came to its end: nobody can tell what it should say, and it can only be removed.
     pub inconsistent: bool,
-    /// Bytes of the disk that are dirty, unless it is inconsistent.
+    /// Bytes of the disk that are dirty, where that can be told: not of one that is inconsistent, or has extra data of an unknown kind.
     pub count: Option<u64>,
 }
 
@@ -504,6 +526,11 @@ pub trait Format: fmt::Debug + Send + Sync {
 
     /// The next step of zeroing or discarding `len` bytes at `offset`. The caller holds the range lock.
     fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>>;
+
+    /// The writing of compressed clusters; where the image cannot have any, an error that says why.
+    fn packing(&self) -> Result<&dyn Packing> {
+        Err(Error::unsupported(format!("{} has no compressed clusters", self.kind())))
+    }
 
     /// Unit of the range locks for writes that may allocate, in bytes (a power of two).
     fn write_alignment(&self) -> u64 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::IntoImage;
 use crate::access::align::aligned;
-use crate::access::chain::{Link, Opener, set_data_storage};
+use crate::access::chain::{Link, Opener, open_qcow2, set_data_storage};
 use crate::access::gate::Gate;
 use crate::access::image::{Base, Image};
 use crate::crypt::Secret;
@@ -40,7 +40,7 @@ impl Qcow2 {
 
     /// The same for a storage that others hold too.
     pub fn open_shared_sync(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
-        let driver = Box::new(Driver::open(aligned(storage), writable)?);
+        let driver = Box::new(open_qcow2(aligned(storage), writable)?);
         let base = driver.backing_reference().is_none().then_some(Base::None);
         let has_data_file = !driver.needs_data_file() && !driver.needs_secret();
         Ok(Qcow2 { driver, base, has_data_file })
@@ -52,6 +52,11 @@ impl Qcow2 {
             Some(image) => Base::Image { image: image.into_image(), owned: false },
             None => Base::None,
         });
+    }
+
+    /// Says how many bytes its caches of metadata may hold.
+    pub fn set_cache_sizes(&mut self, sizes: CacheSizes) {
+        self.driver.set_cache_sizes(sizes);
     }
 
     /// Finds the key of an encrypted image. Before that no data file is set or opened.
@@ -75,11 +80,6 @@ impl Qcow2 {
             return Err(Error::new(ErrorKind::WrongSecret, "the image is encrypted: unlock it first"));
         }
         Ok(())
-    }
-
-    /// Says how many bytes its caches of metadata may hold.
-    pub fn set_cache_sizes(&mut self, sizes: CacheSizes) {
-        self.driver.set_cache_sizes(sizes);
     }
 
     /// Says where the guest's data is, for an image with an external data file.

@@ -19,6 +19,7 @@ mod l2;
 mod map;
 pub mod measure;
 mod names;
+mod pack;
 mod pending;
 mod refcounts;
 mod references;
@@ -44,7 +45,7 @@ use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
     Allocation, Bitmaps, CacheSizes, CacheStats, Format, FormatInfo, FormatKind, FormatSpecificInfo,
-    ImplicitReference, InPlace, Lookup, Mapping, Snapshots, WriteStep, ZeroIntent, ZeroStep, luks,
+    ImplicitReference, InPlace, Lookup, Mapping, Packing, Snapshots, WriteStep, ZeroIntent, ZeroStep, luks,
 };
 use crate::crypt::{Secret, SectorCipher};
 use crate::error::{Error, ErrorKind, Result};
@@ -137,6 +138,7 @@ impl Driver {
     ///
     /// An image whose header names an external data file needs [`set_data_storage`](Driver::set_data_storage) before any data is read or written;
     /// an encrypted one needs [`unlock`](Driver::unlock) and then [`set_data_storage`](Driver::set_data_storage).
+    /// One that was not closed cleanly is only opened for reading; a repair ([`check`]) makes it writable again.
     pub fn open(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
         let path = storage.path().map(Path::to_owned);
         Self::open_inner(storage, writable, None).map_err(|error| match path {
@@ -299,16 +301,23 @@ impl Driver {
     }
 }
 
+/// Whether the image in `storage` says that it was not closed, and not that somebody found it corrupt: what a repair before the first
+/// write is for.
+pub(crate) fn needs_cleaning(storage: &dyn Storage) -> Result<bool> {
+    let header = Header::inspect(storage)?;
+    Ok(header.is_dirty() && !header.is_corrupt())
+}
+
 /// Images that can be read but must not be written as they are.
 fn refuse_unsafe_writes(header: &Header) -> Result<()> {
     if header.is_corrupt() {
         return Err(Error::corrupt(
-            "the image is marked corrupt: open it read-only, or repair it first (qemu-img check -r all)",
+            "the image is marked corrupt: open it read-only, or repair it first (pyimago.check, repair=\"all\")",
         ));
     }
     if header.is_dirty() {
         return Err(Error::unsupported(
-            "the image was not closed cleanly and its refcounts are stale: open it read-only, or repair it first (qemu-img check -r all)",
+            "the image was not closed cleanly and its refcounts are stale: open it read-only, or repair it first (pyimago.check, repair=\"all\")",
         ));
     }
     Ok(())
@@ -371,6 +380,10 @@ impl Format for Driver {
     fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>> {
         self.start_writing().map_err(|e| self.located(e))?;
         self.plan_zero(offset, len, intent).map_err(|e| self.failed_write(e))
+    }
+
+    fn packing(&self) -> Result<&dyn Packing> {
+        self.check_packing().map(|()| self as &dyn Packing).map_err(|e| self.located(e))
     }
 
     fn write_alignment(&self) -> u64 {

@@ -3,6 +3,7 @@
 //! Everything here is in memory until a flush takes [`Refcounts::take_dirty`]; only the table's growth writes at once.
 
 mod contiguous;
+mod packed;
 mod resized;
 
 use std::collections::BTreeSet;
@@ -91,6 +92,8 @@ pub(super) struct Refcounts {
     cursor: u64,
     /// What the image file reads as zeroes from here on (bytes): nothing was ever written there.
     untouched: u64,
+    /// Where the compressed clusters that were packed last end, inside a cluster that at least one of them holds (bytes).
+    packed_end: Option<u64>,
     /// Clusters that became refcount blocks or table, and ceased to be, since the driver last asked.
     pub(super) new_metadata: Vec<u64>,
     pub(super) old_metadata: Vec<u64>,
@@ -125,6 +128,7 @@ impl Refcounts {
             counters: Arc::default(),
             cursor: 0,
             untouched: 0,
+            packed_end: None,
             new_metadata: Vec::new(),
             old_metadata: Vec::new(),
         }
@@ -281,11 +285,16 @@ impl Refcounts {
                 end += 1;
             }
             self.refuse_reserved(reserved, first..end)?;
+            let reads_zero = first << self.cluster_bits >= self.untouched;
+            if reads_zero && storage.capabilities().resize {
+                // At once, and whole: a file that ended within a sector of the guest's could lose the end of a later write
+                // of that sector, and show the rest of it.
+                storage.set_len(end << self.cluster_bits)?;
+            }
             for cluster in first..end {
                 self.set(storage, cluster, 1)?;
             }
             self.cursor = end;
-            let reads_zero = first << self.cluster_bits >= self.untouched;
             self.untouched = self.untouched.max(end << self.cluster_bits);
             return Ok(Some(Taken { first, count: end - first, reads_zero }));
         }
@@ -414,6 +423,7 @@ impl Refcounts {
             }
             if self.get(storage, cluster)? == 0 {
                 free.push(cluster);
+                self.packed_end = self.packed_end.filter(|end| end >> self.cluster_bits != cluster);
                 self.cursor = self.cursor.min(cluster);
             }
         }

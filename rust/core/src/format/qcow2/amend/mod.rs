@@ -258,12 +258,12 @@ impl Amendment<'_> {
     /// Moves the snapshot table, where version 3 wants more of it; returns where the old one is.
     fn move_snapshot_table(&mut self) -> Result<Option<Dropped>> {
         let driver = Driver::open(Arc::clone(self.storage), true)?;
-        let moved = driver.put_version_3_table()?;
+        let Some((host, old)) = driver.put_version_3_table()? else {
+            return Ok(None);
+        };
         driver.close()?;
-        Ok(moved.map(|(host, old)| {
-            self.area.raw.snapshot_offset = host.0.into();
-            old
-        }))
+        self.area.raw.snapshot_offset = host.0.into();
+        Ok(Some(old))
     }
 
     fn resize_refcounts(mut self, order: u32, released: &[Dropped], steps: &mut Steps<'_>) -> Result<()> {

@@ -8,7 +8,6 @@ use super::super::l2::{Entry, Unit};
 use super::super::pending::Dropped;
 use super::super::refcounts::uncounted;
 use super::super::snapshots::SnapshotTable;
-use super::super::tables::read_words;
 use super::Steps;
 use crate::error::{Error, Result};
 use crate::format::Compression;
@@ -58,11 +57,11 @@ pub(super) fn check_snapshots(driver: &Driver) -> Result<()> {
 /// Reads every entry: refuses those that version 2 cannot have and those that make no sense, before anything is changed.
 pub(super) fn check(driver: &Driver, tables: &[Table], steps: &mut Steps<'_>) -> Result<()> {
     let geometry = driver.geometry;
+    let mut bytes = vec![0; geometry.cluster_size() as usize];
     for table in tables {
-        for (index, word) in
-            read_words(&*driver.storage, table.host, geometry.cluster_size() / 8)?.into_iter().enumerate()
-        {
-            let entry = Entry { descriptor: word, bitmap: 0 };
+        driver.storage.readv_at((&mut bytes).into(), table.host.0)?;
+        for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            let entry = Entry { descriptor: u64::from_be_bytes(*word), bitmap: 0 };
             let at = table.host.0 + index as u64 * 8;
             entry.unit(0, geometry).map_err(|error| error.at(at))?;
             if entry.is_compressed() && geometry.compression != Compression::Deflate {
@@ -111,7 +110,7 @@ pub(super) fn expand(driver: &Driver, tables: &[Table], steps: &mut Steps<'_>) -
     if driver.storage.capabilities().resize && driver.storage.len()? < end {
         driver.storage.set_len(end)?;
     }
-    driver.write_back()
+    Ok(())
 }
 
 impl Driver {

@@ -9,7 +9,6 @@ use super::directory;
 use crate::error::{Error, Result};
 use crate::format::qcow2::Driver;
 
-#[cfg_attr(not(test), expect(dead_code, reason = "resizing is to come"))]
 impl Driver {
     /// What comes before the size in the header changes to `size` bytes: holds all bitmaps, durably.
     ///
@@ -33,6 +32,7 @@ impl Driver {
             directory::check_size(size, bitmap.entry.granularity_bits, self.geometry.cluster_bits)
                 .map_err(|problem| refusal(&problem))?;
         }
+        self.clear_unknown_features(&mut self.flushing.lock())?;
         let all: Vec<_> = (0..bitmaps.len()).collect();
         self.hold(&mut bitmaps, &all)
     }

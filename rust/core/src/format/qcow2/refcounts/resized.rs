@@ -12,6 +12,7 @@ use zerocopy::big_endian::U64;
 
 use super::{Refcounts, TABLE_BYTES, read_count, write_count};
 use crate::error::{Error, Result};
+use crate::format::qcow2::l2::OFFSET_MASK;
 use crate::ondisk::clusters_for;
 use crate::storage::Storage;
 use crate::units::HostOffset;
@@ -120,6 +121,9 @@ impl Resized {
                 .at(cluster << resized.cluster_bits));
             }
             let index = cluster / per_block;
+            if index >= TABLE_BYTES / 8 {
+                return Err(resized.too_long());
+            }
             if used.last() != Some(&index) {
                 used.push(index);
             }
@@ -139,14 +143,19 @@ impl Resized {
             }
             (resized.blocks, resized.table_clusters) = (blocks, table_clusters);
         }
-        if resized.table_clusters << resized.cluster_bits > TABLE_BYTES {
-            return Err(Error::unsupported(format!(
-                "refcounts of {} bits for this file do not fit in a refcount table of {TABLE_BYTES} bytes; use fewer bits, or \
-                 convert the image to one with larger clusters",
-                1 << order
-            )));
+        let reach = OFFSET_MASK.next_power_of_two() >> resized.cluster_bits;
+        if resized.table_clusters << resized.cluster_bits > TABLE_BYTES || resized.clusters().end > reach {
+            return Err(resized.too_long());
         }
         Ok(resized)
+    }
+
+    fn too_long(&self) -> Error {
+        Error::unsupported(format!(
+            "refcounts of {} bits for this file do not fit in a refcount table of {TABLE_BYTES} bytes; use fewer bits, or \
+             convert the image to one with larger clusters",
+            1 << self.order
+        ))
     }
 
     /// Where the table is.

@@ -139,7 +139,7 @@ impl Driver {
     }
 
     /// The range holds metadata no more.
-    fn forget_metadata(&self, range: Dropped) {
+    pub(super) fn forget_metadata(&self, range: Dropped) {
         let bits = self.geometry.cluster_bits;
         let mut reserved = self.reserved.write();
         for cluster in range.host.0 >> bits..(range.host.0 + range.len).div_ceil(1 << bits) {
@@ -227,9 +227,7 @@ impl Driver {
         let index = new.find(id_or_name)?;
         new.snapshots[index].rename(name)?;
         let bytes = new.to_bytes(&header)?;
-        drop(quarantine);
-        self.start_writing()?;
-        let mut quarantine = self.flushing.lock();
+        self.clear_unknown_features(&mut quarantine)?;
         let row = self.put_row(&bytes, &mut quarantine)?;
         self.or_latch(|| {
             self.write_changed_refcounts()?;
