@@ -23,6 +23,7 @@ pub mod pool;
 mod probe;
 mod range_lock;
 mod read;
+mod resize;
 mod snapshots;
 mod sweep;
 mod target;

@@ -280,6 +280,26 @@ pub mod qcow2_info {
     }
 }
 
+/// The size of the disk, changed in steps, while nobody writes to the image; reads may go on.
+///
+/// To grow: [`check`](Resize::check), [`make_room`](Resize::make_room), whatever is to be written behind the old end,
+/// [`set_size`](Resize::set_size). To shrink: [`check`](Resize::check) and [`set_size`](Resize::set_size).
+pub trait Resize {
+    /// Refuses a size that cannot be; nothing is touched.
+    fn check(&self, size: u64) -> Result<()>;
+
+    /// Lets every call of [`Format`] reach up to `size`, although the disk ends where it did.
+    fn make_room(&self, size: u64) -> Result<()>;
+
+    /// Makes durable what was written, then the size, and drops what is behind it. With the disk's own size only the latter.
+    fn set_size(&self, size: u64) -> Result<()>;
+
+    /// New parts of the disk have their place in the data file at once.
+    fn fills_places(&self) -> bool {
+        false
+    }
+}
+
 /// Snapshots inside an image. A snapshot is looked for by its id first, then by its name; ids are unique, names need not be.
 ///
 /// Changes are made while nobody writes to the image; reads may go on. A change that is refused has touched nothing, and one that returned
@@ -465,6 +485,11 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// Leaves the image clean, after a flush; nothing is written afterwards.
     fn close(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Changing the size of the disk, where that is possible.
+    fn resize(&self) -> Option<&dyn Resize> {
+        None
     }
 
     /// Its snapshots, where the format has such.

@@ -1,6 +1,7 @@
 //! The bytes of the disk as they are.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -8,7 +9,7 @@ use crate::storage::latched::Latched;
 use crate::units::{GuestOffset, HostOffset};
 
 use super::{
-    Allocation, Format, FormatKind, InPlace, Lookup, Mapping, Place, WriteStep, ZeroIntent, ZeroStep,
+    Allocation, Format, FormatKind, InPlace, Lookup, Mapping, Place, Resize, WriteStep, ZeroIntent, ZeroStep,
 };
 
 /// A disk whose bytes are those of one storage, offset by offset.
@@ -20,7 +21,7 @@ pub struct Raw {
     storage: Arc<dyn Storage>,
     /// The same for flushes: after one that failed no later one says that all is durable.
     flushed: Latched,
-    size: u64,
+    size: AtomicU64,
     writable: bool,
 }
 
@@ -30,7 +31,7 @@ impl Raw {
         if writable && !storage.capabilities().write {
             return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
         }
-        let size = storage.len()?;
+        let size = AtomicU64::new(storage.len()?);
         Ok(Raw { flushed: Latched::new(Arc::clone(&storage)), storage, size, writable })
     }
 
@@ -41,13 +42,49 @@ impl Raw {
     }
 }
 
+impl Raw {
+    /// Direct I/O writes whole sectors: the last one may have carried the file past the disk's end.
+    fn cut_carried(&self) -> Result<()> {
+        let size = self.size();
+        if self.storage.len()? > size && self.storage.capabilities().resize {
+            self.flushed.set_len(size)?;
+        }
+        Ok(())
+    }
+}
+
+impl Resize for Raw {
+    fn check(&self, _: u64) -> Result<()> {
+        self.flushed.check()?;
+        if self.storage.capabilities().resize {
+            return Ok(());
+        }
+        Err(Error::unsupported("the storage that the raw image is in has a length of its own"))
+    }
+
+    fn make_room(&self, _: u64) -> Result<()> {
+        // What is behind the end now must not show.
+        self.cut_carried()
+    }
+
+    fn set_size(&self, size: u64) -> Result<()> {
+        // Before the length: a flush meanwhile cuts the file to this. What is not in the file yet, or any more, reads as zeroes.
+        let old = self.size.swap(size, Ordering::AcqRel);
+        let set = self.flushed.set_len(size).and_then(|()| self.flushed.sync());
+        if set.is_err() {
+            self.size.store(old, Ordering::Release);
+        }
+        set
+    }
+}
+
 impl Format for Raw {
     fn kind(&self) -> FormatKind {
         FormatKind::Raw
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     fn writable(&self) -> bool {
@@ -82,10 +119,11 @@ impl Format for Raw {
     }
 
     fn flush(&self) -> Result<()> {
-        // Direct I/O writes whole sectors: the last one may have carried the file past the disk's end.
-        if self.storage.len()? > self.size && self.storage.capabilities().resize {
-            self.flushed.set_len(self.size)?;
-        }
+        self.cut_carried()?;
         self.flushed.sync()
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
     }
 }

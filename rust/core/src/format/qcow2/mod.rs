@@ -21,6 +21,7 @@ mod names;
 mod pending;
 mod refcounts;
 mod references;
+mod resize;
 mod rewrite;
 mod snapshots;
 mod tables;
@@ -43,7 +44,7 @@ use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
     Allocation, Bitmaps, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, InPlace,
-    Lookup, Mapping, Snapshots, WriteStep, ZeroIntent, ZeroStep,
+    Lookup, Mapping, Resize, Snapshots, WriteStep, ZeroIntent, ZeroStep,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -162,7 +163,7 @@ impl Driver {
         } else {
             (Refcounts::absent(), Vec::new(), FxHashSet::default())
         };
-        let l2_bytes = (header.size / geometry.table_span() + 1).saturating_mul(geometry.cluster_size());
+        let l2_bytes = geometry.l2_bytes(header.size);
         Ok(Driver {
             geometry,
             writable,
@@ -316,11 +317,18 @@ impl Format for Driver {
     fn close(&self) -> Result<()> {
         let stored = self.release_bitmaps().map_err(|e| self.located(e));
         // The flush before lowered the refcounts of what was freed and wrote them with no barrier.
-        let flushed = self.flush();
+        let flushed = self.flush().and_then(|()| {
+            let freed = self.refcounts.lock().freed;
+            if freed { self.trim_file().map_err(|e| self.located(e)) } else { Ok(()) }
+        });
         stored.and(flushed)
     }
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(self)
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
         Some(self)
     }
 

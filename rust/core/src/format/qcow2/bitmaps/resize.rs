@@ -9,7 +9,6 @@ use super::directory;
 use crate::error::{Error, Result};
 use crate::format::qcow2::Driver;
 
-#[cfg_attr(not(test), expect(dead_code, reason = "resizing is to come"))]
 impl Driver {
     /// What comes before the size in the header changes to `size` bytes: holds all bitmaps, durably.
     ///

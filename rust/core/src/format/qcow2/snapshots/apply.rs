@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use rustc_hash::FxHashSet;
 
-use super::{Row, SnapshotTable};
+use super::SnapshotTable;
 use crate::error::{Error, Result};
 use crate::format::qcow2::Driver;
 use crate::format::qcow2::header::{MAX_L1_LEN, l1_entries_for};
@@ -22,11 +22,6 @@ impl Driver {
         let all = SnapshotTable::read(&*self.storage, &header)?;
         let snapshot = &all.snapshots[all.find(id_or_name)?];
         let size = snapshot.disk_size().unwrap_or(header.size);
-        if size != header.size && header.bitmaps.is_some() {
-            return Err(Error::unsupported(
-                "the snapshot's disk has another size, and the image has bitmaps, which cannot be resized yet; remove them first",
-            ));
-        }
         let mut l1 = self.snapshot_l1(snapshot)?;
         let needed = l1_entries_for(size, header.cluster_bits, self.geometry.entry_size());
         if needed * 8 > MAX_L1_LEN || (snapshot.disk_size().is_some() && (l1.len() as u64) < needed) {
@@ -40,7 +35,11 @@ impl Driver {
         })?;
 
         drop(quarantine);
-        self.start_writing()?;
+        if size != header.size {
+            self.hold_bitmaps_for_resize(size)?;
+        }
+        // To a bitmap all of the disk is written.
+        self.mark_written(0, header.size)?;
         let mut quarantine = self.flushing.lock();
         let words: Vec<u8> = l1.iter().flat_map(|word| (word & !COPIED).to_be_bytes()).collect();
         let row = self.put_row(&words, &mut quarantine)?;
@@ -58,21 +57,23 @@ impl Driver {
         });
         // A smaller size before what is behind it goes, a larger one after what is there has come.
         self.size.fetch_min(size, Ordering::AcqRel);
-        let old_l1 = Row { host: header.l1_offset, len: u64::from(header.l1_entries) * 8 };
         for (index, entry) in self.l1[..l1.len().max(header.l1_entries as usize)].iter().enumerate() {
             entry.store(l1.get(index).copied().unwrap_or(0), Ordering::Release);
         }
         self.size.store(size, Ordering::Release);
         self.slices.clear();
+        self.slices.fit(self.geometry.l2_bytes(size));
         self.or_latch(|| {
             // While the old tables are still known as metadata no data may be taken for one of them.
             let last = self.drop_shared_references(&gone)?;
             self.swap_metadata(&come, &gone);
-            self.retire(old_l1.dropped(), &mut quarantine);
+            self.retire_l1(&header, &mut quarantine);
             quarantine.add(last);
-            self.write_changed_refcounts()?;
             self.take_off_dropped(&mut quarantine)
-        })
+        })?;
+        drop(quarantine);
+        self.resize_bitmaps();
+        self.mark_written(0, size)
     }
 
     /// The L2 tables of `new` that are not among `old`, and the other way round; those that both have keep all their references. A new one on top of
