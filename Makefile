@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 CARGO_FLAGS := --workspace --all-features --locked
+FUZZ_TARGETS := open_and_read check write_and_check
 PY_TREES    := python examples tests bench
 # Folders too: a file that went away shows in its folder's time.
 WHEEL_FILES := $(shell find rust/core rust/python python -name __pycache__ -prune -o \( -type d -o -name '*.rs' -o -name '*.toml' \
@@ -20,7 +21,7 @@ pip_install = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-long test-rust test-python bench wheel wheel-check install dev fmt lint deny typecheck \
+.PHONY: help demo test test-long soak fuzz test-rust test-python bench wheel wheel-check install dev fmt lint deny typecheck \
 	stubtest qemu demo-image clean
 
 help: ## List the targets
@@ -34,6 +35,17 @@ test: qemu lint typecheck test-rust stubtest wheel-check test-python ## Everythi
 test-long: install dev qemu ## The minutes-long tests too: more cases, bigger images
 	IMAGO_TEST_SCALE=16 cargo test --release $(CARGO_FLAGS) -- --include-ignored
 	$(BIN)/python -m pytest
+
+soak: qemu ## Random scripts with crash images and failing storage for SOAK_MINUTES (30)
+	SOAK_MINUTES=$(or $(SOAK_MINUTES),30) cargo test --release --locked -p imago-core --all-features --test qcow2_faults soak -- --nocapture
+
+# Needs cargo-fuzz and a nightly compiler. Each target for FUZZ_SECONDS, from a corpus of small images.
+fuzz: qemu ## Fuzz opening, checking and writing for FUZZ_SECONDS (60) each (needs cargo-fuzz and nightly Rust)
+	@cargo +nightly fuzz --version > /dev/null 2>&1 || { \
+		echo "make fuzz needs a nightly compiler and cargo-fuzz: rustup toolchain install nightly; cargo install cargo-fuzz" >&2; exit 1; }
+	cd rust/fuzz && cargo run --release --quiet --bin seeds $(addprefix corpus/,$(FUZZ_TARGETS))
+	$(foreach target,$(FUZZ_TARGETS),cd rust/fuzz && cargo +nightly fuzz run $(target) -- \
+		-max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=1048576 -rss_limit_mb=2048 &&) true
 
 test-rust: ## Rust tests and doctests
 	cargo test $(CARGO_FLAGS)

@@ -41,7 +41,8 @@ def line(row: Row, done: list[Round]) -> str:
         row.against,
         target,
         cell(figures, "CPU", row.targets),
-        cell(figures, second, row.targets),
+        cell(figures, second, row.targets)
+        + (f", {cell(figures, 'size', row.targets)} size" if "size" in figures else ""),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -103,12 +104,14 @@ def main() -> None:
             if options.only and row.name not in options.only:
                 continue
             with row.sides(lab) as sides:
-                done = interleave(sides, seconds=scale.seconds, rounds=scale.rounds)
+                done = interleave(sides, seconds=scale.seconds, rounds=min(scale.rounds, row.rounds))
             print(line(row, done), flush=True)
             records.append(record(row, done))
     size, policy = scale.size >> 20, loop.__module__.partition(".")[0]
     print(f"\nImages of {size} MiB, page cache hot unless direct; {machine()}; awaited on {policy}'s loop.")
-    print(f"Medians of {scale.rounds} or more interleaved rounds against the strongest peer.")
+    print(
+        f"Medians of {scale.rounds} or more interleaved rounds (compressing: 3) against the strongest peer."
+    )
     if options.json:
         options.json.write_text(
             json.dumps({"machine": machine(), "image_mib": size, "rows": records}, indent=1) + "\n"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import subprocess
+import sysconfig
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +97,23 @@ class Lab:
             settle(path)
         return path
 
+    def files(self) -> Path:
+        """The files of Python's library, one behind the other, twice as much as the scale says."""
+        path = self.folder / "files.raw"
+        if not path.exists():
+            library = Path(sysconfig.get_path("stdlib"))
+            found = sorted(file for file in library.rglob("*") if file.is_file())
+            apart = ("site-packages", "__pycache__")
+            files = [file for file in found if not set(apart) & set(file.parts)]
+            left = 2 * self.scale.size
+            with path.open("wb") as disk:
+                for file in itertools.cycle(files):
+                    left -= disk.write(file.read_bytes()[:left])
+                    if not left:
+                        break
+            settle(path)
+        return path
+
     def full(self) -> Path:
         """The same disk as a qcow2, fully allocated."""
         return self._converted("full.qcow2")
@@ -124,6 +143,28 @@ class Lab:
         writes = "".join(f"write -q {n * (size // places)} 4k\n" for n in range(places))
         run("qemu-io", "-f", "qcow2", "-t", "unsafe", str(path), stdin=writes)
         return path
+
+    def chain(self, links: int) -> Path:
+        """The top of a chain of so many images; the clusters of the disk are spread over them evenly."""
+        folder = self.folder / f"chain-{links}"
+        if not folder.exists():
+            folder.mkdir()
+            clusters = list(range(self.scale.size // CLUSTER))
+            random.Random(links).shuffle(clusters)
+            data = self.raw().open("rb").read(CLUSTER)
+            for link in range(links):
+                path, below = folder / f"{link}.qcow2", f"{link - 1}.qcow2" if link else None
+                pyimago.create(
+                    path,
+                    self.scale.size,
+                    format="qcow2",
+                    backing=below,
+                    backing_format="qcow2" if link else None,
+                )
+                with pyimago.open(path, write=True, format="qcow2", backing=None) as image:
+                    image.write_many([(data, cluster * CLUSTER) for cluster in sorted(clusters[link::links])])
+                settle(path)
+        return folder / f"{links - 1}.qcow2"
 
     @contextmanager
     def awaited(

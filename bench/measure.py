@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 OURS = "pyimago"
 
-Figure: TypeAlias = Literal["CPU", "wall", "MiB"]
+Figure: TypeAlias = Literal["CPU", "wall", "MiB", "size"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class Cost:
     wall: float
     peak: float = 0.0
     """MiB of memory at the most, where a process of its own did the work."""
+    size: int = 0
+    """Bytes of the file that was written, where they count."""
 
     def __sub__(self, other: Cost) -> Cost:
         return Cost(self.cpu - other.cpu, self.wall - other.wall, self.peak)
@@ -67,7 +69,7 @@ def interleave(sides: Sides, *, seconds: float, rounds: int) -> list[Round]:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A figure to reach: at least a ratio of rates, at most a ratio of times or a peak of memory."""
+    """A figure to reach: at least a ratio of rates, at most a ratio of times or sizes or a peak of memory."""
 
     sign: Literal["≥", "≤"]
     value: float
@@ -99,4 +101,10 @@ def reached(done: list[Round], sign: Literal["≥", "≤"]) -> dict[Figure, floa
     if set(done[0]) == {OURS}:
         return {"MiB": median(r[OURS].peak for r in done)}
     strongest = min if sign == "≥" else max
-    return {figure: strongest(against.values()) for figure, against in ratios(done, sign).items()}
+    figures: dict[Figure, float] = {
+        figure: strongest(against.values()) for figure, against in ratios(done, sign).items()
+    }
+    sizes = {name: median(r[name].size for r in done) for name in done[0]}
+    if sizes[OURS]:
+        figures["size"] = sizes[OURS] / min(size for name, size in sizes.items() if name != OURS)
+    return figures

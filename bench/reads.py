@@ -189,6 +189,66 @@ def direct(lab: Lab) -> Generator[Sides]:
 
 
 @contextmanager
+def deep(lab: Lab, links: int) -> Generator[Sides]:
+    """Random 4 KiB from the top of a chain, against the same of a chain of one."""
+    offsets = lab.random(BLOCK)
+    with pyimago.open(lab.chain(links)) as image, pyimago.open(lab.chain(1)) as one:
+        yield {
+            OURS: lambda: cost(len(offsets), lambda: read_loop(image, offsets, BLOCK)),
+            "one image": lambda: cost(len(offsets), lambda: read_loop(one, offsets, BLOCK)),
+        }
+
+
+@contextmanager
+def deep_awaited(lab: Lab, links: int) -> Generator[Sides]:
+    """The same, awaited one by one."""
+    offsets = lab.random(BLOCK)
+    with ExitStack() as stack:
+
+        async def opened(path: Path) -> pyimago.FormatAccess:
+            return await pyimago.aio.open(path)
+
+        runner = stack.enter_context(asyncio.Runner(loop_factory=lab.loop))
+        image, one = (runner.run(opened(lab.chain(count))) for count in (links, 1))
+
+        def side(image: pyimago.FormatAccess) -> Cost:
+            return drive(runner, len(offsets), lambda: tasks(1)(image, offsets, BLOCK))
+
+        async def closed() -> None:
+            await image.close()
+            await one.close()
+
+        stack.callback(lambda: runner.run(closed()))
+        yield {OURS: lambda: side(image), "one image": lambda: side(one)}
+
+
+@contextmanager
+def opening(lab: Lab, links: int) -> Generator[Sides]:
+    """Opening and closing a chain, against `qemu-img info` of all its images."""
+    path = lab.chain(links)
+
+    def ours() -> None:
+        pyimago.open(path, format="qcow2").close()
+
+    info = ("qemu-img", "info", "--backing-chain", "-f", "qcow2", str(path))
+    yield {OURS: lambda: cost(1, ours), "info": lambda: cost(1, lambda: run(*info))}
+
+
+@contextmanager
+def mapping(lab: Lab, links: int) -> Generator[Sides]:
+    """All extents of a chain, opened for it, against `qemu-img map`."""
+    path = lab.chain(links)
+
+    def ours() -> None:
+        with pyimago.open(path, format="qcow2") as image:
+            for _ in image.extents():
+                pass
+
+    command = ("qemu-img", "map", "-f", "qcow2", "--output=json", str(path))
+    yield {OURS: lambda: cost(1, ours), "map": lambda: cost(1, lambda: run(*command))}
+
+
+@contextmanager
 def two_threads(lab: Lab, block: int) -> Generator[Sides]:
     """Random blocks of one image by two threads, half each, against all by one."""
     offsets = lab.random(block)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from . import processes, reads, writes
+from . import packing, processes, reads, writes
 from .lab import KIB, MIB, Lab
 from .measure import Bound, Sides
 
@@ -22,6 +22,8 @@ class Row:
     against: str
     targets: tuple[Bound, ...]
     sides: Callable[[Lab], AbstractContextManager[Sides]]
+    rounds: int = 1 << 16
+    """At most, where one takes minutes."""
 
     @property
     def sign(self) -> Literal["≥", "≤"]:
@@ -34,6 +36,10 @@ TO_THREAD = "`asyncio.to_thread(os.preadv, ...)`"
 QEMU_BENCH = "`qemu-img bench -w`, best of its aio engines"
 CONVERT = "`qemu-img convert` to null, fastest of three ways"
 TIB = 1 << 40
+KINDS: tuple[tuple[packing.Kind, float], ...] = (("zlib", 2), ("zstd", 1.3))
+
+LINKS = 256
+"""Images of the deep chain: the most that are opened."""
 
 ROWS = (
     Row(
@@ -94,6 +100,34 @@ ROWS = (
         (Bound("≥", 0.9, "CPU"),),
         partial(reads.awaited, order=Lab.sequence, block=MIB, way=reads.tasks(1)),
     ),
+    Row(
+        "chain",
+        f"random 4 KiB reads of a hot chain of {LINKS} overlays",
+        "one image",
+        (Bound("≥", 0.5, "CPU"),),
+        partial(reads.deep, links=LINKS),
+    ),
+    Row(
+        "chain-await",
+        "the same, awaited one by one",
+        "one image",
+        (Bound("≥", 0.5, "CPU"),),
+        partial(reads.deep_awaited, links=LINKS),
+    ),
+    Row(
+        "chain-open",
+        "opening and closing that chain",
+        "`qemu-img info --backing-chain`",
+        (Bound("≥", 1, "wall"),),
+        partial(reads.opening, links=LINKS),
+    ),
+    Row(
+        "chain-extents",
+        "all extents of that chain",
+        "`qemu-img map`",
+        (Bound("≥", 1, "wall"),),
+        partial(reads.mapping, links=LINKS),
+    ),
     Row("overwrite", "random 4 KiB overwrite", QEMU_BENCH, (Bound("≥", 1.5, "CPU"),), writes.overwriting),
     Row("allocate", "random 4 KiB allocating write", QEMU_BENCH, (Bound("≥", 3, "CPU"),), writes.allocating),
     *(
@@ -105,6 +139,17 @@ ROWS = (
             partial(reads.compressed, kind=kind),
         )
         for kind, target in (("zlib", 1.8), ("zstd", 1.3))
+    ),
+    *(
+        Row(
+            f"compress-{kind}",
+            f"compressed conversion ({kind}) of a raw disk of real files",
+            "`qemu-img convert -c -W -m 16`",
+            (Bound("≥", target, "wall"), Bound("≤", 1.02, "size")),
+            partial(packing.compressing, kind=kind),
+            rounds=3,
+        )
+        for kind, target in KINDS
     ),
     *(
         Row(

@@ -86,6 +86,9 @@ class Image:
     async def write_many(self, requests: Iterable[tuple[Any, int]]) -> None:
         await settle(self.raw.write_many(list(requests)))
 
+    async def write_compressed(self, data: Any, offset: Any, **options: Any) -> None:
+        await settle(self.raw.write_compressed(data, offset, **options))
+
     async def write_zeroes(self, offset: int, length: int) -> None:
         await settle(self.raw.write_zeroes(offset, length))
 

@@ -172,7 +172,7 @@ async def test_an_unknown_incompatible_feature_is_refused_by_name(face: Face, pa
     assert path.read_bytes() == image
 
 
-async def test_an_encrypted_image_is_refused_before_a_byte_changes(
+async def test_an_encrypted_image_without_its_secret_is_refused_before_a_byte_changes(
     face: Face, tmp_path: Path, qemu: Qemu
 ) -> None:
     path = tmp_path / "secret.qcow2"
@@ -180,7 +180,7 @@ async def test_an_encrypted_image_is_refused_before_a_byte_changes(
     options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
     qemu.img("create", "-q", "-f", "qcow2", "--object", secret, "-o", options, path, "1M")
     before = path.read_bytes()
-    with pytest.raises(pyimago.UnsupportedFeatureError, match="encrypt"):
+    with pytest.raises(pyimago.WrongSecretError, match="give the secret"):
         async with face.open(path, write=True):
             pass
     assert path.read_bytes() == before

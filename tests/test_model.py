@@ -26,13 +26,16 @@ offsets = st.one_of(
 )
 operations = st.lists(
     st.tuples(
-        st.sampled_from(["write", "write_zeroes", "read", "flush"]), offsets, offsets, st.integers(0, 255)
+        st.sampled_from(["write", "write_compressed", "write_zeroes", "read", "flush"]),
+        offsets,
+        offsets,
+        st.integers(0, 255),
     ),
     max_size=12,
 )
 
 
-async def play(face: Face, path: Path, script: list[tuple[str, int, int, int]]) -> None:
+async def play(face: Face, path: Path, cluster_size: int, script: list[tuple[str, int, int, int]]) -> None:
     model = bytearray(SIZE)
     async with face.open(path, write=True) as image:
         for what, one, other, seed in script:
@@ -41,6 +44,13 @@ async def play(face: Face, path: Path, script: list[tuple[str, int, int, int]]) 
                 data = bytes((at * 31 + seed) & 255 for at in range(start, end))
                 model[start:end] = data
                 await image.write(data, start)
+            elif what == "write_compressed":
+                # Whole clusters of that range, to the disk's end if it reaches so far.
+                start = start // cluster_size * cluster_size
+                end = min(SIZE, -(-end // cluster_size) * cluster_size)
+                data = bytes(((at >> 4) * 31 + seed) & 255 for at in range(start, end))
+                model[start:end] = data
+                await image.write_compressed(data, start)
             elif what == "write_zeroes":
                 model[start:end] = bytes(end - start)
                 await image.write_zeroes(start, end - start)
@@ -60,4 +70,4 @@ def test_scripts_read_back_what_they_wrote(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.qcow2"
         pyimago.create(path, SIZE, format="qcow2", cluster_size=cluster_size)
-        asyncio.run(play(Face("awaited" if awaited else "sync"), path, script))
+        asyncio.run(play(Face("awaited" if awaited else "sync"), path, cluster_size, script))

@@ -1,4 +1,4 @@
-"""VM disk images (qcow2, raw) in process: synchronous and awaitable.
+"""VM disk images (qcow2, raw, LUKS) in process: synchronous and awaitable.
 
 `open` and `aio.open` open an image with all it names; `File`, `Qcow2`, `FormatAccess` and their like do the
 same step by step. Offsets, lengths and sizes are in bytes throughout.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyimago import _native, aio
+from pyimago import _native, aio, luks
 from pyimago._errors import (
     CorruptImageError,
     ImageClosedError,
@@ -18,6 +18,7 @@ from pyimago._errors import (
     InvalidImageError,
     LatchedError,
     UnsupportedFeatureError,
+    WrongSecretError,
 )
 from pyimago._native import (
     Bitmap,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from pyimago._types import (
         Amendment,
         CheckResult,
+        CacheStats,
+        CacheUse,
         Comparison,
         Format,
         ImageInfo,
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
         NewImage,
         Progress,
         Repair,
+        Secret,
         StrPath,
     )
 
@@ -68,8 +72,12 @@ __all__ = [
     "ImageInfo",
     "CheckResult",
     "Finding",
+    "CacheStats",
+    "CacheUse",
     "Comparison",
     "Measurement",
+    "luks",
+    "KeySlot",
     "aio",
     # Access
     "SyncFormatAccess",
@@ -92,6 +100,7 @@ __all__ = [
     "CorruptImageError",
     "UnsupportedFeatureError",
     "ImplicitOpenDeniedError",
+    "WrongSecretError",
     "ImageLockedError",
     "ImageClosedError",
     "LatchedError",
@@ -113,14 +122,15 @@ def create(
         path: The file to create; one that is there already is a `FileExistsError` and stays as it is.
         size: Size of the guest's disk in bytes; qcow2 rounds it up to a multiple of 512. None takes the size
             of the backing file's disk.
-        format: "raw" or "qcow2".
+        format: "raw", "qcow2" or "luks".
         overwrite: Replace a file that is at `path`, once the new image is whole. A data file is never
             replaced.
         unsafe: Record the backing file's name byte by byte and look at nothing. Otherwise that file has to be
             there and be an image of the format `backing_format`, which has to be given.
         **layout: `preallocation`; for qcow2 only: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
             `compression_type`, `lazy_refcounts`, `backing`, `backing_format`, `data_file`, `data_file_raw`;
-            see `NewImage`.
+            and for qcow2 (with `encryption="luks"`) and luks: `secret`, `cipher_alg`, `cipher_mode`,
+            `ivgen_alg`, `ivgen_hash_alg`, `hash_alg`, `iter_time`, `iterations`; see `NewImage`.
 
     Raises:
         ValueError: An option is out of its range, or options exclude each other. No file was touched.
@@ -170,7 +180,10 @@ def convert(
     source_format: Format | None = None,
     format: Format = "raw",
     implicit: Implicit = "beside",
+    source_secret: Secret | None = None,
     progress: Progress | None = None,
+    compress: bool = False,
+    compression_level: int | None = None,
     **layout: Unpack[Layout],
 ) -> None:
     """Write the content of the image at `source` as a new image, which appears at `target` once it is whole.
@@ -181,15 +194,30 @@ def convert(
         source_format: The source's format; probed unless given.
         format: The target's format.
         implicit: Which files that the source names may be opened, as in `open`.
+        source_secret: What opens an encrypted source, as `secret` of `open`.
         progress: Called now and then with the bytes done and all bytes; what it raises ends the conversion.
+        compress: Write compressed clusters (qcow2 only), packed as `compression_type` says.
+        compression_level: 1 to 9 for zlib, 1 to 22 for zstd; None is what `qemu-img` takes.
         **layout: Of a qcow2 target: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
-            `compression_type`, `lazy_refcounts`; of either: `preallocation`; see `Layout`.
+            `compression_type`, `lazy_refcounts`; of either: `preallocation`; of an encrypted one what
+            `create` takes (`secret` is the target's); see `Layout`.
 
     Raises:
         ImagoError: The source cannot be read as an image, or the target is in use.
         OSError: A file cannot be read or written.
     """
-    _native.convert(source, target, source_format, format, implicit, progress, layout)
+    _native.convert(
+        source,
+        target,
+        source_format,
+        format,
+        implicit,
+        source_secret,
+        progress,
+        compress,
+        compression_level,
+        layout,
+    )
 
 
 def check(
@@ -231,6 +259,8 @@ def compare(
     second_format: Format | None = None,
     strict: bool = False,
     implicit: Implicit = "beside",
+    first_secret: Secret | None = None,
+    second_secret: Secret | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Whether the images at `first` and `second` show a guest the same bytes, on all cores.
@@ -243,6 +273,8 @@ def compare(
         strict: Sizes, and what is allocated or known to be zero, count too. Otherwise a longer disk is equal
             if its rest is zeroes.
         implicit: Which files that the images name may be opened, as in `open`.
+        first_secret: What opens the first one if it is encrypted, as `secret` of `open`.
+        second_secret: What opens the second one.
         progress: Called now and then with the bytes done and all bytes; what it raises ends the comparison.
 
     Raises:
@@ -252,7 +284,17 @@ def compare(
     from pyimago._types import Comparison
 
     return Comparison(
-        *_native.compare(first, second, first_format, second_format, strict, implicit, progress)
+        *_native.compare(
+            first,
+            second,
+            first_format,
+            second_format,
+            strict,
+            implicit,
+            first_secret,
+            second_secret,
+            progress,
+        )
     )
 
 
@@ -261,6 +303,7 @@ def hash(
     *,
     format: Format | None = None,
     implicit: Implicit = "beside",
+    secret: Secret | None = None,
     progress: Progress | None = None,
 ) -> str:
     """A hash of what a guest sees of the image at `path`: 64 hexadecimal digits, on all cores.
@@ -274,7 +317,7 @@ def hash(
         ImagoError: A file cannot be read as an image.
         OSError: A file cannot be read.
     """
-    return _native.hash(path, format, implicit, progress).hex()
+    return _native.hash(path, format, implicit, secret, progress).hex()
 
 
 def measure(
@@ -284,6 +327,7 @@ def measure(
     source_format: Format | None = None,
     format: Format = "raw",
     implicit: Implicit = "beside",
+    source_secret: Secret | None = None,
     **layout: Unpack[NewImage],
 ) -> Measurement:
     """How large a file an image would need: a new one of `size`, or one with the content of `source`.
@@ -294,7 +338,8 @@ def measure(
         source_format: The source's format; probed unless given.
         format: The new image's format.
         implicit: Which files that the source names may be opened, as in `open`.
-        **layout: Of a qcow2 image, as in `create`.
+        source_secret: What opens an encrypted source, as `secret` of `open`.
+        **layout: Of a qcow2 image, as in `create`; an encrypted one needs no secret to be measured.
 
     Raises:
         ValueError: Source and size are both given, or neither; or the layout is impossible.
@@ -303,7 +348,7 @@ def measure(
     """
     from pyimago._types import Measurement
 
-    return Measurement(*_native.measure(source, size, source_format, format, implicit, layout))
+    return Measurement(*_native.measure(source, size, source_format, format, implicit, source_secret, layout))
 
 
 def amend(
@@ -315,8 +360,8 @@ def amend(
 ) -> None:
     """Change what the image at `path` is and which files it names; what it holds stays the same.
 
-    Nobody else may have the image open. What cannot be done is refused before the file is touched; after a crash
-    the image is the old or the new one, with lost space at worst. The content of no other file is looked at: a new
+    Nobody else may have the image open. What cannot be done is refused before the file is touched; after a
+    crash the image is the old or the new one, with lost space at worst. No other file is looked at: a new
     `backing` has to show the same bytes as the old one did, or the guest sees others.
 
     Args:
@@ -328,7 +373,8 @@ def amend(
             `backing_format`, `data_file`, `data_file_raw`; see `Amendment`.
 
     Raises:
-        ValueError: A value is out of its range, or the changes exclude each other or do not go with the image.
+        ValueError: A value is out of its range, or the changes exclude each other or do not go with the
+            image.
         UnsupportedFeatureError: The new version cannot have what the image has, or the image has to be
             repaired first.
         ImageLockedError: The image is in use.
@@ -342,9 +388,21 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
+_TYPES = {
+    "CacheStats",
+    "CacheUse",
+    "CheckResult",
+    "Comparison",
+    "Finding",
+    "ImageInfo",
+    "KeySlot",
+    "Measurement",
+}
+"""Dataclasses, which take longer to import than all the rest together."""
+
+
 def __getattr__(name: str) -> object:
-    # Dataclasses take longer to import than all the rest together.
-    if name in {"ImageInfo", "CheckResult", "Finding", "Comparison", "Measurement"}:
+    if name in _TYPES:
         from pyimago import _types
 
         return getattr(_types, name)

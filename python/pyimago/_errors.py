@@ -41,6 +41,10 @@ class ImplicitOpenDeniedError(ImagoError):
     """The image names a file (its backing or data file) that may not be opened for it; see `implicit`."""
 
 
+class WrongSecretError(ImagoError):
+    """The image is encrypted, and the secret is missing or opens none of its key slots."""
+
+
 class ImageLockedError(ImagoError):
     """Somebody else has the image open in a way that excludes this one."""
 

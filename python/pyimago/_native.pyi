@@ -9,11 +9,13 @@ from typing_extensions import Buffer, disjoint_base
 from pyimago._file import ImageFile
 from pyimago._types import (
     Backing,
+    CacheStats,
     DataFile,
     Format,
     Implicit,
     Progress,
     Repair,
+    Secret,
     StrPath,
 )
 
@@ -39,12 +41,18 @@ __all__ = [
     "Throttled",
     "check",
     "check_awaited",
+    "add_key",
+    "add_key_awaited",
+    "change_key",
+    "change_key_awaited",
     "compare",
     "compare_awaited",
     "convert",
     "convert_awaited",
     "create",
     "create_awaited",
+    "erase_key",
+    "erase_key_awaited",
     "hash",
     "hash_awaited",
     "info",
@@ -228,14 +236,21 @@ class Raw:
 @final
 class Qcow2:
     @staticmethod
-    def open_path_sync(path: StrPath, *, write: bool = False) -> Qcow2: ...
+    def open_path_sync(path: StrPath, *, write: bool = False, secret: Secret | None = None) -> Qcow2: ...
     @staticmethod
-    def open_path(path: StrPath, *, write: bool = False) -> Awaitable[Qcow2]: ...
+    def open_path(
+        path: StrPath, *, write: bool = False, secret: Secret | None = None
+    ) -> Awaitable[Qcow2]: ...
     @staticmethod
-    def open_image_sync(storage: Storage, *, write: bool = False) -> Qcow2: ...
+    def open_image_sync(storage: Storage, *, write: bool = False, secret: Secret | None = None) -> Qcow2: ...
     @staticmethod
-    def open_image(storage: Storage, *, write: bool = False) -> Awaitable[Qcow2]: ...
+    def open_image(
+        storage: Storage, *, write: bool = False, secret: Secret | None = None
+    ) -> Awaitable[Qcow2]: ...
     def set_backing(self, backing: Backing | None) -> None: ...
+    def set_cache_sizes(
+        self, *, l2_cache_size: int | None = None, refcount_cache_size: int | None = None
+    ) -> None: ...
     def set_data_file(self, data_file: Storage) -> None: ...
     def open_implicit_dependencies_sync(self, *, implicit: Implicit = "beside") -> None: ...
     def open_implicit_dependencies(self, *, implicit: Implicit = "beside") -> Awaitable[None]: ...
@@ -250,9 +265,11 @@ class SyncFormatAccess:
     def write(self, data: Buffer, offset: int) -> None: ...
     def writev(self, bufs: Iterable[Buffer], offset: int) -> None: ...
     def write_many(self, requests: Iterable[tuple[Buffer, int]]) -> None: ...
+    def write_compressed(self, data: Buffer, offset: int, *, level: int | None = None) -> None: ...
     def write_zeroes(self, offset: int, length: int) -> None: ...
     def discard(self, offset: int, length: int) -> None: ...
     def extents(self, offset: int = 0, length: int | None = None) -> ExtentIterator: ...
+    def cache_stats(self) -> CacheStats | None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
     def file(self) -> ImageFile: ...
@@ -287,9 +304,11 @@ class FormatAccess:
     def write(self, data: Buffer, offset: int) -> Awaitable[None]: ...
     def writev(self, bufs: Iterable[Buffer], offset: int) -> Awaitable[None]: ...
     def write_many(self, requests: Iterable[tuple[Buffer, int]]) -> Awaitable[None]: ...
+    def write_compressed(self, data: Buffer, offset: int, *, level: int | None = None) -> Awaitable[None]: ...
     def write_zeroes(self, offset: int, length: int) -> Awaitable[None]: ...
     def discard(self, offset: int, length: int) -> Awaitable[None]: ...
     def extents(self, offset: int = 0, length: int | None = None) -> AsyncExtentIterator: ...
+    def cache_stats(self) -> CacheStats | None: ...
     def flush(self) -> Awaitable[None]: ...
     def close(self) -> Awaitable[None]: ...
     @property
@@ -321,6 +340,9 @@ def open(
     backing: Backing | Literal["implicit"] | None = "implicit",
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
+    secret: Secret | None = None,
+    l2_cache_size: int | None = None,
+    refcount_cache_size: int | None = None,
 ) -> SyncFormatAccess: ...
 def open_awaited(
     path: StrPath,
@@ -330,6 +352,9 @@ def open_awaited(
     backing: Backing | Literal["implicit"] | None = "implicit",
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
+    secret: Secret | None = None,
+    l2_cache_size: int | None = None,
+    refcount_cache_size: int | None = None,
 ) -> Awaitable[FormatAccess]: ...
 def create(
     path: StrPath,
@@ -359,7 +384,10 @@ def convert(
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     progress: Progress | None,
+    compress: bool,
+    compression_level: int | None,
     layout: Mapping[str, object],
 ) -> None: ...
 def convert_awaited(
@@ -368,7 +396,10 @@ def convert_awaited(
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     progress: Progress | None,
+    compress: bool,
+    compression_level: int | None,
     layout: Mapping[str, object],
 ) -> Awaitable[None]: ...
 def check(
@@ -394,6 +425,8 @@ def compare(
     second_format: Format | None,
     strict: bool,
     implicit: Implicit,
+    first_secret: Secret | None,
+    second_secret: Secret | None,
     progress: Progress | None,
 ) -> tuple[Literal["size", "status", "content"] | None, int | None, bool]: ...
 def compare_awaited(
@@ -403,18 +436,71 @@ def compare_awaited(
     second_format: Format | None,
     strict: bool,
     implicit: Implicit,
+    first_secret: Secret | None,
+    second_secret: Secret | None,
     progress: Progress | None,
 ) -> Awaitable[tuple[Literal["size", "status", "content"] | None, int | None, bool]]: ...
-def hash(path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None) -> bytes: ...
+def hash(
+    path: StrPath,
+    format: Format | None,
+    implicit: Implicit,
+    secret: Secret | None,
+    progress: Progress | None,
+) -> bytes: ...
 def hash_awaited(
-    path: StrPath, format: Format | None, implicit: Implicit, progress: Progress | None
+    path: StrPath,
+    format: Format | None,
+    implicit: Implicit,
+    secret: Secret | None,
+    progress: Progress | None,
 ) -> Awaitable[bytes]: ...
+def add_key(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    slot: int | None,
+    iter_time: int | None,
+    iterations: int | None,
+) -> int: ...
+def add_key_awaited(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    slot: int | None,
+    iter_time: int | None,
+    iterations: int | None,
+) -> Awaitable[int]: ...
+def change_key(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    iter_time: int | None,
+    iterations: int | None,
+) -> int: ...
+def change_key_awaited(
+    path: StrPath,
+    format: Format | None,
+    secret: Secret,
+    new_secret: Secret,
+    iter_time: int | None,
+    iterations: int | None,
+) -> Awaitable[int]: ...
+def erase_key(
+    path: StrPath, format: Format | None, secret: Secret | None, slot: int | None, force: bool
+) -> list[int]: ...
+def erase_key_awaited(
+    path: StrPath, format: Format | None, secret: Secret | None, slot: int | None, force: bool
+) -> Awaitable[list[int]]: ...
 def measure(
     source: StrPath | None,
     size: int | None,
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     layout: Mapping[str, object],
 ) -> tuple[int, int]: ...
 def measure_awaited(
@@ -423,6 +509,7 @@ def measure_awaited(
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
+    source_secret: Secret | None,
     layout: Mapping[str, object],
 ) -> Awaitable[tuple[int, int]]: ...
 def amend(

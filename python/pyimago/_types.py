@@ -11,7 +11,10 @@ from typing import Any, Literal, TypeAlias, TypedDict
 from pyimago._native import FormatAccess, Storage, SyncFormatAccess
 
 StrPath: TypeAlias = str | os.PathLike[str]
-Format: TypeAlias = Literal["raw", "qcow2"]
+Format: TypeAlias = Literal["raw", "qcow2", "luks"]
+SecretBytes: TypeAlias = str | bytes | bytearray | memoryview
+Secret: TypeAlias = SecretBytes | Callable[[], SecretBytes] | os.PathLike[str]
+Hash: TypeAlias = Literal["md5", "sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160", "sm3"]
 Backing: TypeAlias = FormatAccess | SyncFormatAccess
 DataFile: TypeAlias = Storage | StrPath
 Implicit: TypeAlias = Literal["beside", "deny", "allow"] | Callable[[str, str], object]
@@ -34,6 +37,17 @@ class Layout(TypedDict, total=False):
         extended_l2: Allocate in 32nds of a cluster.
         compression_type: How clusters are packed, if any are: "zlib" (default) or "zstd".
         lazy_refcounts: Put off refcount updates while the image is open.
+        encryption: "luks" encrypts the guest's data (qcow2); images of the format "luks" always are. What
+            follows goes with it.
+        secret: What will open the image: bytes, str (as UTF-8), a function that returns one of them, or an
+            `os.PathLike` for a file whose whole content counts.
+        cipher_alg: "aes-256" (default), "aes-128", "serpent-256", "twofish-256" and the like, "cast5-128".
+        cipher_mode: "xts" (default), "cbc", "ctr" or "ecb".
+        ivgen_alg: "plain64" (default), "plain" or "essiv".
+        ivgen_hash_alg: The hash of "essiv": "sha256" unless given.
+        hash_alg: The hash of key derivation: "sha256" unless given.
+        iter_time: Milliseconds that trying a secret shall take on this machine: 2000 unless given.
+        iterations: Iterations of PBKDF2, instead; 1000 at least.
     """
 
     preallocation: Literal["off", "metadata", "falloc", "full"] | None
@@ -43,6 +57,15 @@ class Layout(TypedDict, total=False):
     extended_l2: bool
     compression_type: Literal["zlib", "zstd"] | None
     lazy_refcounts: bool
+    encryption: Literal["luks"] | None
+    secret: Secret | None
+    cipher_alg: str | None
+    cipher_mode: Literal["xts", "cbc", "ctr", "ecb"] | None
+    ivgen_alg: Literal["plain64", "plain", "essiv"] | None
+    ivgen_hash_alg: Hash | None
+    hash_alg: Hash | None
+    iter_time: int | None
+    iterations: int | None
 
 
 class NewImage(Layout, total=False):
@@ -215,6 +238,36 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How one cache of metadata has been used since the image was opened.
+
+    Attributes:
+        hits: Look-ups answered from memory. Those of several threads at once may count as one.
+        misses: Look-ups that had to read the file.
+        capacity: Bytes that it may hold.
+        used: Bytes that it holds.
+    """
+
+    hits: int
+    misses: int
+    capacity: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """The caches of an image's metadata; those of the images below it are not counted.
+
+    Attributes:
+        l2: Of the mapping: L2 tables.
+        refcount: Of the refcounts; not used by an image that is only read.
+    """
+
+    l2: CacheUse
+    refcount: CacheUse
+
+
+@dataclass(frozen=True, slots=True)
 class ImageInfo:
     """What an image says of itself, under the names of `qemu-img info`; no other file was opened for it.
 
@@ -272,3 +325,34 @@ class ImageInfo:
     def to_dict(self) -> dict[str, Any]:
         """The document that `qemu-img info --output=json` prints of the image."""
         return deepcopy(dict(self._document))
+
+
+@dataclass(frozen=True, slots=True)
+class KeySlot:
+    """One key slot of an image that is encrypted with LUKS.
+
+    Attributes:
+        number: 0 to 7.
+        active: Whether a secret opens it.
+        iterations: Iterations of PBKDF2, if it is active.
+        stripes: Stripes of its key material, if it is active.
+        key_offset: Where its key material is, in bytes from the LUKS header on.
+    """
+
+    number: int
+    active: bool
+    iterations: int | None
+    stripes: int | None
+    key_offset: int
+
+    @classmethod
+    def all_of(cls, image: ImageInfo) -> list[KeySlot]:
+        """The eight of `image`."""
+        data = image.format_specific["data"] if image.format_specific else {}
+        luks = data.get("encrypt", data)
+        if "slots" not in luks:
+            raise ValueError(f"{image.filename}: the image has no key slots: it is not encrypted with LUKS")
+        return [
+            cls(number, slot["active"], slot.get("iters"), slot.get("stripes"), slot["key-offset"])
+            for number, slot in enumerate(luks["slots"])
+        ]

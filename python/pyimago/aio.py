@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from pyimago import _luks_awaited as luks
 from pyimago import _native
 
 if TYPE_CHECKING:
@@ -28,10 +29,23 @@ if TYPE_CHECKING:
         NewImage,
         Progress,
         Repair,
+        Secret,
         StrPath,
     )
 
-__all__ = ["open", "create", "info", "info_chain", "convert", "check", "compare", "hash", "measure", "amend"]
+__all__ = [
+    "open",
+    "create",
+    "info",
+    "info_chain",
+    "convert",
+    "check",
+    "compare",
+    "hash",
+    "measure",
+    "amend",
+    "luks",
+]
 
 
 class _Opening:
@@ -61,11 +75,14 @@ def open(
     backing: Backing | Literal["implicit"] | None = "implicit",
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
+    secret: Secret | None = None,
+    l2_cache_size: int | None = None,
+    refcount_cache_size: int | None = None,
 ) -> _Opening:
     """Open the image at `path` as `pyimago.open` does; the image's operations are awaited.
 
-    `await` the result for a `FormatAccess`, or use it in `async with`. A function given as `implicit` is
-    called on another thread.
+    `await` the result for a `FormatAccess`, or use it in `async with`. A function given as `implicit` or
+    `secret` is called on another thread.
     """
     return _Opening(
         partial(
@@ -76,6 +93,9 @@ def open(
             backing=backing,
             data_file=data_file,
             implicit=implicit,
+            secret=secret,
+            l2_cache_size=l2_cache_size,
+            refcount_cache_size=refcount_cache_size,
         )
     )
 
@@ -119,15 +139,29 @@ async def convert(
     source_format: Format | None = None,
     format: Format = "raw",
     implicit: Implicit = "beside",
+    source_secret: Secret | None = None,
     progress: Progress | None = None,
+    compress: bool = False,
+    compression_level: int | None = None,
     **layout: Unpack[Layout],
 ) -> None:
     """As `pyimago.convert`, awaited.
 
-    `progress` and a function given as `implicit` are called on another thread. Cancelling the task that
-    awaits does not end the conversion; raise from `progress` to do that.
+    Cancelling the task ends it; what was at the target stays. `progress` and a function given as `implicit`
+    are called on another thread.
     """
-    await _native.convert_awaited(source, target, source_format, format, implicit, progress, layout)
+    await _native.convert_awaited(
+        source,
+        target,
+        source_format,
+        format,
+        implicit,
+        source_secret,
+        progress,
+        compress,
+        compression_level,
+        layout,
+    )
 
 
 async def check(
@@ -155,13 +189,25 @@ async def compare(
     second_format: Format | None = None,
     strict: bool = False,
     implicit: Implicit = "beside",
+    first_secret: Secret | None = None,
+    second_secret: Secret | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """As `pyimago.compare`, awaited; cancelling the task ends it. Callables are called on another thread."""
     from pyimago._types import Comparison
 
     return Comparison(
-        *await _native.compare_awaited(first, second, first_format, second_format, strict, implicit, progress)
+        *await _native.compare_awaited(
+            first,
+            second,
+            first_format,
+            second_format,
+            strict,
+            implicit,
+            first_secret,
+            second_secret,
+            progress,
+        )
     )
 
 
@@ -170,10 +216,11 @@ async def hash(
     *,
     format: Format | None = None,
     implicit: Implicit = "beside",
+    secret: Secret | None = None,
     progress: Progress | None = None,
 ) -> str:
     """As `pyimago.hash`, awaited; cancelling the task ends it. Callables are called on another thread."""
-    return (await _native.hash_awaited(path, format, implicit, progress)).hex()
+    return (await _native.hash_awaited(path, format, implicit, secret, progress)).hex()
 
 
 async def measure(
@@ -183,12 +230,15 @@ async def measure(
     source_format: Format | None = None,
     format: Format = "raw",
     implicit: Implicit = "beside",
+    source_secret: Secret | None = None,
     **layout: Unpack[NewImage],
 ) -> Measurement:
     """As `pyimago.measure`, awaited. A function given as `implicit` is called on another thread."""
     from pyimago._types import Measurement
 
-    return Measurement(*await _native.measure_awaited(source, size, source_format, format, implicit, layout))
+    return Measurement(
+        *await _native.measure_awaited(source, size, source_format, format, implicit, source_secret, layout)
+    )
 
 
 async def amend(

@@ -27,6 +27,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "qcow2": ("-O", "qcow2"),
     "version 2": ("-O", "qcow2", "-o", "compat=0.10"),
     "small clusters": ("-O", "qcow2", "-o", "cluster_size=512,refcount_bits=8"),
+    "compressed": ("-O", "qcow2", "-c"),
+    "compressed with zstd": ("-O", "qcow2", "-c", "-o", "compression_type=zstd"),
     "big clusters": ("-O", "qcow2", "-o", "cluster_size=2M", "-o", "refcount_bits=64"),
 }
 
@@ -51,6 +53,18 @@ def test_options_reach_the_image(pyimago: Run, qemu_img: Run, guest: Path) -> No
     assert information["cluster-size"] == 4096
     assert information["format-specific"]["data"]["refcount-bits"] == 32
     assert information["format-specific"]["data"]["compat"] == "1.1"
+
+
+def test_compressed_is_small(pyimago: Run, guest: Path) -> None:
+    pyimago("convert", "-O", "qcow2", guest, "plain")
+    pyimago("convert", "-c", "-O", "qcow2", guest, "packed")
+    assert guest.with_name("packed").stat().st_size < guest.with_name("plain").stat().st_size * 0.9
+
+
+def test_a_raw_target_cannot_be_compressed(pyimago: Run, guest: Path) -> None:
+    done = pyimago("convert", "-c", guest, "out", check=False)
+    assert (done.returncode, done.stderr) == (1, "pyimago: raw has no compressed clusters\n")
+    assert not guest.with_name("out").exists()
 
 
 def test_content_is_the_guests(pyimago: Run, guest: Path) -> None:

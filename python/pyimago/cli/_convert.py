@@ -28,6 +28,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("target", metavar="OUT", help="the image to write, on its own")
     parser.add_argument("-f", "--source-format", metavar="FMT", help="format of IN (default: probed)")
     parser.add_argument("-O", "--target-format", metavar="FMT", default="raw", help="format of OUT (raw)")
+    parser.add_argument(
+        "-c", "--compress", action="store_true", help="write compressed clusters, as compression_type says"
+    )
     add_options(parser)
     add_progress(parser)
     add_implicit(parser)
@@ -44,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
             format=arguments.target_format,
             implicit=arguments.implicit,
             progress=progress,
+            compress=arguments.compress,
             **layout,
         )
 

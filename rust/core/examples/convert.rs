@@ -2,8 +2,9 @@
 
 use std::error::Error;
 
-use imago_core::access::convert::{ConvertOptions, Progress, convert};
+use imago_core::access::convert::{ConvertOptions, convert};
 use imago_core::access::create::CreateOptions;
+use imago_core::access::job::{Job, Progress};
 use imago_core::access::open::OpenOptions;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -13,9 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let source = OpenOptions::default().open(source)?;
     let mut progress = |Progress { done, total }| eprint!("\r{:3} %", done * 100 / total.max(1));
-    let options =
-        ConvertOptions { target: CreateOptions::raw(0), progress: Some(&mut progress), cancel: None };
-    convert(&source, target, options)?;
+    let options = ConvertOptions { target: CreateOptions::raw(0), compress: None };
+    convert(&source, target, options, &mut Job::default().progress(&mut progress))?;
     eprintln!();
     Ok(())
 }

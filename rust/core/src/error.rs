@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Unsupported,
     /// The gate refused an implicit reference (backing file, data file).
     ImplicitOpenDenied,
+    /// The image is encrypted, and the secret is missing or wrong.
+    WrongSecret,
     /// Another process holds a lock on the image.
     Locked,
     /// The caller's argument is wrong: range past the end, bad option, bad combination.
@@ -112,6 +114,14 @@ impl Error {
         self
     }
 
+    /// The same error with what follows from it (a sentence without its stop).
+    #[must_use]
+    pub(crate) fn followed_by(mut self, consequence: &str) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.message = format!("{}; {consequence}", inner.message);
+        self
+    }
+
     /// The same error, told of `path`: the file that the caller asked for, in whose place another one was used.
     #[must_use]
     pub fn about(mut self, path: impl AsRef<Path>) -> Self {
@@ -182,7 +192,9 @@ impl From<Error> for io::Error {
             },
             ErrorKind::InvalidImage | ErrorKind::Corrupt => io::ErrorKind::InvalidData,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
-            ErrorKind::ImplicitOpenDenied | ErrorKind::ReadOnly => io::ErrorKind::PermissionDenied,
+            ErrorKind::ImplicitOpenDenied | ErrorKind::ReadOnly | ErrorKind::WrongSecret => {
+                io::ErrorKind::PermissionDenied
+            }
             ErrorKind::Locked => io::ErrorKind::WouldBlock,
             ErrorKind::InvalidInput => io::ErrorKind::InvalidInput,
             ErrorKind::Closed | ErrorKind::Latched => io::ErrorKind::Other,

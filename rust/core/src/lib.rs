@@ -78,6 +78,7 @@
 
 pub mod access;
 pub mod buffer;
+pub mod crypt;
 pub mod error;
 pub mod format;
 mod ondisk;

@@ -94,6 +94,16 @@ pub(crate) struct RawBitmaps {
     pub(crate) directory_offset: U64,
 }
 
+/// The data of the encryption header's extension.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct RawCryptoHeader {
+    /// Where the encryption header is; a multiple of the cluster size.
+    pub(crate) offset: U64,
+    /// Bytes of it, with all key material.
+    pub(crate) len: U64,
+}
+
 /// The fixed part of a bitmap directory entry; `extra_len` bytes, the name and padding up to a multiple of 8 follow.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]

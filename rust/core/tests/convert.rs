@@ -7,8 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use imago_core::access::convert::{ConvertOptions, convert};
 use imago_core::access::create::{CreateOptions, create};
+use imago_core::access::job::{Job, Progress};
 use imago_core::access::open::OpenOptions;
-use imago_core::format::FormatKind;
+use imago_core::access::pack::CompressionLevel;
+use imago_core::format::qcow2::create as qcow2;
+use imago_core::format::{Compression, FormatKind};
 use imago_core::{ErrorKind, Image, Result};
 use imago_testkit::qemu;
 
@@ -29,7 +32,7 @@ fn source(directory: &Path) -> Arc<Image> {
 }
 
 fn run(source: &Arc<Image>, target: &Path, create: CreateOptions) -> Result<()> {
-    convert(source, target, ConvertOptions { target: create, progress: None, cancel: None })
+    convert(source, target, ConvertOptions { target: create, compress: None }, &mut Job::default())
 }
 
 fn all(image: &Image) -> Vec<u8> {
@@ -156,16 +159,13 @@ fn an_existing_target_is_replaced_whole_or_not_at_all() {
     fs::write(&target, b"old").unwrap();
     let cancel = AtomicBool::new(false);
     let mut reports = Vec::new();
-    let mut progress = |progress: imago_core::access::convert::Progress| {
+    let mut progress = |progress: Progress| {
         reports.push(progress);
         cancel.store(true, Ordering::Relaxed);
     };
-    let options = ConvertOptions {
-        target: CreateOptions::raw(0),
-        progress: Some(&mut progress),
-        cancel: Some(&cancel),
-    };
-    let error = convert(&source, &target, options).unwrap_err();
+    let options = ConvertOptions { target: CreateOptions::raw(0), compress: None };
+    let mut job = Job::default().progress(&mut progress).cancel(&cancel);
+    let error = convert(&source, &target, options, &mut job).unwrap_err();
     assert!(error.to_string().contains("cancelled"), "{error}");
     assert_eq!(reports[0].total, SIZE - 512);
     assert_eq!(fs::read(&target).unwrap(), b"old");
@@ -173,6 +173,43 @@ fn an_existing_target_is_replaced_whole_or_not_at_all() {
     run(&source, &target, CreateOptions::raw(0)).unwrap();
     assert_eq!(fs::metadata(&target).unwrap().len(), SIZE - 512);
     assert_eq!(names(directory.path()), ["source.qcow2", "target"]);
+}
+
+#[test]
+fn a_compressed_conversion_packs_whatever_has_data() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    let content = all(&source);
+    let target = directory.path().join("target");
+    for (cluster_size, compression) in [
+        (512, Compression::Deflate),
+        (4096, Compression::Zstd),
+        (65_536, Compression::Deflate),
+        (2 << 20, Compression::Zstd),
+    ] {
+        let layout = qcow2::CreateOptions { cluster_size, compression, ..Default::default() };
+        let mut reports = Vec::new();
+        let mut progress = |progress: Progress| reports.push(progress.done);
+        let options = ConvertOptions {
+            target: CreateOptions::Qcow2(layout),
+            compress: Some(CompressionLevel::Default),
+        };
+        convert(&source, &target, options, &mut Job::default().progress(&mut progress)).unwrap();
+        assert_eq!(reports.last(), Some(&(SIZE - 512)));
+        assert!(reports.iter().all(|&done| done <= SIZE - 512), "{reports:?}");
+        let image =
+            OpenOptions { format: Some(FormatKind::Qcow2), ..Default::default() }.open(&target).unwrap();
+        assert!(all(&image)[..content.len()] == content, "{cluster_size}");
+        let extents: Vec<_> = image.extents(0, image.size()).unwrap().map(Result::unwrap).collect();
+        assert!(extents.iter().any(|extent| extent.compressed));
+        let data: u64 = extents.iter().filter(|extent| extent.data).map(|extent| extent.length).sum();
+        assert!(data < (4 << 20) + 2 * u64::from(cluster_size), "zeroes were left out: {data}");
+        image.close().unwrap();
+        if qemu::qemu_or_skip() {
+            qemu::assert_clean(&target);
+            assert!(qemu::content(&target)[..content.len()] == content, "{cluster_size}: QEMU");
+        }
+    }
 }
 
 #[test]
@@ -194,10 +231,10 @@ fn progress_ends_at_the_total() {
     let directory = tempfile::tempdir().unwrap();
     let source = source(directory.path());
     let mut reports = Vec::new();
-    let mut progress = |progress: imago_core::access::convert::Progress| reports.push(progress.done);
-    let options =
-        ConvertOptions { target: CreateOptions::qcow2(0), progress: Some(&mut progress), cancel: None };
-    convert(&source, directory.path().join("target"), options).unwrap();
+    let mut progress = |progress: Progress| reports.push(progress.done);
+    let options = ConvertOptions { target: CreateOptions::qcow2(0), compress: None };
+    let mut job = Job::default().progress(&mut progress);
+    convert(&source, directory.path().join("target"), options, &mut job).unwrap();
     assert_eq!((reports[0], *reports.last().unwrap()), (0, SIZE - 512));
     assert!(reports.is_sorted());
 }

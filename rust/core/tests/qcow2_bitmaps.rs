@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-use imago_core::ErrorKind;
 use imago_core::access::image::Image;
-use imago_core::format::{DirtyBitmap, Recording, ZeroIntent};
+use imago_core::access::open::{Backing, OpenOptions};
+use imago_core::format::{DirtyBitmap, FormatKind, Recording, ZeroIntent};
+use imago_core::storage::memory::Memory;
+use imago_core::{ErrorKind, Result};
 use imago_testkit::check::check;
 use imago_testkit::images::{self, Config, open};
 use imago_testkit::qcow2::Qcow2;
@@ -436,4 +438,194 @@ fn bitmaps_that_another_program_invalidated_are_gone() {
     let image = Qcow2::parse(&bytes).unwrap();
     assert_eq!(image.dirty(image.bitmap("b").unwrap()).unwrap(), [(0, 65536)]);
     let _: Arc<Image> = open(&built.path, true).unwrap();
+}
+
+/// An image with the bitmap "b", 512 bytes a cluster and a bit, in which some is dirty.
+fn with_bitmap(state: Recording) -> Vec<u8> {
+    let built = Config::plain(9, 8 * MIB).build();
+    let image = open(&built.path, true).unwrap();
+    image.bitmaps().add("b", Some(512), Recording::Enabled).unwrap();
+    image.write(&[1; 512], 5 * MIB).unwrap();
+    image.bitmaps().set_recording("b", state).unwrap();
+    image.close().unwrap();
+    fs::read(&built.path).unwrap()
+}
+
+fn open_bytes(bytes: Vec<u8>, write: bool) -> Result<Arc<Image>> {
+    let format = Some(FormatKind::Qcow2);
+    let options = OpenOptions { write, format, backing: Backing::None, ..OpenOptions::default() };
+    options.open_storage(Arc::new(Memory::from(bytes)))
+}
+
+/// Where the directory's entry and the table of "b" are.
+fn places(bytes: &[u8]) -> (usize, usize) {
+    let image = Qcow2::parse(bytes).unwrap();
+    (image.bitmap_directory.0 as usize, image.bitmaps[0].table_offset as usize)
+}
+
+#[test]
+fn directories_that_lie_are_corruption_and_never_written() {
+    let bytes = with_bitmap(Recording::Disabled);
+    let (entry, table) = places(&bytes);
+    let words = |at: usize, word: u64| (at, word.to_be_bytes().to_vec());
+    let lies = [
+        ("the table past the end", words(entry, 1 << 40)),
+        ("the table off a cluster", words(entry, table as u64 + 8)),
+        ("the table on the header", words(entry, 0)),
+        ("no table entries", (entry + 8, vec![0; 4])),
+        ("too many table entries", (entry + 8, vec![0xff; 4])),
+        ("a longer table", (entry + 8, vec![0, 0, 0, 5])),
+        ("unknown flags", (entry + 12, vec![0x80, 0, 0, 0])),
+        ("another type", (entry + 16, vec![2])),
+        ("granularity below", (entry + 17, vec![8])),
+        ("granularity above", (entry + 17, vec![32])),
+        ("another granularity", (entry + 17, vec![10])),
+        ("no name", (entry + 18, vec![0, 0])),
+        ("a name past the end", (entry + 18, vec![4, 0])),
+        ("extra data past the end", (entry + 20, vec![0xff; 4])),
+        ("a reserved bit in the table", words(table, 2)),
+        ("bits off a cluster", words(table, 1 << 30 | 256)),
+        ("all ones with a cluster", words(table, 512 | 1)),
+        ("bits past the end of the file", words(table, 1 << 40)),
+        ("bits on top of the header's neighbours", words(table, 512)),
+        ("bits on top of their table", words(table, table as u64)),
+    ];
+    for (lie, (at, new)) in lies {
+        let mut bytes = bytes.clone();
+        bytes[at..at + new.len()].copy_from_slice(&new);
+        let error = open_bytes(bytes.clone(), true).expect_err(lie);
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{lie}: {error}");
+        // To read the disk no bitmap is needed.
+        let image = open_bytes(bytes, false).expect(lie);
+        image.read(&mut [0; 512], 0).expect(lie);
+        if let Ok(ranges) = image.bitmaps().ranges("b") {
+            assert!(ranges.count() < 100_000, "{lie}");
+        }
+    }
+}
+
+/// What an inconsistent bitmap says means nothing: it is in nobody's way, and can be removed.
+#[test]
+fn an_inconsistent_bitmap_may_be_garbage() {
+    let bytes = with_bitmap(Recording::Enabled);
+    let (entry, table) = places(&bytes);
+    for (at, new) in [(table, vec![0xff; 8]), (entry + 8, vec![0, 0, 0, 1]), (entry + 17, vec![31])] {
+        let mut bytes = bytes.clone();
+        bytes[at..at + new.len()].copy_from_slice(&new);
+        bytes[entry + 15] |= 1;
+        let image = open_bytes(bytes, true).unwrap();
+        assert!(described(&image, "b").inconsistent);
+        image.write(&[9; 512], 0).unwrap();
+        image.bitmaps().remove("b").unwrap();
+        image.bitmaps().add("b", None, Recording::Enabled).unwrap();
+        image.write(&[9; 512], MIB).unwrap();
+        assert_eq!(ranges(&image, "b"), [(MIB, 4096)]);
+        image.close().unwrap();
+    }
+}
+
+#[test]
+fn two_bitmaps_of_one_name_are_corruption() {
+    let built = Config::plain(16, MIB).build();
+    let image = open(&built.path, true).unwrap();
+    image.bitmaps().add("a", None, Recording::Disabled).unwrap();
+    image.bitmaps().add("b", None, Recording::Disabled).unwrap();
+    image.close().unwrap();
+    let mut bytes = fs::read(&built.path).unwrap();
+    let (entry, _) = places(&bytes);
+    bytes[entry + 32 + 24] = b'a';
+    assert_eq!(open_bytes(bytes.clone(), true).unwrap_err().kind(), ErrorKind::Corrupt);
+    let image = open_bytes(bytes, false).unwrap();
+    assert_eq!(image.bitmaps().list().unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+/// The specification lets an entry say so without any cluster of bits.
+#[test]
+fn a_cluster_of_ones_takes_no_space() {
+    let mut bytes = with_bitmap(Recording::Disabled);
+    let (_, table) = places(&bytes);
+    bytes[table..table + 8].copy_from_slice(&1u64.to_be_bytes());
+    let image = open_bytes(bytes, true).unwrap();
+    assert_eq!(ranges(&image, "b"), [(0, 2 * MIB), (5 * MIB, 512)]);
+    image.bitmaps().add("copy", Some(512), Recording::Enabled).unwrap();
+    image.bitmaps().merge("copy", image.bitmaps().ranges("b").unwrap()).unwrap();
+    image.write(&[1; 512], 2 * MIB).unwrap();
+    assert_eq!(ranges(&image, "copy"), [(0, 2 * MIB + 512), (5 * MIB, 512)]);
+    image.close().unwrap();
+}
+
+/// Extra data that nobody here knows: the bitmap is listed, and left alone with it; a write makes an enabled one inconsistent.
+#[test]
+fn extra_data_is_kept_and_its_bitmap_not_used() {
+    let built = Config::plain(9, 8 * MIB).build();
+    let image = open(&built.path, true).unwrap();
+    image.bitmaps().add("12345678extra", Some(512), Recording::Enabled).unwrap();
+    image.close().unwrap();
+    let mut bytes = fs::read(&built.path).unwrap();
+    let (entry, _) = places(&bytes);
+    // The name's first 8 bytes become extra data.
+    bytes[entry + 18..entry + 24].copy_from_slice(&[0, 5, 0, 0, 0, 8]);
+    fs::write(&built.path, &bytes).unwrap();
+    let entry_now = || {
+        let bytes = fs::read(&built.path).unwrap();
+        let (entry, _) = places(&bytes);
+        bytes[entry + 12..entry + 40].to_vec()
+    };
+    let before = entry_now();
+    let image = open(&built.path, true).unwrap();
+    assert_eq!(image.bitmaps().clear("extra").unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(image.bitmaps().ranges("extra").map(drop).unwrap_err().kind(), ErrorKind::InvalidInput);
+    image.bitmaps().add("other", None, Recording::Disabled).unwrap();
+    assert_eq!(entry_now(), before, "it moves with the directory");
+    image.write(&[1; 512], 0).unwrap();
+    image.close().unwrap();
+    let image = open(&built.path, true).unwrap();
+    assert!(described(&image, "extra").inconsistent);
+    // With bit 2 it may be used although nobody knows what the extra data is.
+    let mut bytes = fs::read(&built.path).unwrap();
+    drop(image);
+    let (entry, _) = places(&bytes);
+    bytes[entry + 15] = 4 | 2;
+    fs::write(&built.path, &bytes).unwrap();
+    let image = open(&built.path, true).unwrap();
+    image.write(&[1; 512], MIB).unwrap();
+    image.close().unwrap();
+    assert_eq!(stored(&built.path, "extra"), [(MIB, 512)]);
+    assert_eq!(entry_now()[3..], [&[4 | 2], &before[4..]].concat());
+}
+
+/// Any part of the disk may have become another one.
+#[test]
+fn applying_a_snapshot_makes_all_of_the_disk_dirty() {
+    let built = Config::plain(16, 8 * MIB).build();
+    let image = open(&built.path, true).unwrap();
+    image.bitmaps().add("off", Some(1 << 20), Recording::Enabled).unwrap();
+    image.write(&[1; 512], MIB).unwrap();
+    image.bitmaps().set_recording("off", Recording::Disabled).unwrap();
+    image.bitmaps().add("on", None, Recording::Enabled).unwrap();
+    image.close().unwrap();
+    let image = open(&built.path, true).unwrap();
+    image.create_snapshot("s", None).unwrap();
+    assert_eq!(stored(&built.path, "on"), [], "taking one changes nothing of the disk");
+    image.write(&[2; 512], MIB).unwrap();
+    image.bitmaps().clear("on").unwrap();
+    image.apply_snapshot("s").unwrap();
+    assert_eq!(ranges(&image, "on"), [(0, 8 * MIB)]);
+    assert_eq!(ranges(&image, "off"), [(MIB, MIB)]);
+    image.close().unwrap();
+    assert_eq!(stored(&built.path, "on"), [(0, 8 * MIB)]);
+    assert_eq!(stored(&built.path, "off"), [(MIB, MIB)]);
+
+    // One of another size: that of the disk when it was taken.
+    let mut bytes = fs::read(&built.path).unwrap();
+    let table = Qcow2::parse(&bytes).unwrap().header.snapshots_offset as usize;
+    bytes[table + 48..table + 56].copy_from_slice(&(3 * MIB).to_be_bytes());
+    fs::write(&built.path, &bytes).unwrap();
+    let image = open(&built.path, true).unwrap();
+    image.bitmaps().clear("on").unwrap();
+    image.apply_snapshot("s").unwrap();
+    assert_eq!(image.size(), 3 * MIB);
+    image.close().unwrap();
+    assert_eq!(stored(&built.path, "on"), [(0, 3 * MIB)]);
+    assert_eq!(stored(&built.path, "off"), [(MIB, MIB)]);
 }

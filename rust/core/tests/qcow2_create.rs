@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use imago_core::format::preallocation::Preallocation;
 use imago_core::format::qcow2::create::{CreateOptions, Version, create};
 use imago_core::format::{Compression, ImplicitReference};
 use imago_core::storage::file::{CreateMode, File};
@@ -304,6 +305,17 @@ fn rich() -> CreateOptions {
     }
 }
 
+/// An image whose clusters have a place and space from the start.
+fn preallocated() -> CreateOptions {
+    CreateOptions {
+        size: 1 << 20,
+        cluster_size: 16384,
+        extended_l2: true,
+        preallocation: Preallocation::Falloc,
+        ..CreateOptions::default()
+    }
+}
+
 fn image_of(options: &CreateOptions) -> Vec<u8> {
     let sim = Arc::new(SimStorage::from(Vec::new()));
     create(&(Arc::clone(&sim) as Arc<dyn Storage>), None, options).unwrap();
@@ -342,18 +354,20 @@ fn power_loss_leaves_the_old_image_the_new_one_or_none() {
 #[test]
 fn a_failing_call_leaves_the_old_image_the_new_one_or_none() {
     let old = image_of(&CreateOptions { size: 1 << 20, cluster_size: 512, ..CreateOptions::default() });
-    let new = image_of(&rich());
-    for nth in 0.. {
-        let sim = Arc::new(SimStorage::from(old.clone()));
-        sim.fail_call(nth, Failing::Forever);
-        let result = create(&(Arc::clone(&sim) as Arc<dyn Storage>), None, &rich());
-        let bytes = sim.contents();
-        assert!(!is_an_image(&bytes) || bytes == old || bytes == new, "call {nth}");
-        let Err(error) = result else {
-            assert!(nth > 5, "{nth} calls only");
-            break;
-        };
-        assert_eq!(error.kind(), ErrorKind::Io);
+    for options in [rich(), preallocated()] {
+        let new = image_of(&options);
+        for nth in 0.. {
+            let sim = Arc::new(SimStorage::from(old.clone()));
+            sim.fail_call(nth, Failing::Forever);
+            let result = create(&(Arc::clone(&sim) as Arc<dyn Storage>), None, &options);
+            let bytes = sim.contents();
+            assert!(!is_an_image(&bytes) || bytes == old || bytes == new, "call {nth}");
+            let Err(error) = result else {
+                assert!(nth > 5, "{nth} calls only");
+                break;
+            };
+            assert_eq!(error.kind(), ErrorKind::Io);
+        }
     }
 }
 

@@ -279,5 +279,6 @@ fn geometry(path: &Path) -> Geometry {
         cluster,
         subcluster: header.subcluster_size(),
         table: header.l2_entries() * cluster,
+        compresses: !header.data_file(),
     }
 }

@@ -1,37 +1,25 @@
 //! Power loss and failing storage: what was flushed is there, nothing shows what was never written, and
 //! the metadata has leaks at most.
 
+use std::time::{Duration, Instant, SystemTime};
+
 use imago_testkit::crash::{Look, Start, assert_barriers_noticed};
+use imago_testkit::replay::{self, Case, Fault};
+use imago_testkit::rng::Rng;
 use imago_testkit::scaled;
 use imago_testkit::sim::Failing;
 use imago_testkit::starts::{self, start};
 
-/// Runs the script of that seed, and panics with what replays the failure.
-fn lose_power(start: &Start, seed: u64, only: Option<(u64, usize)>) {
-    let script = start.script(18, seed);
-    let look = Look { by_qemu: 1, only, ..Look::at(12, seed) };
-    if let Err(failure) = start.lose_power(&script, look) {
-        let image = failure.image.map(|(epoch, index)| format!("/{epoch}.{index}")).unwrap_or_default();
-        panic!(
-            "{}\nreplay: IMAGO_REPLAY={}/{seed}{image} cargo test -p imago-core --test qcow2_faults replay\n{:?}\n{script:#x?}",
-            failure.message, start.name, start.config
-        );
-    }
+fn run(case: &Case, start: &Start) {
+    case.run_on(start).unwrap_or_else(|e| panic!("{e}"));
 }
 
-/// `IMAGO_REPLAY=START/SEED[/EPOCH.INDEX]` runs exactly that, and at most that crash image.
+/// Runs exactly the case that `IMAGO_REPLAY` names, and nothing without it.
 #[test]
 fn replay() {
-    let Ok(what) = std::env::var("IMAGO_REPLAY") else { return };
-    let mut parts = what.splitn(3, '/');
-    let mut next = || parts.next().filter(|part| !part.is_empty());
-    let name = next().expect("the name of a start image");
-    let seed = next().expect("a seed").parse().expect("a seed is a number");
-    let only = next().map(|image| {
-        let (epoch, index) = image.split_once('.').expect("EPOCH.INDEX");
-        (epoch.parse().expect("a number"), index.parse().expect("a number"))
-    });
-    lose_power(&start(name).expect("QEMU, which makes this image"), seed, only);
+    if let Ok(case) = std::env::var(replay::VARIABLE) {
+        case.parse::<Case>().and_then(|case| case.run()).unwrap_or_else(|e| panic!("{e}"));
+    }
 }
 
 #[test]
@@ -39,7 +27,36 @@ fn power_loss_in_scripts() {
     for name in starts::names() {
         let Some(start) = start(name) else { continue };
         for seed in 0..scaled(2) {
-            lose_power(&start, seed, None);
+            run(&Case { start: name.into(), seed, fault: Fault::PowerLoss }, &start);
+        }
+    }
+}
+
+/// `SOAK_MINUTES` of cases that nobody has run before; nothing without it. See `make soak`.
+#[test]
+fn soak() {
+    let Ok(minutes) = std::env::var("SOAK_MINUTES") else { return };
+    let end =
+        Instant::now() + Duration::from_secs(60 * minutes.parse::<u64>().expect("SOAK_MINUTES is a number"));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock");
+    let mut rng = Rng::new(now.as_nanos() as u64);
+    let mut cases = 0;
+    while Instant::now() < end {
+        let names = starts::names();
+        let name = match names.get(rng.below(names.len() as u64 * 2) as usize) {
+            Some(name) => (*name).to_owned(),
+            None => format!("random-{}", rng.next_u64() >> 32),
+        };
+        let Some(start) = start(&name) else { continue };
+        for _ in 0..4 {
+            let case = Case { start: name.clone(), seed: rng.next_u64() >> 32, fault: Fault::PowerLoss };
+            println!("{cases} cases; {case}");
+            run(&case, &start);
+            let calls = start.calls(&case.script(&start));
+            for failing in [Failing::Once, Failing::Forever] {
+                run(&Case { fault: Fault::Call(rng.below(calls), failing), ..case.clone() }, &start);
+            }
+            cases += 3;
         }
     }
 }
@@ -71,27 +88,17 @@ fn a_missing_barrier_is_noticed() {
     }
 }
 
-fn fail_every_call(start: &Start, seed: u64) {
-    let script = start.script(9, seed);
-    let calls = start.calls(&script);
-    for failing in [Failing::Once, Failing::Forever] {
-        for nth in 0..calls {
-            if let Err(error) = start.fail(&script, nth, failing) {
-                panic!(
-                    "{}, seed {seed}, call {nth} of {calls} {failing:?}: {error}\n{script:#x?}",
-                    start.name
-                );
-            }
-        }
-    }
-}
-
 #[test]
 fn every_failing_call_leaves_a_latched_or_consistent_image() {
     for name in ["plain-512", "snapshot-512", "subclusters"] {
         let Some(start) = start(name) else { continue };
         for seed in 0..scaled(1) {
-            fail_every_call(&start, seed);
+            let case = Case { start: name.into(), seed, fault: Fault::PowerLoss };
+            for nth in 0..start.calls(&case.script(&start)) {
+                for failing in [Failing::Once, Failing::Forever] {
+                    run(&Case { fault: Fault::Call(nth, failing), ..case.clone() }, &start);
+                }
+            }
         }
     }
 }

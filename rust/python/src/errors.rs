@@ -18,6 +18,7 @@ mod classes {
     pyo3::import_exception!(pyimago._errors, ImageLockedError);
     pyo3::import_exception!(pyimago._errors, ImageClosedError);
     pyo3::import_exception!(pyimago._errors, LatchedError);
+    pyo3::import_exception!(pyimago._errors, WrongSecretError);
 }
 
 /// Why an operation failed.
@@ -77,6 +78,7 @@ pub(crate) fn exception(py: Python<'_>, error: &Error) -> PyErr {
         ErrorKind::Corrupt => classes::CorruptImageError::new_err(arguments),
         ErrorKind::Unsupported => classes::UnsupportedFeatureError::new_err(arguments),
         ErrorKind::ImplicitOpenDenied => classes::ImplicitOpenDeniedError::new_err(arguments),
+        ErrorKind::WrongSecret => classes::WrongSecretError::new_err(arguments),
         ErrorKind::Locked => classes::ImageLockedError::new_err(arguments),
         ErrorKind::Closed => classes::ImageClosedError::new_err(arguments),
         ErrorKind::Latched => classes::LatchedError::new_err(arguments),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use imago_core::access::image::{CHAIN_MAX, Image};
+use imago_core::format::CacheSizes;
 use imago_core::{IntoImage, qcow2, raw};
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -13,7 +14,9 @@ use crate::gate::PyGate;
 use crate::image::shared_image;
 use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::path::StrPath;
+use crate::secret::PySecret;
 use crate::storages::Storage;
+use crate::transfer::Offset;
 
 /// The engine's object until a `FormatAccess` takes it; locked while another thread is at it.
 struct Slot<T>(Arc<Mutex<Option<T>>>);
@@ -39,7 +42,7 @@ fn taken() -> PyErr {
 }
 
 macro_rules! format_class {
-    ($(#[$doc:meta])* $name:ident, $engine:ty, { $($own:tt)* }) => {
+    ($(#[$doc:meta])* $name:ident, $engine:ty, [$($extra:ident: $type:ty => $after:ident)?], { $($own:tt)* }) => {
         $(#[$doc])*
         #[pyclass(frozen, module = "pyimago")]
         pub(crate) struct $name(Slot<$engine>);
@@ -47,12 +50,12 @@ macro_rules! format_class {
         impl $name {
             fn open_with<F: Face>(
                 py: Python<'_>,
-                open: impl FnOnce() -> imago_core::Result<$engine> + Send + 'static,
+                open: impl FnOnce() -> Result<$engine, Failure> + Send + 'static,
             ) -> PyResult<Py<PyAny>> {
                 F::call(
                     py,
                     Venue::Thread,
-                    move || open().map_err(Failure::from),
+                    open,
                     |py, opened| Ok(Py::new(py, $name(Slot::new(opened)))?.into_any()),
                 )
             }
@@ -62,32 +65,48 @@ macro_rules! format_class {
         impl $name {
             /// Open the file at `path` as an image of this format. No other file is opened.
             #[staticmethod]
-            #[pyo3(signature = (path, *, write = false))]
-            fn open_path_sync(py: Python<'_>, path: StrPath, write: bool) -> PyResult<Py<PyAny>> {
-                Self::open_with::<Blocking>(py, move || <$engine>::open_path_sync(path.0, write))
+            #[pyo3(signature = (path, *, write = false $(, $extra = None)?))]
+            fn open_path_sync(py: Python<'_>, path: StrPath, write: bool $(, $extra: $type)?) -> PyResult<Py<PyAny>> {
+                Self::open_with::<Blocking>(py, move || {
+                    let opened = <$engine>::open_path_sync(path.0, write)?;
+                    $(let opened = $after(opened, $extra)?;)?
+                    Ok(opened)
+                })
             }
 
             /// As `open_path_sync`, awaited.
             #[staticmethod]
-            #[pyo3(signature = (path, *, write = false))]
-            fn open_path(py: Python<'_>, path: StrPath, write: bool) -> PyResult<Py<PyAny>> {
-                Self::open_with::<Awaited>(py, move || <$engine>::open_path_sync(path.0, write))
+            #[pyo3(signature = (path, *, write = false $(, $extra = None)?))]
+            fn open_path(py: Python<'_>, path: StrPath, write: bool $(, $extra: $type)?) -> PyResult<Py<PyAny>> {
+                Self::open_with::<Awaited>(py, move || {
+                    let opened = <$engine>::open_path_sync(path.0, write)?;
+                    $(let opened = $after(opened, $extra)?;)?
+                    Ok(opened)
+                })
             }
 
             /// Open `storage` as an image of this format. No other storage is opened.
             #[staticmethod]
-            #[pyo3(signature = (storage, *, write = false))]
-            fn open_image_sync(py: Python<'_>, storage: &Storage, write: bool) -> PyResult<Py<PyAny>> {
+            #[pyo3(signature = (storage, *, write = false $(, $extra = None)?))]
+            fn open_image_sync(py: Python<'_>, storage: &Storage, write: bool $(, $extra: $type)?) -> PyResult<Py<PyAny>> {
                 let storage = storage.shared();
-                Self::open_with::<Blocking>(py, move || <$engine>::open_shared_sync(storage, write))
+                Self::open_with::<Blocking>(py, move || {
+                    let opened = <$engine>::open_shared_sync(storage, write)?;
+                    $(let opened = $after(opened, $extra)?;)?
+                    Ok(opened)
+                })
             }
 
             /// As `open_image_sync`, awaited.
             #[staticmethod]
-            #[pyo3(signature = (storage, *, write = false))]
-            fn open_image(py: Python<'_>, storage: &Storage, write: bool) -> PyResult<Py<PyAny>> {
+            #[pyo3(signature = (storage, *, write = false $(, $extra = None)?))]
+            fn open_image(py: Python<'_>, storage: &Storage, write: bool $(, $extra: $type)?) -> PyResult<Py<PyAny>> {
                 let storage = storage.shared();
-                Self::open_with::<Awaited>(py, move || <$engine>::open_shared_sync(storage, write))
+                Self::open_with::<Awaited>(py, move || {
+                    let opened = <$engine>::open_shared_sync(storage, write)?;
+                    $(let opened = $after(opened, $extra)?;)?
+                    Ok(opened)
+                })
             }
 
             $($own)*
@@ -95,15 +114,25 @@ macro_rules! format_class {
     };
 }
 
+/// The image with its key, if it is encrypted and there is a secret; without one nothing but its metadata is of use.
+fn unlocked(mut image: qcow2::Qcow2, secret: Option<PySecret>) -> Result<qcow2::Qcow2, Failure> {
+    if image.needs_secret()
+        && let Some(secret) = PySecret::get_some(secret)?
+    {
+        image.unlock_sync(&secret)?;
+    }
+    Ok(image)
+}
+
 format_class!(
     /// A raw image: the bytes of the disk as they are.
-    Raw, raw::Raw, {}
+    Raw, raw::Raw, [], {}
 );
 
 format_class!(
     /// A qcow2 image whose metadata is open. What it names (backing file, data file) is set or opened before it is
     /// handed to a `FormatAccess` or `SyncFormatAccess`.
-    Qcow2, qcow2::Qcow2, {
+    Qcow2, qcow2::Qcow2, [secret: Option<PySecret> => unlocked], {
         /// Put `backing`, an open image, below this one instead of what its header names; None: nothing is below.
         fn set_backing(&self, backing: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
             let backing = backing.map(shared_image).transpose()?;
@@ -114,6 +143,24 @@ format_class!(
             self.0.with(|slot| {
                 if let Some(qcow2) = slot {
                     qcow2.set_backing(backing);
+                }
+            })
+        }
+
+        /// Say how many bytes of metadata to keep in memory: of the mapping and of the refcounts. None leaves it as it is.
+        #[pyo3(signature = (*, l2_cache_size = None, refcount_cache_size = None))]
+        fn set_cache_sizes(
+            &self,
+            l2_cache_size: Option<Offset>,
+            refcount_cache_size: Option<Offset>,
+        ) -> PyResult<()> {
+            let sizes = CacheSizes {
+                l2: l2_cache_size.map(|bytes| bytes.0),
+                refcount: refcount_cache_size.map(|bytes| bytes.0),
+            };
+            self.0.with(|slot| {
+                if let Some(qcow2) = slot {
+                    qcow2.set_cache_sizes(sizes);
                 }
             })
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use imago_core::access::image::Image;
-use imago_core::format::ZeroIntent;
+use imago_core::format::{CacheUse, ZeroIntent};
 use pyo3::exceptions::{PyResourceWarning, PyTypeError};
 use pyo3::prelude::*;
 
@@ -14,7 +14,7 @@ use crate::errors::{Failure, exception};
 use crate::extents::{self, AsyncExtentIterator, ExtentIterator};
 use crate::formats;
 use crate::operation::{Awaited, Blocking, Face, Venue};
-use crate::transfer::{Offset, Transfer};
+use crate::transfer::{Level, Offset, Transfer};
 
 fn zero<F: Face>(
     py: Python<'_>,
@@ -30,6 +30,17 @@ fn zero<F: Face>(
         length,
     )?;
     F::on_image(py, access, move |_, image| image.write_zeroes(offset, length, intent))
+}
+
+fn cache_stats<'py>(py: Python<'py>, access: &Arc<Access>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let Some(stats) = access.image(py)?.get().cache_stats() else { return Ok(None) };
+    let types = py.import("pyimago._types")?;
+    let cache = types.getattr("CacheUse")?;
+    let usage = |cache_use: CacheUse| {
+        let CacheUse { hits, misses, capacity, used } = cache_use;
+        cache.call1((hits, misses, capacity, used))
+    };
+    types.getattr("CacheStats")?.call1((usage(stats.l2)?, usage(stats.refcount)?)).map(Some)
 }
 
 fn close<F: Face>(py: Python<'_>, access: &Arc<Access>) -> PyResult<Py<PyAny>> {
@@ -94,6 +105,24 @@ macro_rules! image_class {
             /// Write many buffers, each to its own offset: `requests` are pairs of buffer and offset (bytes).
             fn write_many(&self, py: Python<'_>, requests: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
                 <$face>::transfer(py, &self.access, Transfer::write_many(requests)?)
+            }
+
+            /// How the caches of the metadata have been used since the image was opened: a `CacheStats`; None for raw images.
+            fn cache_stats<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+                cache_stats(py, &self.access)
+            }
+
+            /// Write the bytes of `data`, any buffer, to the disk from `offset` (bytes) on, in compressed clusters (qcow2 only). `offset` and length are
+            /// multiples of the cluster size, but for the disk's end. `level` is 1 to 9 (zlib) or 1 to 22 (zstd); None is `qemu-img`'s.
+            #[pyo3(signature = (data, offset, *, level = None))]
+            fn write_compressed(
+                &self,
+                py: Python<'_>,
+                data: &Bound<'_, PyAny>,
+                offset: Offset,
+                level: Option<Level>,
+            ) -> PyResult<Py<PyAny>> {
+                <$face>::transfer(py, &self.access, Transfer::write_compressed(data, offset, level)?)
             }
 
             /// Make `length` bytes from `offset` (bytes) on read as zeroes; the space for them goes back to the host where that is possible.

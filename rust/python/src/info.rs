@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use imago_core::access::image::CHAIN_MAX;
 use imago_core::access::info::{ImageInfo, info as image_info};
 use imago_core::access::open::ReferenceKind;
-use imago_core::format::qcow2_info::{Qcow2Info, SnapshotInfo};
+use imago_core::crypt::{CipherSpec, IvGenerator};
+use imago_core::format::luks::LuksInfo;
+use imago_core::format::qcow2_info::{EncryptionInfo, Qcow2Info, SnapshotInfo};
 use imago_core::format::{FormatKind, FormatSpecificInfo};
 use imago_core::storage::file::File;
 use imago_core::storage::{Lock, Storage, StorageOpenOptions};
@@ -101,6 +103,13 @@ impl Facts {
             specific.set_item("data", qcow2_document(py, qcow2)?)?;
             document.set_item("format-specific", specific)?;
         }
+        if let Some(FormatSpecificInfo::Luks(luks)) = &image.format.specific {
+            document.set_item("encrypted", true)?;
+            let specific = PyDict::new(py);
+            specific.set_item("type", "luks")?;
+            specific.set_item("data", luks_document(py, luks)?)?;
+            document.set_item("format-specific", specific)?;
+        }
         Ok(document)
     }
 
@@ -165,13 +174,47 @@ fn qcow2_document<'py>(py: Python<'py>, qcow2: &Qcow2Info) -> PyResult<Bound<'py
     data.set_item("refcount-bits", qcow2.refcount_bits)?;
     set_some(&data, "data-file", qcow2.data_file.as_deref())?;
     set_some(&data, "data-file-raw", qcow2.data_file_raw)?;
-    if let Some(method) = qcow2.encrypted {
-        let encrypt = PyDict::new(py);
+    if let Some(encryption) = &qcow2.encrypted {
+        let (method, encrypt) = match encryption {
+            EncryptionInfo::Aes => ("aes", PyDict::new(py)),
+            EncryptionInfo::Luks(luks) => ("luks", luks_document(py, luks)?),
+        };
         encrypt.set_item("format", method)?;
         data.set_item("encrypt", encrypt)?;
     }
     set_some(&data, "corrupt", newer.map(|qcow2| qcow2.corrupt))?;
     set_some(&data, "extended-l2", newer.map(|qcow2| qcow2.extended_l2))?;
+    Ok(data)
+}
+
+fn luks_document<'py>(py: Python<'py>, luks: &LuksInfo) -> PyResult<Bound<'py, PyDict>> {
+    let CipherSpec { algorithm, key_bits, mode, iv } = luks.cipher;
+    let data = PyDict::new(py);
+    data.set_item("ivgen-alg", iv.name())?;
+    if let IvGenerator::Essiv(hash) = iv {
+        data.set_item("ivgen-hash-alg", hash.name())?;
+    }
+    data.set_item("detached-header", false)?;
+    data.set_item("hash-alg", luks.hash.name())?;
+    data.set_item("cipher-alg", format!("{}-{key_bits}", algorithm.name()))?;
+    data.set_item("uuid", &luks.uuid)?;
+    data.set_item("cipher-mode", mode.name())?;
+    let slots = PyList::empty(py);
+    for slot in &luks.slots {
+        let document = PyDict::new(py);
+        document.set_item("active", slot.active)?;
+        if slot.active {
+            document.set_item("iters", slot.iterations)?;
+        }
+        document.set_item("key-offset", slot.material_offset)?;
+        if slot.active {
+            document.set_item("stripes", slot.stripes)?;
+        }
+        slots.append(document)?;
+    }
+    data.set_item("slots", slots)?;
+    data.set_item("payload-offset", luks.payload_offset)?;
+    data.set_item("master-key-iters", luks.digest_iterations)?;
     Ok(data)
 }
 

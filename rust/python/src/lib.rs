@@ -19,6 +19,7 @@ mod image;
 mod info;
 mod operation;
 mod path;
+mod secret;
 mod storages;
 mod transfer;
 mod verbs;
@@ -57,6 +58,10 @@ mod _native {
     use crate::verbs::convert::{convert, convert_awaited};
     #[pymodule_export]
     use crate::verbs::create::{create, create_awaited};
+    #[pymodule_export]
+    use crate::verbs::keys::{
+        add_key, add_key_awaited, change_key, change_key_awaited, erase_key, erase_key_awaited,
+    };
     #[pymodule_export]
     use crate::verbs::measure::{measure, measure_awaited};
     #[pymodule_export]

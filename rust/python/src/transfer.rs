@@ -1,6 +1,7 @@
 //! Reads and writes: which memory, which offsets, how far they have come.
 
 use imago_core::access::image::Image;
+use imago_core::access::pack::CompressionLevel;
 use imago_core::{IoVector, IoVectorMut, Result};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -17,6 +18,7 @@ pub(crate) const INLINE_LIMIT: usize = 64 << 10;
 enum Direction {
     Read,
     Write,
+    WriteCompressed(CompressionLevel),
 }
 
 /// One contiguous guest range and the memory for it.
@@ -169,11 +171,22 @@ impl Transfer {
         Ok(Self::new(Direction::Write, segments_of(Buffer::readable, pairs)?))
     }
 
+    /// Writes one buffer in compressed clusters.
+    pub(crate) fn write_compressed(
+        data: &Bound<'_, PyAny>,
+        offset: Offset,
+        level: Option<Level>,
+    ) -> PyResult<Self> {
+        let segment = Segment::new(smallvec![Buffer::readable(data)?], offset.0);
+        let level = level.map_or(CompressionLevel::Default, |level| level.0);
+        Ok(Self::new(Direction::WriteCompressed(level), smallvec![segment]))
+    }
+
     /// Refuses what cannot succeed before anything of it is done.
     pub(crate) fn check(&self, access: &Access) -> PyResult<()> {
         let what = match self.direction {
             Direction::Read => "read",
-            Direction::Write => {
+            Direction::Write | Direction::WriteCompressed(_) => {
                 access.check_writable()?;
                 "write"
             }
@@ -198,7 +211,7 @@ impl Transfer {
 
     /// Reads on for as long as nothing has to be waited for.
     pub(crate) fn advance(&mut self, image: &Image, budget: &impl Budget) -> Result<Progress> {
-        if self.direction == Direction::Write {
+        if self.direction != Direction::Read {
             return Ok(Progress::Waits);
         }
         while let Some(segment) = self.segments.get(self.next) {
@@ -230,6 +243,9 @@ impl Transfer {
                     image.read(segment.memory(self.filled), segment.offset + self.filled as u64)?;
                 }
                 Direction::Write => image.write(segment.data(), segment.offset)?,
+                Direction::WriteCompressed(level) => {
+                    image.write_compressed(segment.data(), segment.offset, level)?;
+                }
             }
             self.next += 1;
             self.filled = 0;
@@ -260,6 +276,23 @@ impl<'py> FromPyObject<'_, 'py> for Offset {
                     "{} is out of range: offsets and lengths are not negative and below 2**64",
                     *object
                 ))
+            } else {
+                error
+            }
+        })
+    }
+}
+
+/// A compression level. A number that no method has is a `ValueError`, anything else than a number a `TypeError`.
+pub(crate) struct Level(pub(crate) CompressionLevel);
+
+impl<'py> FromPyObject<'_, 'py> for Level {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        object.extract::<u32>().map(|level| Level(CompressionLevel::Of(level))).map_err(|error| {
+            if error.is_instance_of::<pyo3::exceptions::PyOverflowError>(object.py()) {
+                PyValueError::new_err(format!("there is no compression level {}", *object))
             } else {
                 error
             }

@@ -37,7 +37,7 @@ pub fn survivor(media: &[Vec<u8>], backing: &[u8]) -> Result<View, String> {
 #[derive(Debug)]
 pub struct Start {
     /// Names it in failures and replays.
-    pub name: &'static str,
+    pub name: String,
     /// What it is like.
     pub config: Config,
     built: Built,
@@ -60,7 +60,7 @@ pub struct Content {
 
 impl Start {
     /// An image of that kind; `None` if it takes QEMU to make it, and that is not there.
-    pub fn new(name: &'static str, config: Config, content: Content) -> Option<Self> {
+    pub fn new(name: &str, config: Config, content: Content) -> Option<Self> {
         let by_qemu = content.compressed || content.snapshot;
         if by_qemu && !qemu::qemu_or_skip() {
             return None;
@@ -86,7 +86,7 @@ impl Start {
         let view = built.checked_view().expect("a clean image");
         let image = std::fs::read(&built.path).expect("the image");
         let media = [image].into_iter().chain(built.data_file()).collect();
-        Some(Start { name, config, built, media, view })
+        Some(Start { name: name.to_owned(), config, built, media, view })
     }
 
     /// Opens storages that hold such an image: its own, and its data file's.
@@ -283,10 +283,11 @@ impl Start {
             history.push(epoch, model.at_most(&op), op.crash());
             history.push(epoch, model.view.clone(), op.crash());
             if op.crash() != Crash::Sectors {
-                match &done {
-                    Ok(()) => history.flushed(sim.epoch()),
-                    Err(_) => flush_failed = true,
+                if done.is_ok() {
+                    history.flushed(sim.epoch());
                 }
+                // One that changed nothing may be tried again.
+                flush_failed = done.is_err();
             }
             // After a failed flush nobody can tell what the medium holds: another user of it would be misled.
             if op == Op::Reopen && !flush_failed {

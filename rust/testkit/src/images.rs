@@ -7,8 +7,8 @@ use std::sync::Arc;
 use imago_core::access::image::Image;
 use imago_core::access::open::OpenOptions;
 use imago_core::file::File;
-use imago_core::format::ImplicitReference;
 use imago_core::format::qcow2::create::{CreateOptions, Version, create};
+use imago_core::format::{Compression, ImplicitReference};
 use imago_core::{Result, Storage, StorageOpenOptions};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -47,6 +47,7 @@ pub struct Config {
     pub size: u64,
     pub backing: Option<Backing>,
     pub data_file: DataFile,
+    pub zstd: bool,
 }
 
 impl Config {
@@ -60,6 +61,7 @@ impl Config {
             size,
             backing: None,
             data_file: DataFile::None,
+            zstd: false,
         }
     }
 
@@ -71,6 +73,7 @@ impl Config {
             cluster,
             subcluster: if self.extended_l2 { cluster / 32 } else { cluster },
             table: cluster / if self.extended_l2 { 16 } else { 8 } * cluster,
+            compresses: self.data_file == DataFile::None,
         }
     }
 
@@ -100,13 +103,19 @@ impl Config {
             }),
             data_file: (self.data_file != DataFile::None).then(|| "data".into()),
             data_file_raw: self.data_file == DataFile::Raw,
+            compression: if self.zstd { Compression::Zstd } else { Compression::Deflate },
             ..CreateOptions::default()
         }
     }
 
     /// Creates it, with its backing and data file, in a directory of its own.
     pub fn build(&self) -> Built {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        self.build_in(&std::env::temp_dir())
+    }
+
+    /// The same in a directory of its own under `parent`.
+    pub fn build_in(&self, parent: &Path) -> Built {
+        let dir = tempfile::tempdir_in(parent).expect("a temporary directory");
         let backing = self.backing.map(|backing| build_backing(dir.path(), backing)).unwrap_or_default();
         let path = dir.path().join("image.qcow2");
         let storage = new_file(&path);
@@ -139,8 +148,9 @@ pub fn config() -> impl Strategy<Value = Config> {
     let data_file =
         prop_oneof![6 => Just(DataFile::None), 1 => Just(DataFile::Plain), 1 => Just(DataFile::Raw)];
     let backing = prop::option::weighted(0.6, (any::<bool>(), 0..7u64));
-    (cluster_bits, prop_oneof![1 => Just(2), 4 => Just(3)], 0..7u32, any::<bool>(), data_file, backing)
-        .prop_flat_map(|(bits, version, order, extended, data_file, backing)| {
+    let bools = (any::<bool>(), any::<bool>());
+    (cluster_bits, prop_oneof![1 => Just(2), 4 => Just(3)], 0..7u32, bools, data_file, backing).prop_flat_map(
+        |(bits, version, order, (extended, zstd), data_file, backing)| {
             sizes(bits).prop_map(move |size| {
                 let data_file = if version == 2 { DataFile::None } else { data_file };
                 let backing =
@@ -163,9 +173,11 @@ pub fn config() -> impl Strategy<Value = Config> {
                     size,
                     backing,
                     data_file,
+                    zstd: zstd && version == 3,
                 }
             })
-        })
+        },
+    )
 }
 
 /// Creates a backing file with content; returns what it shows.

@@ -9,6 +9,7 @@ pub mod model;
 pub mod ops;
 pub mod qcow2;
 pub mod qemu;
+pub mod replay;
 pub mod rng;
 pub mod sim;
 pub mod starts;

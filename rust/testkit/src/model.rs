@@ -19,6 +19,8 @@ pub struct Geometry {
     pub subcluster: u64,
     /// Guest bytes that one L2 table maps.
     pub table: u64,
+    /// Compressed clusters can be written.
+    pub compresses: bool,
 }
 
 /// The bytes that a write with that seed puts at `offset`; seed 0 writes zeroes.
@@ -26,6 +28,18 @@ pub fn pattern(seed: u8, offset: u64, len: u64) -> Vec<u8> {
     let byte =
         |at: u64| (at ^ at >> 8 ^ at >> 16).wrapping_mul(31).wrapping_add(u64::from(seed) * 97) as u8 | 1;
     if seed == 0 { vec![0; len as usize] } else { (offset..offset + len).map(byte).collect() }
+}
+
+/// What a compressed write with that seed puts at `offset`: bytes of which most clusters pack well, some do not, and
+/// some are zeroes.
+pub fn packable(seed: u8, offset: u64, len: u64) -> Vec<u8> {
+    let mut bytes = pattern(seed, offset, len);
+    if !seed.is_multiple_of(4) {
+        for (run, at) in bytes.chunks_mut(24).zip((offset..).step_by(24)) {
+            run.fill(pattern(seed, at / 24, 1)[0]);
+        }
+    }
+    bytes
 }
 
 /// What an image shows to whoever looks at it.

@@ -13,21 +13,42 @@
 use std::ops::Range;
 
 use imago_core::access::image::Image;
+use imago_core::access::pack::CompressionLevel;
 use imago_core::format::ZeroIntent;
 use proptest::prelude::*;
-use proptest::strategy::{Union, ValueTree};
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use proptest::strategy::Union;
 
-use crate::model::{Geometry, Model, pattern};
+use crate::model::{Geometry, Model, packable, pattern};
+use crate::rng::by_seed;
 
 /// One operation on an image; offsets and lengths in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are the operations' arguments")]
 pub enum Op {
-    Read { offset: u64, len: u64 },
-    Write { offset: u64, len: u64, seed: u8 },
-    WriteZeroes { offset: u64, len: u64, unmap: bool },
-    Discard { offset: u64, len: u64 },
+    Read {
+        offset: u64,
+        len: u64,
+    },
+    Write {
+        offset: u64,
+        len: u64,
+        seed: u8,
+    },
+    /// Of whole clusters.
+    WriteCompressed {
+        offset: u64,
+        len: u64,
+        seed: u8,
+    },
+    WriteZeroes {
+        offset: u64,
+        len: u64,
+        unmap: bool,
+    },
+    Discard {
+        offset: u64,
+        len: u64,
+    },
     Flush,
     Reopen,
 }
@@ -47,9 +68,11 @@ impl Op {
     /// What a loss of power in the middle of it leaves.
     pub fn crash(&self) -> Crash {
         match self {
-            Op::Read { .. } | Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard { .. } => {
-                Crash::Sectors
-            }
+            Op::Read { .. }
+            | Op::Write { .. }
+            | Op::WriteCompressed { .. }
+            | Op::WriteZeroes { .. }
+            | Op::Discard { .. } => Crash::Sectors,
             Op::Flush | Op::Reopen => Crash::Durable,
         }
     }
@@ -61,6 +84,7 @@ impl Op {
         match &mut op {
             Op::Read { offset, len }
             | Op::Write { offset, len, .. }
+            | Op::WriteCompressed { offset, len, .. }
             | Op::WriteZeroes { offset, len, .. }
             | Op::Discard { offset, len } => {
                 *offset = (*offset).min(model.size());
@@ -77,6 +101,9 @@ impl Op {
         match *self {
             Op::Read { offset, len } => image.read(&mut vec![0; len as usize], offset),
             Op::Write { offset, len, seed } => image.write(&pattern(seed, offset, len), offset),
+            Op::WriteCompressed { offset, len, seed } => {
+                image.write_compressed(&packable(seed, offset, len), offset, CompressionLevel::Default)
+            }
             Op::WriteZeroes { offset, len, unmap } => {
                 image.write_zeroes(offset, len, if unmap { ZeroIntent::Unmap } else { ZeroIntent::Keep })
             }
@@ -92,6 +119,10 @@ impl Op {
                 model.view.disk[offset as usize..(offset + len) as usize]
                     .copy_from_slice(&pattern(seed, offset, len));
             }
+            Op::WriteCompressed { offset, len, seed } => {
+                model.view.disk[offset as usize..(offset + len) as usize]
+                    .copy_from_slice(&packable(seed, offset, len));
+            }
             Op::WriteZeroes { offset, len, .. } => {
                 model.view.disk[offset as usize..(offset + len) as usize].fill(0);
             }
@@ -106,7 +137,7 @@ impl Op {
 
 /// Ranges inside the disk, biased to start or end at, or just beside, an edge.
 fn range(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
-    let Geometry { size, cluster, subcluster, table } = geometry;
+    let Geometry { size, cluster, subcluster, table, .. } = geometry;
     let unit = prop_oneof![1 => Just(512), 4 => Just(subcluster), 4 => Just(cluster), 2 => Just(table), 1 => Just(1)];
     let point =
         (unit, any::<prop::sample::Index>(), prop_oneof![3 => Just(0i64), 1 => -2i64..3, 1 => -600i64..600])
@@ -123,12 +154,21 @@ fn range(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
     .prop_map(move |(start, len)| (start, len.min(size - start)))
 }
 
+/// Ranges of whole clusters; the disk's end is one's end too.
+fn clusters(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
+    let Geometry { size, cluster, .. } = geometry;
+    (any::<prop::sample::Index>(), 1..6u64).prop_map(move |(index, count)| {
+        let start = index.index(size.div_ceil(cluster) as usize) as u64 * cluster;
+        (start, (count * cluster).min(size - start))
+    })
+}
+
 /// An operation for an image of that geometry, with its weight.
 fn any_op(geometry: Geometry) -> impl Strategy<Value = Op> {
     let range = range(geometry).boxed();
     let write = (range.clone(), any::<u8>());
     let zeroes = (range.clone(), any::<bool>());
-    let ops = vec![
+    let mut ops = vec![
         (4, range.clone().prop_map(|(offset, len)| Op::Read { offset, len }).boxed()),
         (8, write.prop_map(|((offset, len), seed)| Op::Write { offset, len, seed }).boxed()),
         (4, zeroes.prop_map(|((offset, len), unmap)| Op::WriteZeroes { offset, len, unmap }).boxed()),
@@ -136,6 +176,11 @@ fn any_op(geometry: Geometry) -> impl Strategy<Value = Op> {
         (1, Just(Op::Flush).boxed()),
         (1, Just(Op::Reopen).boxed()),
     ];
+    if geometry.compresses {
+        let packed = (clusters(geometry), any::<u8>());
+        let packed = packed.prop_map(|((offset, len), seed)| Op::WriteCompressed { offset, len, seed });
+        ops.push((5, packed.boxed()));
+    }
     Union::new_weighted(ops)
 }
 
@@ -146,9 +191,5 @@ pub fn script(geometry: Geometry, ops: Range<usize>) -> impl Strategy<Value = Ve
 
 /// The same script every time for one seed.
 pub fn fixed_script(geometry: Geometry, ops: usize, seed: u64) -> Vec<Op> {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    script(geometry, ops..ops + 1).new_tree(&mut runner).expect("a script without conditions").current()
+    by_seed(script(geometry, ops..ops + 1), seed)
 }

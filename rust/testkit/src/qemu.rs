@@ -158,3 +158,80 @@ fn convert_to_raw(path: &Path, more: &[&str]) -> Vec<u8> {
     succeed("qemu-img", &args);
     std::fs::read(raw.path()).expect("what qemu-img wrote")
 }
+
+/// An encrypted image of format `luks` or `qcow2`, and what opens it.
+#[derive(Clone, Copy, Debug)]
+pub struct Encrypted<'a> {
+    /// Its file.
+    pub path: &'a Path,
+    /// `luks`, or `qcow2` with LUKS or AES inside.
+    pub format: &'a str,
+    /// The passphrase; text without commas.
+    pub secret: &'a str,
+}
+
+impl Encrypted<'_> {
+    /// What QEMU puts before the options of encryption.
+    fn prefix(&self) -> &'static str {
+        if self.format == "qcow2" { "encrypt." } else { "" }
+    }
+
+    fn secret(&self) -> String {
+        format!("secret,id=s,data={}", self.secret)
+    }
+
+    fn node(&self) -> String {
+        let (format, prefix) = (self.format, self.prefix());
+        format!("driver={format},{prefix}key-secret=s,file.filename={}", self.path.display())
+    }
+
+    /// Creates it; `options` are those of encryption, without prefix. QEMU takes a second or so to count iterations.
+    #[track_caller]
+    pub fn create(&self, size: u64, options: &[&str]) {
+        let prefix = self.prefix();
+        let mut all = vec![format!("{prefix}key-secret=s")];
+        all.extend(options.iter().map(|option| format!("{prefix}{option}")));
+        let (secret, all, size) = (self.secret(), all.join(","), size.to_string());
+        let path = self.path.to_str().expect("text");
+        img(&["create", "-q", "-f", self.format, "--object", &secret, "-o", &all, path, &size]);
+    }
+
+    /// As [`io`].
+    #[track_caller]
+    pub fn io<S: AsRef<str>>(&self, commands: &[S]) -> String {
+        let (secret, node) = (self.secret(), self.node());
+        let mut args: Vec<&OsStr> = vec!["--object".as_ref(), secret.as_ref(), "--image-opts".as_ref()];
+        for command in commands {
+            args.extend([OsStr::new("-c"), command.as_ref().as_ref()]);
+        }
+        args.push(node.as_ref());
+        let said = succeed("qemu-io", &args);
+        assert!(!said.contains("verification failed") && !said.contains("failed:"), "{said}");
+        said
+    }
+
+    /// Whether QEMU opens it with the secret.
+    pub fn opens(&self) -> bool {
+        let (secret, node) = (self.secret(), self.node());
+        let args = ["--object", &secret, "--image-opts", "-r", "-c", "read 0 512", &node];
+        run("qemu-io", &args.map(OsStr::new)).status.success()
+    }
+
+    /// # Panics
+    /// When `qemu-img check` finds anything.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        img(&["check", "-q", "--object", &self.secret(), "--image-opts", &self.node()]);
+    }
+
+    /// What the guest sees, as `qemu-img convert` has it.
+    #[track_caller]
+    pub fn content(&self) -> Vec<u8> {
+        let folder = self.path.parent().expect("an image is in a folder");
+        let raw = tempfile::NamedTempFile::new_in(folder).expect("a temporary file");
+        let (secret, node) = (self.secret(), self.node());
+        let path = raw.path().to_str().expect("text");
+        img(&["convert", "--object", &secret, "--image-opts", "-O", "raw", &node, path]);
+        std::fs::read(raw.path()).expect("what qemu-img wrote")
+    }
+}

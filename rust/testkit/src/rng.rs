@@ -1,5 +1,20 @@
 //! Random numbers that a seed repeats (splitmix64).
 
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+/// What a strategy gives for a seed: the same every time.
+///
+/// # Panics
+/// When the strategy has conditions, and they are not met.
+pub fn by_seed<S: Strategy>(strategy: S, seed: u64) -> S::Value {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    strategy.new_tree(&mut runner).expect("no conditions").current()
+}
+
 /// A generator; the same seed gives the same numbers.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);

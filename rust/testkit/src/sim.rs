@@ -20,8 +20,8 @@
 //! Several storages can share one power supply ([`SimStorage::beside`]): syncs, calls and faults are counted over all of them. A sync
 //! is a barrier for its own storage only; changes of the others stay in doubt until one of theirs.
 //!
-//! A call that fails ([`SimStorage::fail_call`]) reports `EIO`; a write or zeroing that fails has had none, half or all of its
-//! effect, by turns. After a failed sync no epoch ends any more: no later sync makes up for it.
+//! A call that fails ([`SimStorage::fail_call`]) reports `EIO`; a write or zeroing that fails has had none, half (in whole
+//! sectors) or all of its effect, by turns. After a failed sync no epoch ends any more: no later sync makes up for it.
 //!
 //! [`Storage::try_readv_at`] fills nothing, half or all of it by turns.
 
@@ -301,6 +301,13 @@ impl State {
         }
     }
 
+    /// The same of a change at `offset`; a sector is changed whole or not at all.
+    fn share_of_sectors(&self, offset: u64, whole: usize) -> usize {
+        let share = self.share(whole);
+        let torn = (offset + share as u64) % SECTOR as u64;
+        if share == whole { whole } else { share.saturating_sub(torn as usize) }
+    }
+
     /// The part of a range that is inside a medium's length.
     fn inside(&self, medium: usize, offset: u64, len: u64) -> Range<usize> {
         let end = self.media[medium].bytes.len() as u64;
@@ -572,7 +579,7 @@ impl Storage for SimStorage {
         bufs.copy_to_slice(&mut bytes);
         let (mut state, result) = self.enter("write");
         if result.is_err() {
-            bytes.truncate(state.share(bytes.len()));
+            bytes.truncate(state.share_of_sectors(offset, bytes.len()));
         }
         if !bytes.is_empty() {
             let end = offset
@@ -593,7 +600,7 @@ impl Storage for SimStorage {
         let (mut state, result) = self.enter("write zeroes");
         let mut range = state.inside(self.medium, offset, len);
         if result.is_err() {
-            range.end = range.start + state.share(range.len());
+            range.end = range.start + state.share_of_sectors(offset, range.len());
         }
         state.zero(self.medium, range);
         result.map_err(|error| error.at(offset))

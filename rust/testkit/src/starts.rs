@@ -1,7 +1,8 @@
 //! The images that scripts start from when power is lost: one for each way in which the engine can differ.
 
 use crate::crash::{Content, Start};
-use crate::images::{Backing, Config, DataFile};
+use crate::images::{self, Backing, Config, DataFile};
+use crate::rng::by_seed;
 
 /// Everything that is needed to make the start image of that name.
 #[derive(Clone, Debug)]
@@ -16,11 +17,20 @@ pub fn names() -> Vec<&'static str> {
     recipes().into_iter().map(|recipe| recipe.name).collect()
 }
 
-/// The start image of that name; `None` if it takes QEMU to make it and that is not there.
+/// The start image of that name; `None` if it takes QEMU to make it and that is not there. `random-SEED` is one of any combination
+/// of features that makes sense.
 ///
 /// # Panics
 /// When there is none of that name.
 pub fn start(name: &str) -> Option<Start> {
+    if let Some(seed) = name.strip_prefix("random-") {
+        let seed: u64 = seed.parse().expect("random-SEED");
+        // The history keeps the disk after every operation.
+        let small = |config: &Config| config.size <= 400 << 10 && config.cluster_bits <= 16;
+        let mut configs = (0..).map(|nth| by_seed(images::config(), seed ^ nth << 40));
+        let config = configs.find(small).expect("one of the many");
+        return Start::new(name, config, Content { compressed: false, used: true, snapshot: false });
+    }
     let recipe = recipes().into_iter().find(|recipe| recipe.name == name);
     let recipe = recipe.unwrap_or_else(|| panic!("no start image {name:?}; there are {:?}", names()));
     Start::new(recipe.name, recipe.config, recipe.content)

@@ -4,13 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::align::aligned;
+use super::check;
 use super::gate::{Gate, ReferenceKind};
 use super::image::{Base, CHAIN_MAX, Image};
 use super::probe::probe;
+use crate::crypt::Secret;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::qcow2::Driver;
+use crate::format::luks::Volume;
+use crate::format::qcow2::{Driver, needs_cleaning};
 use crate::format::raw::Raw;
-use crate::format::{Format, FormatKind, ImplicitReference};
+use crate::format::{CacheSizes, Format, FormatKind, ImplicitReference};
+use crate::storage::encrypted::Encrypted;
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
 
@@ -26,17 +30,28 @@ impl Link {
     pub(super) fn open_snapshot(
         storage: Arc<dyn Storage>,
         kind: Option<FormatKind>,
+        secret: Option<&Secret>,
         id_or_name: &str,
     ) -> Result<Self> {
         let storage = aligned(storage);
         match kind.map_or_else(|| probe(&*storage), Ok)? {
-            FormatKind::Raw => Err(named(storage.path(), Error::unsupported("raw images have no snapshots"))),
-            FormatKind::Qcow2 => Ok(Link::Qcow2(Box::new(Driver::open_snapshot(storage, id_or_name)?))),
+            kind @ (FormatKind::Raw | FormatKind::Luks) => {
+                Err(named(storage.path(), Error::unsupported(format!("{kind} images have no snapshots"))))
+            }
+            FormatKind::Qcow2 => {
+                let driver = Driver::open_snapshot(Arc::clone(&storage), id_or_name)?;
+                Self::unlocked(driver, storage, secret)
+            }
         }
     }
 
     /// Opens the image in `storage`; without a `kind` its first bytes decide.
-    pub(super) fn open(storage: Arc<dyn Storage>, writable: bool, kind: Option<FormatKind>) -> Result<Self> {
+    pub(super) fn open(
+        storage: Arc<dyn Storage>,
+        writable: bool,
+        kind: Option<FormatKind>,
+        secret: Option<&Secret>,
+    ) -> Result<Self> {
         let storage = aligned(storage);
         let found = match kind {
             Some(kind) => kind,
@@ -44,8 +59,29 @@ impl Link {
         };
         Ok(match found {
             FormatKind::Raw => Link::Raw { driver: Raw::open(storage, writable)?, probed: kind.is_none() },
-            FormatKind::Qcow2 => Link::Qcow2(Box::new(Driver::open(storage, writable)?)),
+            FormatKind::Qcow2 => {
+                let driver = open_qcow2(Arc::clone(&storage), writable)?;
+                Self::unlocked(driver, storage, secret)?
+            }
+            FormatKind::Luks => {
+                let volume = Volume::open(Arc::clone(&storage))?;
+                let unlocked = volume.unlock(needed(secret, &*storage)?)?;
+                let disk = Encrypted::new(storage, volume.cipher(&unlocked)?, volume.payload_offset());
+                let driver = Raw::decrypted(aligned(Arc::new(disk)), writable, volume.info())?;
+                Link::Raw { driver, probed: false }
+            }
         })
+    }
+
+    /// The image of `driver`, in `storage`, with its key.
+    fn unlocked(mut driver: Driver, storage: Arc<dyn Storage>, secret: Option<&Secret>) -> Result<Self> {
+        if driver.needs_secret() {
+            driver.unlock(needed(secret, &*storage)?)?;
+            if !driver.needs_data_file() {
+                set_data_storage(&mut driver, storage)?;
+            }
+        }
+        Ok(Link::Qcow2(Box::new(driver)))
     }
 
     pub(super) fn backing_reference(&self) -> Option<ImplicitReference> {
@@ -66,8 +102,18 @@ impl Link {
     pub(super) fn set_data_storage(&mut self, storage: Arc<dyn Storage>) -> Result<()> {
         match self {
             Link::Raw { .. } => Err(Error::invalid_input("a raw image has no external data file")),
-            Link::Qcow2(driver) => driver.set_data_storage(aligned(storage)),
+            Link::Qcow2(driver) => set_data_storage(driver, aligned(storage)),
         }
+    }
+
+    /// Says how much the caches of metadata may hold.
+    pub(super) fn set_cache_sizes(&mut self, sizes: CacheSizes) -> Result<()> {
+        match self {
+            _ if sizes == CacheSizes::default() => {}
+            Link::Raw { .. } => return Err(Error::invalid_input("a raw image has no metadata to cache")),
+            Link::Qcow2(driver) => driver.set_cache_sizes(sizes),
+        }
+        Ok(())
     }
 
     pub(super) fn into_image(self, base: Base) -> Image {
@@ -82,9 +128,41 @@ impl Link {
     }
 }
 
+/// Says where guest data of `driver` is, which is unlocked if it needs that: in `storage`, which takes any request.
+pub(super) fn set_data_storage(driver: &mut Driver, storage: Arc<dyn Storage>) -> Result<()> {
+    let data = match driver.cipher() {
+        // The IVs of a qcow2 image count the sectors of the file.
+        Some(cipher) => aligned(Arc::new(Encrypted::new(storage, Arc::clone(cipher), 0))),
+        None => storage,
+    };
+    driver.set_data_storage(data)
+}
+
+/// The secret of the encrypted image in `storage`.
+fn needed<'a>(secret: Option<&'a Secret>, storage: &dyn Storage) -> Result<&'a Secret> {
+    secret.ok_or_else(|| {
+        named(
+            storage.path(),
+            Error::new(ErrorKind::WrongSecret, "the image is encrypted: give the secret that opens it"),
+        )
+    })
+}
+
+/// Opens a qcow2 image. One that is to be written and was not closed cleanly is repaired first; if that cannot make it right, or
+/// it could not be opened otherwise, nothing is opened.
+pub(super) fn open_qcow2(storage: Arc<dyn Storage>, writable: bool) -> Result<Driver> {
+    if writable && storage.capabilities().write && needs_cleaning(&*storage)? {
+        drop(Driver::open(Arc::clone(&storage), false)?);
+        check::make_clean(&*storage)?;
+    }
+    Driver::open(storage, writable)
+}
+
 /// Opens what images name.
 pub(super) struct Opener<'a> {
     pub(super) gate: &'a Gate,
+    /// What opens encrypted images of the chain.
+    pub(super) secret: Option<&'a Secret>,
     pub(super) direct: bool,
     pub(super) lock: Lock,
     /// Identities of the files opened so far, to find cycles.
@@ -94,8 +172,8 @@ pub(super) struct Opener<'a> {
 }
 
 impl<'a> Opener<'a> {
-    pub(super) fn new(gate: &'a Gate, direct: bool, lock: Lock) -> Self {
-        Opener { gate, direct, lock, seen: Vec::new(), images: 0 }
+    pub(super) fn new(gate: &'a Gate, secret: Option<&'a Secret>, direct: bool, lock: Lock) -> Self {
+        Opener { gate, secret, direct, lock, seen: Vec::new(), images: 0 }
     }
 
     /// Opens what `link` needs beside itself and what is below it.
@@ -113,7 +191,7 @@ impl<'a> Opener<'a> {
         }
         let storage =
             self.open_data_file_named(driver.path(), driver.data_file_reference(), driver.writable())?;
-        driver.set_data_storage(storage)
+        set_data_storage(driver, storage)
     }
 
     /// Opens the external data file that `image` names, if it names one.
@@ -178,7 +256,7 @@ impl<'a> Opener<'a> {
         let storage = self.open(from, reference, ReferenceKind::Backing, false)?;
         self.note(&*storage)?;
         self.count(1)?;
-        let mut link = Link::open(storage, false, kind)?;
+        let mut link = Link::open(storage, false, kind, self.secret)?;
         self.open_data_file_of(&mut link)?;
         Ok(link)
     }

@@ -12,10 +12,13 @@ use super::probe::probe;
 use super::unpack;
 use crate::error::{Error, Result};
 use crate::format::FormatKind;
-use crate::format::qcow2::check::{Control, DataFile, Survey, data_file};
+use crate::format::qcow2::check::{Control, DataFile, Survey, data_file, repair};
 pub use crate::format::qcow2::check::{Finding, FindingKind, Repair, Report, Severity};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
+
+/// Passes over all tables that a repair takes: it looks, clears flags, sets flags, and looks again.
+const REPAIR_PASSES: u64 = 4;
 
 /// How to check an image; the default only looks, at metadata only, and probes the format.
 #[derive(Clone, Debug, Default)]
@@ -53,35 +56,73 @@ pub fn check_storage(storage: Arc<dyn Storage>, options: CheckOptions, job: &mut
 }
 
 fn check_aligned(storage: &dyn Storage, options: CheckOptions, job: &mut Job<'_>) -> Result<Report> {
-    let CheckOptions { format, repair, deep, data_file: given, gate, lock } = options;
+    let CheckOptions { format, repair: what_to_repair, deep, data_file: given, gate, lock } = options;
     let format = match format {
         Some(format) => format,
         None => probe(storage)?,
     };
-    if format == FormatKind::Raw {
-        return Err(Error::unsupported("a raw image has no metadata that could be checked"));
-    }
-    if repair != Repair::None {
-        return Err(Error::unsupported("images are only checked yet, not repaired"));
+    if format != FormatKind::Qcow2 {
+        return Err(Error::unsupported(format!("a {format} image has no metadata that could be checked")));
     }
     let data = match (data_file(storage)?, given) {
         (DataFile::None, _) => None,
         (DataFile::External(_), Some(data)) => Some(aligned(data)),
         (DataFile::External(reference), None) => {
-            let mut opener = Opener::new(&gate, false, lock);
+            let mut opener = Opener::new(&gate, None, false, lock);
             opener.note(storage)?;
-            Some(opener.open_data_file_named(storage.path(), reference, repair != Repair::None)?)
+            Some(opener.open_data_file_named(storage.path(), reference, what_to_repair != Repair::None)?)
         }
     };
     let wanted = job.wanted();
     let wanted = || wanted.check();
     let mut report = |done, total| job.report(done, total);
-    let passes = 1 + u64::from(deep);
+    let passes = if what_to_repair == Repair::None { 1 } else { REPAIR_PASSES } + u64::from(deep);
     let mut control = Control::new(cores(), passes, &mut report, &wanted);
-    let mut survey = Survey::open(storage, data.as_deref())?;
-    survey.count(&mut control)?;
+    let data = data.as_deref();
+    let survey = match what_to_repair {
+        Repair::None => {
+            let mut survey = Survey::open(storage, data)?;
+            survey.count(&mut control)?;
+            survey
+        }
+        what => repaired(storage, data, what, &mut control)?,
+    };
     if deep {
         survey.each_compressed(&mut control, |bytes, cluster| unpack::cluster(storage, cluster, bytes))?;
     }
     Ok(survey.into_report())
+}
+
+/// Repairs an image, and surveys it again.
+fn repaired<'a>(
+    storage: &'a dyn Storage,
+    data: Option<&dyn Storage>,
+    what: Repair,
+    control: &mut Control<'_>,
+) -> Result<Survey<'a>> {
+    let repaired = repair(storage, data, what, control)?;
+    let mut survey = Survey::open(storage, data)?;
+    survey.count(control)?;
+    survey.after_repair(repaired)?;
+    Ok(survey)
+}
+
+/// Repairs an image that was not closed cleanly, so that it can be written again; an error if that does not make it right.
+pub(super) fn make_clean(storage: &dyn Storage) -> Result<()> {
+    let wanted = || Ok(());
+    let mut report = |_, _| {};
+    let mut control = Control::new(cores(), REPAIR_PASSES, &mut report, &wanted);
+    let survey = repaired(storage, None, Repair::All, &mut control)?;
+    let Report { corruptions, check_errors, .. } = survey.into_report();
+    if corruptions == 0 && check_errors == 0 {
+        return Ok(());
+    }
+    let error = Error::corrupt(format!(
+        "the image was not closed cleanly, and a repair leaves {corruptions} corruptions and {check_errors} parts that \
+         cannot be checked: open it read-only and save what can be read"
+    ));
+    Err(match storage.path() {
+        Some(path) => error.in_file(path),
+        None => error,
+    })
 }

@@ -1,7 +1,7 @@
 //! The compressed clusters that were unpacked last, so that small sequential reads unpack each once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -22,7 +22,14 @@ pub(crate) struct ClusterCache {
     entries: Mutex<Vec<Entry>>,
     /// How many there are, so that writes to images without any pay no lock.
     count: AtomicUsize,
+    /// How often something was forgotten, see [`Stamp`].
+    forgotten: AtomicU64,
 }
+
+/// A moment before a mapping was looked up. What was unpacked by that mapping is kept only if nothing was forgotten since: a write
+/// changes the mapping first and then lets the cache forget, so that whoever still saw the old one comes too late here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp(u64);
 
 impl ClusterCache {
     /// The unpacked bytes of `cluster`, if they are here.
@@ -38,8 +45,13 @@ impl ClusterCache {
         Some(bytes)
     }
 
-    /// Keeps the unpacked bytes of `cluster`.
-    pub(crate) fn put(&self, cluster: CompressedCluster, bytes: Arc<Vec<u8>>) {
+    /// To be taken before the mapping of what is then [`put`](Self::put) is looked up.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp(self.forgotten.load(Ordering::SeqCst))
+    }
+
+    /// Keeps the unpacked bytes of `cluster`, whose mapping was looked up after `stamp`.
+    pub(crate) fn put(&self, cluster: CompressedCluster, bytes: Arc<Vec<u8>>, stamp: Stamp) {
         let keep = (BUDGET / bytes.len().max(1)).max(2);
         let mut entries = self.entries.lock();
         entries.retain(|entry| entry.cluster != cluster);
@@ -48,13 +60,19 @@ impl ClusterCache {
             entries.drain(..surplus);
         }
         entries.push(Entry { cluster, bytes });
-        self.count.store(entries.len(), Ordering::Release);
+        self.count.store(entries.len(), Ordering::SeqCst);
+        // Either this sees that something was forgotten, or who forgets sees the count and waits for the lock.
+        if self.forgotten.load(Ordering::SeqCst) != stamp.0 {
+            entries.pop();
+            self.count.store(entries.len(), Ordering::SeqCst);
+        }
     }
 
-    /// Forgets what stands for a byte of `len` guest bytes at `offset`: its mapping changed, and the space may come to
+    /// Forgets what stands for a byte of `len` guest bytes at `offset`: its mapping has changed, and the space may come to
     /// hold something else.
     pub(crate) fn forget(&self, offset: u64, len: u64) {
-        if self.count.load(Ordering::Acquire) == 0 {
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
+        if self.count.load(Ordering::SeqCst) == 0 {
             return;
         }
         let mut entries = self.entries.lock();
@@ -62,7 +80,7 @@ impl ClusterCache {
             let start = cluster.guest.0;
             start >= offset.saturating_add(len) || start + u64::from(cluster.unpacked_len) <= offset
         });
-        self.count.store(entries.len(), Ordering::Release);
+        self.count.store(entries.len(), Ordering::SeqCst);
     }
 }
 
@@ -88,7 +106,7 @@ mod tests {
             let cache = ClusterCache::default();
             let keep = (BUDGET / len as usize).max(2) as u64;
             for index in 0..keep + 3 {
-                cache.put(cluster(index, len), Arc::new(vec![index as u8; len as usize]));
+                cache.put(cluster(index, len), Arc::new(vec![index as u8; len as usize]), cache.stamp());
             }
             assert_eq!(cache.entries.lock().len() as u64, keep);
             assert!(cache.get(&cluster(2, len)).is_none());
@@ -100,11 +118,22 @@ mod tests {
     fn what_was_overwritten_is_forgotten() {
         let cache = ClusterCache::default();
         for index in 0..3 {
-            cache.put(cluster(index, 4096), Arc::new(vec![0; 4096]));
+            cache.put(cluster(index, 4096), Arc::new(vec![0; 4096]), cache.stamp());
         }
         cache.forget(8191, 1);
         assert!(cache.get(&cluster(0, 4096)).is_some());
         assert!(cache.get(&cluster(1, 4096)).is_none());
         assert!(cache.get(&cluster(2, 4096)).is_some());
+    }
+
+    #[test]
+    fn what_was_unpacked_by_a_mapping_of_before_is_not_kept() {
+        let cache = ClusterCache::default();
+        let stamp = cache.stamp();
+        cache.forget(0, 4096);
+        cache.put(cluster(0, 4096), Arc::new(vec![0; 4096]), stamp);
+        assert!(cache.get(&cluster(0, 4096)).is_none());
+        cache.put(cluster(0, 4096), Arc::new(vec![0; 4096]), cache.stamp());
+        assert!(cache.get(&cluster(0, 4096)).is_some());
     }
 }

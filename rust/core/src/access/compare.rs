@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::extent::Extent;
 use super::image::Image;
 use super::job::Job;
-use super::map::Extents;
+use super::pairs::Pairs;
 use super::sweep::{Piece, Then, cut, sweep};
 use crate::error::Result;
 
@@ -68,7 +68,8 @@ pub fn compare(
         return Ok(Comparison::Size);
     }
     let total = sizes[0].max(sizes[1]);
-    let ranges = Ranges::new(images, total)?;
+    let extents = [Some(first.extents(0, sizes[0])?), Some(second.extents(0, sizes[1])?)];
+    let ranges = Pairs::new(extents, total, judge);
     let both_zero = |piece: &Piece<Both>| piece.what.zero == [true; 2];
     let differs_at = AtomicU64::new(u64::MAX);
     let status_at = AtomicU64::new(u64::MAX);
@@ -95,6 +96,14 @@ pub fn compare(
     })
 }
 
+fn judge(_: u64, first: Option<&Extent>, second: Option<&Extent>) -> Both {
+    let status = |extent: Option<&Extent>| extent.map(|extent| (extent.data, extent.zero, extent.allocated));
+    Both {
+        zero: [first, second].map(|extent| extent.is_none_or(|extent| extent.zero)),
+        status_differs: status(first) != status(second),
+    }
+}
+
 /// The first sector of a piece in which the disks differ.
 fn first_difference(
     images: [&Arc<Image>; 2],
@@ -118,52 +127,4 @@ fn first_difference(
     }
     let sector = first.chunks(SECTOR).zip(second.chunks(SECTOR)).position(|(a, b)| a != b);
     Ok(sector.map(|sector| piece.start + (sector * SECTOR) as u64))
-}
-
-/// The ranges in which both disks have one answer.
-struct Ranges {
-    extents: [Extents; 2],
-    /// The extent of each disk at the position, `None` behind its end.
-    current: [Option<Extent>; 2],
-    position: u64,
-    end: u64,
-}
-
-impl Ranges {
-    fn new(images: [&Arc<Image>; 2], end: u64) -> Result<Self> {
-        let [first, second] = images;
-        let extents = [first.extents(0, first.size())?, second.extents(0, second.size())?];
-        Ok(Ranges { extents, current: [None, None], position: 0, end })
-    }
-}
-
-impl Iterator for Ranges {
-    type Item = Result<Piece<Both>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.position >= self.end {
-            return None;
-        }
-        for (extents, current) in self.extents.iter_mut().zip(&mut self.current) {
-            if current.as_ref().is_none_or(|extent| extent.end() <= self.position) {
-                match extents.next().transpose() {
-                    Ok(extent) => *current = extent,
-                    Err(error) => {
-                        self.position = self.end;
-                        return Some(Err(error));
-                    }
-                }
-            }
-        }
-        let [first, second] = &self.current;
-        let start = self.position;
-        let ends = [first, second].map(|extent| extent.as_ref().map_or(self.end, Extent::end));
-        self.position = min(ends[0], ends[1]);
-        let zero = [first, second].map(|extent| extent.as_ref().is_none_or(|extent| extent.zero));
-        let status = |extent: &Option<Extent>| {
-            extent.as_ref().map(|extent| (extent.data, extent.zero, extent.allocated))
-        };
-        let what = Both { zero, status_differs: status(first) != status(second) };
-        Some(Ok(Piece { start, end: self.position, what }))
-    }
 }

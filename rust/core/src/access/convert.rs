@@ -1,66 +1,69 @@
 //! The content of one image into a new one.
 
+use std::mem;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
-
-use parking_lot::Mutex;
 
 use super::create::{self, CreateOptions};
 use super::image::{Base, Image};
-pub use super::job::Progress;
+use super::job::Job;
 use super::map::Extents;
 use super::open::{Backing, OpenOptions};
-use super::pool::cores;
+use super::pack::{CompressionLevel, Packer};
+use super::sweep::{Piece, Then, cut, sweep};
 use super::target;
-use crate::error::{Error, ErrorKind, Result};
+use super::zero::is_zero;
+use crate::error::{Error, Result};
 use crate::format::preallocation::Preallocation;
 use crate::format::raw::Raw;
 use crate::format::{FormatKind, ZeroIntent};
 use crate::storage::file::File;
 use crate::storage::{Storage, StorageOpenOptions};
 
-/// Bytes that one thread works on at a time; a multiple of every cluster size, so that no two write to one cluster.
-const CHUNK: u64 = 2 << 20;
-
 /// Zeroes are left out in runs of this many bytes, as `qemu-img convert` does (`-S 4k`).
 const SPARSE: usize = 4096;
 
-static ZEROES: [u8; SPARSE] = [0; SPARSE];
-
 /// How to convert.
-pub struct ConvertOptions<'a> {
+#[derive(Clone, Debug)]
+pub struct ConvertOptions {
     /// What the target shall be. Its size is the source's, whatever is said here.
     pub target: CreateOptions,
-    /// Told how far it is, on the calling thread, after every chunk that this thread did.
-    pub progress: Option<&'a mut dyn FnMut(Progress)>,
-    /// Set by another thread to end the conversion soon: [`Interrupted`](std::io::ErrorKind::Interrupted), and no target.
-    pub cancel: Option<&'a AtomicBool>,
+    /// Writes compressed clusters, where the target can have them.
+    pub compress: Option<CompressionLevel>,
 }
 
 /// Writes the content of `source` into a new image at `target`, on all cores, in bounded memory.
 ///
 /// The image is made under another name beside `target` and takes its place when it is whole and durable; until then, and after a failure
 /// or a cancellation, what was at `target` stays. A block device is overwritten where it stands (raw only). A target that is in use
-/// is [`ErrorKind::Locked`].
-pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOptions<'_>) -> Result<()> {
+/// is [`ErrorKind::Locked`](crate::ErrorKind::Locked).
+pub fn convert(
+    source: &Arc<Image>,
+    target: impl AsRef<Path>,
+    options: ConvertOptions,
+    job: &mut Job<'_>,
+) -> Result<()> {
     let target = target.as_ref();
-    let ConvertOptions { target: mut create, mut progress, cancel } = options;
-    let total = source.size();
-    let mut report = |done| {
-        if let Some(progress) = &mut progress {
-            progress(Progress { done, total });
-        }
-    };
+    let ConvertOptions { target: mut create, compress } = options;
     match &mut create {
-        CreateOptions::Raw { size, .. } => *size = source.size(),
+        CreateOptions::Raw { size, .. } | CreateOptions::Luks { size, .. } => *size = source.size(),
         CreateOptions::Qcow2(options) if options.backing.is_some() || options.data_file.is_some() => {
             return Err(Error::unsupported(
                 "a conversion makes an image that stands alone: no backing file, no data file",
             ));
         }
         CreateOptions::Qcow2(options) => options.size = source.size(),
+    }
+    if let Some(level) = compress {
+        let CreateOptions::Qcow2(options) = &create else {
+            return Err(Error::unsupported(format!("{} has no compressed clusters", create.kind())));
+        };
+        level.of(options.compression)?;
+        if options.preallocation != Preallocation::Off {
+            return Err(Error::invalid_input(
+                "space that is set aside cannot be compressed: leave preallocation out",
+            ));
+        }
     }
     let existing = existing(source, target)?;
     if let Some(device) = existing.as_ref().filter(|file| file.is_block_device()) {
@@ -83,10 +86,9 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
     match existing {
         Some(device) if device.is_block_device() => {
             let image = Image::new(Arc::new(Raw::open(Arc::new(device), true)?), Base::None);
-            copy(source, &image, Zeroes::Write, &mut report, cancel)?;
+            copy(source, &image, Zeroes::Write, None, job)?;
             image.close()?;
-            report(total);
-            check_cancelled(cancel)
+            finish(source, job)
         }
         // Held until the new image has its name, so that nobody begins to use the old one meanwhile.
         held => target::make(target, held.as_ref(), |file| {
@@ -96,24 +98,24 @@ pub fn convert(source: &Arc<Image>, target: impl AsRef<Path>, options: ConvertOp
                 write: true,
                 format: Some(create.kind()),
                 backing: Backing::None,
+                secret: create.secret().cloned(),
                 ..Default::default()
             };
             let image = open.open_storage(file)?;
-            copy(source, &image, Zeroes::Skip, &mut report, cancel)?;
+            // A new disk reads as zeroes, unless it is encrypted as a whole.
+            let zeroes = if create.kind() == FormatKind::Luks { Zeroes::Write } else { Zeroes::Skip };
+            let packer = compress.map(|level| image.packer(level)).transpose()?;
+            copy(source, &image, zeroes, packer, job)?;
             image.close()?;
-            // Making it durable can take long: who gave up meanwhile keeps what was at the target.
-            report(total);
-            check_cancelled(cancel)
+            finish(source, job)
         }),
     }
 }
 
-fn check_cancelled(cancel: Option<&AtomicBool>) -> Result<()> {
-    if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
-        let source = std::io::ErrorKind::Interrupted.into();
-        return Err(Error::io("the conversion was cancelled", source));
-    }
-    Ok(())
+/// Making it durable can take long: who gave up meanwhile keeps what was at the target.
+fn finish(source: &Image, job: &mut Job<'_>) -> Result<()> {
+    job.report(source.size(), source.size());
+    job.wanted().check()
 }
 
 /// The file that is at `target` already, open so that its users are noticed.
@@ -147,115 +149,99 @@ enum Zeroes {
     Write,
 }
 
-/// What the threads of one conversion share.
-struct Work<'a> {
-    source: &'a Image,
-    target: &'a Image,
-    zeroes: Zeroes,
-    cancel: Option<&'a AtomicBool>,
-    todo: Mutex<Todo>,
-    done: AtomicU64,
-    failed: AtomicBool,
-}
-
-struct Todo {
-    extents: Extents,
-    /// The rest of an extent that was not handed out yet: start, end, and whether it is zero.
-    rest: Option<(u64, u64, bool)>,
-}
-
 fn copy(
     source: &Arc<Image>,
     target: &Image,
     zeroes: Zeroes,
-    report: &mut dyn FnMut(u64),
-    cancel: Option<&AtomicBool>,
+    packer: Option<Packer>,
+    job: &mut Job<'_>,
 ) -> Result<()> {
-    let todo = Mutex::new(Todo { extents: source.extents(0, source.size())?, rest: None });
-    let (done, failed) = (AtomicU64::new(0), AtomicBool::new(false));
-    let work = Work { source, target, zeroes, cancel, todo, done, failed };
-    report(0);
-    thread::scope(|scope| {
-        let helpers: Vec<_> = (1..cores()).map(|_| scope.spawn(|| work.run(|_| {}))).collect();
-        let mut result = work.run(report);
-        for helper in helpers {
-            let lost = |_| Err(Error::new(ErrorKind::Io, "a thread that converted died"));
-            // Of several failures the first thread's own counts; those that only stopped have none.
-            result = result.and(helper.join().unwrap_or_else(lost));
+    let size = source.size();
+    let unit = packer.as_ref().map_or(1, |packer| packer.cluster_size as u64);
+    let ranges = Ranges { extents: source.extents(0, size)?, unit, size, end: 0 };
+    // A zero extent is one piece where nothing is done about it.
+    let pieces = cut(ranges, |piece| piece.what == Known::Zero && zeroes == Zeroes::Skip);
+    sweep(pieces, size, job, |piece, buffer| {
+        if piece.what == Known::Nothing {
+            copy_piece(source, target, zeroes, packer.as_ref(), &piece, buffer)?;
+        } else if zeroes == Zeroes::Write {
+            target.write_zeroes(piece.start, piece.len(), ZeroIntent::Unmap)?;
         }
-        result
+        Ok(Then::Next)
     })?;
-    check_cancelled(cancel)
+    job.wanted().check()
 }
 
-impl Work<'_> {
-    fn run(&self, mut report: impl FnMut(u64)) -> Result<()> {
-        let result = self.run_chunks(&mut report);
-        if result.is_err() {
-            self.failed.store(true, Ordering::Relaxed);
-        }
-        result
+fn copy_piece(
+    source: &Image,
+    target: &Image,
+    zeroes: Zeroes,
+    packer: Option<&Packer>,
+    piece: &Piece<Known>,
+    buffer: &mut Vec<u8>,
+) -> Result<()> {
+    buffer.resize(piece.len() as usize, 0);
+    source.read(&mut buffer[..], piece.start)?;
+    if let Some(packer) = packer {
+        let batch = packer.pack(piece.start, mem::take(buffer))?;
+        target.write_packed_batch(&batch)?;
+        *buffer = batch.into_bytes();
+        return Ok(());
     }
+    let mut at = 0;
+    for (run, zero) in runs(buffer) {
+        let offset = piece.start + at as u64;
+        at += run.len();
+        match (zero, zeroes) {
+            (false, _) => target.write(run, offset)?,
+            (true, Zeroes::Write) => target.write_zeroes(offset, run.len() as u64, ZeroIntent::Unmap)?,
+            (true, Zeroes::Skip) => {}
+        }
+    }
+    Ok(())
+}
 
-    fn run_chunks(&self, report: &mut impl FnMut(u64)) -> Result<()> {
-        let mut buffer = Vec::new();
-        while !self.failed.load(Ordering::Relaxed) {
-            check_cancelled(self.cancel)?;
-            let Some((start, end, zero)) = self.take()? else { break };
-            if zero {
-                if self.zeroes == Zeroes::Write {
-                    self.target.write_zeroes(start, end - start, ZeroIntent::Unmap)?;
-                }
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Zero,
+    Nothing,
+}
+
+/// The extents of the source. Data is widened to whole units, multiples of so many bytes or the disk's end.
+struct Ranges {
+    extents: Extents,
+    unit: u64,
+    size: u64,
+    /// Up to where all was handed out.
+    end: u64,
+}
+
+impl Iterator for Ranges {
+    type Item = Result<Piece<Known>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let extent = match self.extents.next()? {
+                Ok(extent) => extent,
+                Err(error) => return Some(Err(error)),
+            };
+            let (start, end, what) = if extent.zero {
+                (extent.offset, extent.end() / self.unit * self.unit, Known::Zero)
             } else {
-                self.copy_chunk(start, end, &mut buffer)?;
-            }
-            let len = end - start;
-            report(self.done.fetch_add(len, Ordering::Relaxed) + len);
-        }
-        Ok(())
-    }
-
-    /// The next chunk: its start, its end, and whether it is known to be zero.
-    fn take(&self) -> Result<Option<(u64, u64, bool)>> {
-        let mut todo = self.todo.lock();
-        let (start, extent_end, zero) = match todo.rest.take() {
-            Some(rest) => rest,
-            None => match todo.extents.next().transpose()? {
-                Some(extent) => (extent.offset, extent.end(), extent.zero),
-                None => return Ok(None),
-            },
-        };
-        // A zero extent is one piece where nothing is done about it.
-        let whole = zero && self.zeroes == Zeroes::Skip;
-        let end = if whole { extent_end } else { extent_end.min((start / CHUNK + 1) * CHUNK) };
-        if end < extent_end {
-            todo.rest = Some((end, extent_end, zero));
-        }
-        Ok(Some((start, end, zero)))
-    }
-
-    fn copy_chunk(&self, start: u64, end: u64, buffer: &mut Vec<u8>) -> Result<()> {
-        buffer.resize((end - start) as usize, 0);
-        self.source.read(&mut buffer[..], start)?;
-        let mut at = 0;
-        for (run, zero) in runs(buffer) {
-            let offset = start + at as u64;
-            at += run.len();
-            match (zero, self.zeroes) {
-                (false, _) => self.target.write(run, offset)?,
-                (true, Zeroes::Write) => {
-                    self.target.write_zeroes(offset, run.len() as u64, ZeroIntent::Unmap)?;
-                }
-                (true, Zeroes::Skip) => {}
+                let whole = extent.offset / self.unit * self.unit;
+                (whole, extent.end().next_multiple_of(self.unit).min(self.size), Known::Nothing)
+            };
+            let start = start.max(self.end);
+            if start < end {
+                self.end = end;
+                return Some(Ok(Piece { start, end, what }));
             }
         }
-        Ok(())
     }
 }
 
 /// Splits `bytes` into runs of blocks that are zero and of blocks that are not.
 fn runs(bytes: &[u8]) -> impl Iterator<Item = (&[u8], bool)> {
-    let is_zero = |block: &[u8]| *block == ZEROES[..block.len()];
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let mut blocks = rest.chunks(SPARSE);

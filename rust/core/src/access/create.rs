@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::gate::{Gate, ReferenceKind, protocol};
 use super::info::info;
 use super::target;
+use crate::crypt::{self, Secret};
 use crate::error::{Error, Result};
+use crate::format::luks;
 use crate::format::preallocation::Preallocation;
 use crate::format::qcow2::create as qcow2;
 use crate::format::{FormatKind, ImplicitReference};
@@ -25,6 +27,13 @@ pub enum CreateOptions {
     },
     /// A qcow2 image.
     Qcow2(qcow2::CreateOptions),
+    /// A raw image encrypted with LUKS. What a new one reads as is nobody's word: not zeroes.
+    Luks {
+        /// Size in bytes; rounded up to a multiple of 512.
+        size: u64,
+        /// What it is encrypted with.
+        encryption: crypt::Options,
+    },
 }
 
 impl CreateOptions {
@@ -43,7 +52,18 @@ impl CreateOptions {
         match self {
             CreateOptions::Raw { .. } => FormatKind::Raw,
             CreateOptions::Qcow2(_) => FormatKind::Qcow2,
+            CreateOptions::Luks { .. } => FormatKind::Luks,
         }
+    }
+
+    /// What will open it, if it is encrypted.
+    pub(super) fn secret(&self) -> Option<&Secret> {
+        match self {
+            CreateOptions::Raw { .. } => None,
+            CreateOptions::Qcow2(options) => options.encryption.as_ref(),
+            CreateOptions::Luks { encryption, .. } => Some(encryption),
+        }
+        .map(|options| &options.secret)
     }
 
     /// What is set aside for the disk's bytes.
@@ -51,6 +71,7 @@ impl CreateOptions {
         match self {
             CreateOptions::Raw { preallocation, .. } => *preallocation,
             CreateOptions::Qcow2(options) => options.preallocation,
+            CreateOptions::Luks { .. } => Preallocation::Off,
         }
     }
 
@@ -62,6 +83,7 @@ impl CreateOptions {
             )),
             CreateOptions::Raw { .. } => Ok(()),
             CreateOptions::Qcow2(options) => qcow2::check(options),
+            CreateOptions::Luks { encryption, .. } => luks::check(encryption),
         }
     }
 }
@@ -147,6 +169,7 @@ pub(super) fn fill(
             file.set_len(*size)?;
             preallocation.reserve(file.as_ref(), 0, *size)?;
         }
+        CreateOptions::Luks { size, encryption } => luks::create(&**file, *size, encryption)?,
         CreateOptions::Qcow2(options) => qcow2::create(file, data, options)?,
     }
     file.sync()

@@ -28,6 +28,21 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// A run that nobody down to the image number `depth` says anything of.
+    pub(crate) fn nothing(offset: u64, length: u64, depth: u32) -> Self {
+        Extent {
+            offset,
+            length,
+            data: false,
+            zero: true,
+            allocated: false,
+            compressed: false,
+            depth,
+            host_file: None,
+            host_offset: None,
+        }
+    }
+
     /// End in the guest's disk: the offset of the first byte behind it.
     pub fn end(&self) -> u64 {
         self.offset + self.length

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -11,9 +11,10 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::inflight::{Guard, Inflight, Ticket};
-use crate::format::{Format, FormatKind, ImplicitReference};
+use crate::format::{CacheStats, Format, FormatKind, ImplicitReference};
 use crate::units::GuestOffset;
 
+use super::below::Below;
 use super::cluster_cache::ClusterCache;
 use super::range_lock::RangeLocks;
 
@@ -40,6 +41,7 @@ pub enum Base {
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
 const NO_DATA_FILE: u8 = 2;
+const LOCKED: u8 = 3;
 
 /// An open image and the images below it.
 ///
@@ -48,6 +50,8 @@ const NO_DATA_FILE: u8 = 2;
 pub struct Image {
     pub(super) format: Arc<dyn Format>,
     pub(super) base: Base,
+    /// The images below that were opened for this one, once they were asked.
+    below: OnceLock<Below>,
     /// Shared by every write, held alone by whoever changes the image as a whole.
     pub(super) writing: RwLock<()>,
     /// Guest ranges in which someone allocates or zeroes.
@@ -87,6 +91,7 @@ impl Image {
         Image {
             format,
             base,
+            below: OnceLock::new(),
             writing: RwLock::new(()),
             ranges: RangeLocks::default(),
             unpacked: ClusterCache::default(),
@@ -110,6 +115,13 @@ impl Image {
     #[must_use]
     pub(crate) fn without_data_file(self) -> Self {
         self.state.store(NO_DATA_FILE, Ordering::SeqCst);
+        self
+    }
+
+    /// The same image, whose key nobody has found: every operation is an error that says so.
+    #[must_use]
+    pub(crate) fn locked(self) -> Self {
+        self.state.store(LOCKED, Ordering::SeqCst);
         self
     }
 
@@ -138,12 +150,23 @@ impl Image {
         &self.format
     }
 
+    /// How the caches of its metadata have been used, its own and not those of the images below; `None` where there are none.
+    pub fn cache_stats(&self) -> Option<CacheStats> {
+        self.format.cache_stats()
+    }
+
     /// The backing image, where there is one.
     pub fn backing(&self) -> Option<&Arc<Image>> {
         match &self.base {
             Base::Image { image, .. } => Some(image),
             Base::None | Base::Unopened(_) => None,
         }
+    }
+
+    /// The images below that were opened for this one.
+    #[inline]
+    pub(super) fn below(&self) -> &Below {
+        self.below.get_or_init(|| Below::of(self))
     }
 
     /// Images in the chain from this one down, itself included.
@@ -272,6 +295,10 @@ impl Image {
                 "the image keeps its data in an external data file that was not opened: open the implicit \
                  dependencies or set a data file first",
             ));
+        }
+        if state == LOCKED {
+            let text = "the image is encrypted and was not unlocked: give the secret that opens it";
+            return self.name(Error::new(ErrorKind::WrongSecret, text));
         }
         self.name(Error::new(ErrorKind::Closed, "the image is closed"))
     }

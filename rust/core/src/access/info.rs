@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::probe::probe;
 use crate::error::Result;
-use crate::format::{FormatInfo, FormatKind, ImplicitReference, qcow2};
+use crate::format::{FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, luks, qcow2};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
 
@@ -38,6 +38,11 @@ pub fn info(path: impl AsRef<Path>, kind: Option<FormatKind>) -> Result<ImageInf
     };
     let (virtual_size, backing, format) = match kind {
         FormatKind::Raw => (storage.len()?, None, FormatInfo::default()),
+        FormatKind::Luks => {
+            let (info, size) = luks::inspect(&storage)?;
+            let specific = Some(FormatSpecificInfo::Luks(info));
+            (size, None, FormatInfo { specific, ..FormatInfo::default() })
+        }
         FormatKind::Qcow2 => {
             let inspected = qcow2::inspect(&storage)?;
             (inspected.size, inspected.backing, inspected.info)

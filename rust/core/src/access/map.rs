@@ -1,5 +1,6 @@
 //! Where things are: extents for people and converters, and direct reads for a ring.
 
+use std::iter;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -9,6 +10,7 @@ use crate::format::{FormatKind, Lookup, Mapping, Place};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
+use super::below::Answer;
 use super::extent::Extent;
 use super::image::{Base, Image, Operation};
 
@@ -41,11 +43,20 @@ pub struct DirectReads {
 /// The runs of a range, in order; see [`Image::extents`].
 #[derive(Debug)]
 pub struct Extents {
-    image: Arc<Image>,
+    /// The chain, topmost first.
+    levels: Vec<Level>,
     offset: u64,
     end: u64,
     /// Read, and perhaps continued by what comes next.
     pending: Option<Extent>,
+}
+
+/// An image of the chain whose extents are asked for.
+#[derive(Debug)]
+struct Level {
+    image: Arc<Image>,
+    /// It is known to hold nothing from the iteration's offset up to here: it is not asked again for every run of another.
+    empty_until: u64,
 }
 
 impl Image {
@@ -53,7 +64,9 @@ impl Image {
     pub fn extents(self: &Arc<Self>, offset: u64, len: u64) -> Result<Extents> {
         self.check_range(offset, len)?;
         drop(self.enter()?);
-        Ok(Extents { image: Arc::clone(self), offset, end: offset + len, pending: None })
+        let chain = iter::successors(Some(self), |image| image.backing());
+        let levels = chain.map(|image| Level { image: Arc::clone(image), empty_until: 0 }).collect();
+        Ok(Extents { levels, offset, end: offset + len, pending: None })
     }
 
     /// `len` bytes at `offset` as reads that a ring can do, if all of it is plain data in files and the metadata that
@@ -82,15 +95,11 @@ impl Image {
                     reads.memory_alignment = reads.memory_alignment.max(limits.memory_alignment);
                     reads.segments.push(DirectRead { fd, host_offset: host.0, len });
                 }
-                Place::Unallocated => match &self.base {
-                    // Who closes an image that was set from outside does not wait for this one's operations.
-                    Base::Image { image, owned: true } if offset + len <= image.size() => {
-                        if !image.direct_into(offset, len, reads)? {
-                            return Ok(false);
-                        }
+                Place::Unallocated => {
+                    if !self.direct_below(offset, len, reads)? {
+                        return Ok(false);
                     }
-                    _ => return Ok(false),
-                },
+                }
                 Place::Zero { .. } | Place::Compressed { .. } => return Ok(false),
             }
             offset += len;
@@ -98,21 +107,26 @@ impl Image {
         Ok(true)
     }
 
-    /// The run at `offset`, at most up to `end`; `depth` is this image's place in the chain.
-    fn extent_at(&self, offset: u64, end: u64, depth: u32) -> Result<Extent> {
-        let _operation = self.enter()?;
-        let Mapping { len, place } = self.map(offset, end - offset)?;
-        let mut extent = Extent {
-            offset,
-            length: len,
-            data: false,
-            zero: false,
-            allocated: true,
-            compressed: false,
-            depth,
-            host_file: None,
-            host_offset: None,
-        };
+    #[cfg(unix)]
+    fn direct_below(&self, mut offset: u64, len: u64, reads: &mut DirectReads) -> Result<bool> {
+        let end = offset + len;
+        while offset < end {
+            // Who closes an image that was set from outside does not wait for this one's operations.
+            let Base::Image { owned: true, .. } = &self.base else { return Ok(false) };
+            let answer = self.below().answer(offset, end - offset, Lookup::Cached)?;
+            let Some(Answer { len, image: Some(image), within }) = answer else { return Ok(false) };
+            if within < len || !image.direct_into(offset, len, reads)? {
+                return Ok(false);
+            }
+            offset += len;
+        }
+        Ok(true)
+    }
+
+    /// The run at `offset` of which `mapping` says that this image, number `depth` of the chain, holds it.
+    fn extent(&self, offset: u64, depth: u32, mapping: Mapping<'_>) -> Result<Extent> {
+        let Mapping { len, place } = mapping;
+        let mut extent = Extent { allocated: true, zero: false, ..Extent::nothing(offset, len, depth) };
         match place {
             Place::Data { storage, offset: host } => {
                 extent.data = true;
@@ -135,24 +149,54 @@ impl Image {
                 extent.data = true;
                 extent.compressed = true;
             }
-            Place::Unallocated => match &self.base {
-                Base::Image { image, .. } if offset < image.size() => {
-                    return image.extent_at(offset, image.size().min(offset + len), depth + 1);
-                }
-                Base::Image { .. } | Base::None => {
-                    extent.zero = true;
-                    extent.allocated = false;
-                }
-                Base::Unopened(_) => return Err(self.unopened_base()),
-            },
+            Place::Unallocated => return Ok(Extent::nothing(offset, len, depth)),
         }
         Ok(extent)
     }
 
     fn place_in_file(&self, extent: &mut Extent, storage: &Arc<dyn Storage>, host: HostOffset) {
+        if self.format.is_encrypted() {
+            return;
+        }
         let data = usize::from(Arc::ptr_eq(storage, self.format.data_storage()));
         extent.host_file.clone_from(&self.host_files[data]);
         extent.host_offset = Some(host.0);
+    }
+}
+
+impl Extents {
+    /// The run at the offset, as far as one image of the chain answers.
+    ///
+    /// A level is asked again only when what it said of its own ends, so that every level's metadata is gone through once, however
+    /// small the runs of the others are.
+    fn run(&mut self) -> Result<Extent> {
+        let (offset, mut end) = (self.offset, self.end);
+        for (depth, Level { image, empty_until }) in (0..).zip(&mut self.levels) {
+            if offset < *empty_until {
+                end = end.min(*empty_until);
+                continue;
+            }
+            let Some(within) = image.size().checked_sub(offset).filter(|within| *within > 0) else {
+                // Behind the end of a disk nothing below it shows.
+                return Ok(Extent::nothing(offset, end - offset, u32::saturating_sub(depth, 1)));
+            };
+            let _operation = image.enter()?;
+            let mut mapping = image.map(offset, within.min(self.end - offset))?;
+            if let Place::Unallocated = mapping.place {
+                if let Base::Unopened(_) = &image.base {
+                    return Err(image.unopened_base());
+                }
+                end = end.min(offset + mapping.len);
+                // What is written meanwhile may fill it.
+                if !image.writable() {
+                    *empty_until = offset + mapping.len;
+                }
+                continue;
+            }
+            mapping.len = mapping.len.min(end - offset);
+            return image.extent(offset, depth, mapping);
+        }
+        Ok(Extent::nothing(offset, end - offset, self.levels.len() as u32 - 1))
     }
 }
 
@@ -161,7 +205,7 @@ impl Iterator for Extents {
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.offset < self.end {
-            let next = match self.image.extent_at(self.offset, self.end, 0) {
+            let next = match self.run() {
                 Ok(extent) => extent,
                 Err(error) => {
                     self.offset = self.end;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::create::CreateOptions;
 use super::image::Image;
 use crate::error::Result;
+use crate::format::luks;
 use crate::format::qcow2::measure::fully_allocated;
 
 /// Bytes of a file.
@@ -24,6 +25,10 @@ pub fn measure(source: Option<&Arc<Image>>, target: &CreateOptions) -> Result<Me
     let options = match target {
         CreateOptions::Raw { size, .. } => {
             let size = source.map_or(*size, |source| source.size());
+            return Ok(Measured { required: size, fully_allocated: size });
+        }
+        CreateOptions::Luks { size, encryption } => {
+            let size = source.map_or(*size, |source| source.size()) + luks::area_len(encryption)?;
             return Ok(Measured { required: size, fully_allocated: size });
         }
         CreateOptions::Qcow2(options) => options,

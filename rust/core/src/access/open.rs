@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::chain::{Link, Opener};
 pub use super::gate::{Ask, Gate, ReferenceKind};
 use super::image::{Base, Image};
+use crate::crypt::Secret;
 use crate::error::{Error, Result};
-use crate::format::FormatKind;
+use crate::format::{CacheSizes, FormatKind};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
 
@@ -39,6 +40,10 @@ pub struct OpenOptions {
     pub data_file: Option<Arc<dyn Storage>>,
     /// Who decides on the files that the image names.
     pub gate: Gate,
+    /// What opens the image if it is encrypted, and encrypted backing files opened here.
+    pub secret: Option<Secret>,
+    /// Bytes that the image's caches of metadata may hold; those of the images below keep the format's choice.
+    pub cache_sizes: CacheSizes,
     /// Bypass the page cache (`O_DIRECT`), for the files opened here.
     pub direct: bool,
     /// Whether the files opened here are locked.
@@ -58,19 +63,24 @@ impl OpenOptions {
 
     /// Opens the image in `storage`.
     pub fn open_storage(&self, storage: Arc<dyn Storage>) -> Result<Arc<Image>> {
-        let mut opener = Opener::new(&self.gate, self.direct, self.lock);
+        let mut opener = Opener::new(&self.gate, self.secret.as_ref(), self.direct, self.lock);
         opener.note(&*storage)?;
         opener.count(1)?;
         let path = storage.path().map(Path::to_owned);
+        let secret = self.secret.as_ref();
         let mut link = match &self.snapshot {
-            None => Link::open(storage, self.write, self.format)?,
+            None => Link::open(storage, self.write, self.format, secret)?,
             Some(_) if self.write => {
                 return Err(Error::invalid_input(
                     "a snapshot is only read; apply it to write to what it has",
                 ));
             }
-            Some(id_or_name) => Link::open_snapshot(storage, self.format, id_or_name)?,
+            Some(id_or_name) => Link::open_snapshot(storage, self.format, secret, id_or_name)?,
         };
+        link.set_cache_sizes(self.cache_sizes).map_err(|error| match &path {
+            Some(path) => error.in_file(path),
+            None => error,
+        })?;
         match &self.data_file {
             Some(data) => link.set_data_storage(Arc::clone(data))?,
             None => opener.open_data_file_of(&mut link)?,

@@ -8,6 +8,7 @@ use crate::format::{CompressedCluster, Lookup, Mapping, Place};
 use crate::storage::Storage;
 use crate::units::GuestOffset;
 
+use super::cluster_cache::Stamp;
 use super::image::{Base, Image};
 use super::unpack::{self, Piece};
 
@@ -37,6 +38,8 @@ impl Image {
     #[inline]
     pub(super) fn read_range(&self, mut bufs: IoVectorMut<'_>, mut offset: u64) -> Result<()> {
         let mut packed = Vec::new();
+        // Before the first look-up, so that a change of the mapping after it is noticed.
+        let stamp = self.unpacked.stamp();
         while !bufs.is_empty() {
             let Mapping { len, place } = self.map(offset, bufs.len() as u64)?;
             let mut part = bufs.take_front(len as usize);
@@ -49,7 +52,7 @@ impl Image {
                 Place::Compressed { storage, cluster } => {
                     let skip = (offset - cluster.guest.0) as usize;
                     if packed.is_empty() && bufs.is_empty() {
-                        self.read_packed(&**storage, &cluster, skip, part)?;
+                        self.read_packed(&**storage, &cluster, skip, part, stamp)?;
                     } else {
                         packed.push(Piece { storage: Arc::clone(storage), cluster, skip, bufs: part });
                     }
@@ -57,7 +60,7 @@ impl Image {
             }
             offset += len;
         }
-        if packed.is_empty() { Ok(()) } else { unpack::read_all(self, packed) }
+        if packed.is_empty() { Ok(()) } else { unpack::read_all(self, packed, stamp) }
     }
 
     /// Where the bytes from `offset` on are; loads metadata where it has to. The length is at least 1 and at most `len`.
@@ -70,10 +73,27 @@ impl Image {
     }
 
     /// Fills `part` with what lies below the image at `offset`.
-    fn read_base(&self, mut part: IoVectorMut<'_>, offset: u64) -> Result<()> {
+    fn read_base(&self, mut part: IoVectorMut<'_>, mut offset: u64) -> Result<()> {
         match &self.base {
             Base::None => part.fill_zero(),
-            Base::Image { image, .. } => {
+            // By who holds it, not image by image: a deep chain costs what one level costs.
+            Base::Image { owned: true, .. } => {
+                while !part.is_empty() {
+                    let answer = self.below().answer(offset, part.len() as u64, Lookup::Load)?;
+                    let answer = answer.expect("a look-up that loads has an answer");
+                    let mut piece = part.take_front(answer.len as usize);
+                    match answer.image {
+                        Some(image) => {
+                            let inside = piece.take_front(answer.within as usize);
+                            image.read_range(inside, offset)?;
+                            piece.fill_zero();
+                        }
+                        None => self.below().last().read_base(piece, offset)?,
+                    }
+                    offset += answer.len;
+                }
+            }
+            Base::Image { image, owned: false } => {
                 let within = image.size().saturating_sub(offset).min(part.len() as u64);
                 let below = part.take_front(within as usize);
                 part.fill_zero();
@@ -98,13 +118,15 @@ impl Image {
         ))
     }
 
-    /// Fills `part` from one compressed cluster, from its byte `skip` on. A cluster that is read in part is kept unpacked.
+    /// Fills `part` from one compressed cluster, from its byte `skip` on. A cluster that is read in part is kept unpacked, unless
+    /// mappings have changed since `stamp`.
     pub(super) fn read_packed(
         &self,
         storage: &dyn Storage,
         cluster: &CompressedCluster,
         skip: usize,
         part: IoVectorMut<'_>,
+        stamp: Stamp,
     ) -> Result<()> {
         if let Some(bytes) = self.unpacked.get(cluster) {
             copy(part, &bytes, skip);
@@ -116,7 +138,7 @@ impl Image {
         let mut bytes = Vec::new();
         unpack::cluster(storage, cluster, &mut bytes)?;
         copy(part, &bytes, skip);
-        self.unpacked.put(*cluster, Arc::new(bytes));
+        self.unpacked.put(*cluster, Arc::new(bytes), stamp);
         Ok(())
     }
 
@@ -154,12 +176,41 @@ impl Image {
     }
 
     fn try_read_base(&self, mut part: IoVectorMut<'_>, offset: u64) -> Result<usize> {
+        let mut filled = 0;
         match &self.base {
             Base::None => {
                 part.fill_zero();
                 Ok(part.len())
             }
-            Base::Image { image, .. } => {
+            Base::Image { owned: true, .. } => {
+                while !part.is_empty() {
+                    let at = offset + filled as u64;
+                    let answer = self.below().answer(at, part.len() as u64, Lookup::Cached)?;
+                    let Some(answer) = answer else { break };
+                    let mut piece = part.take_front(answer.len as usize);
+                    let whole = piece.len();
+                    let done = match answer.image {
+                        Some(image) => {
+                            let inside = piece.take_front(answer.within as usize);
+                            let within = inside.len();
+                            let done = image.try_read_range(inside, at)?;
+                            if done == within {
+                                piece.fill_zero();
+                                whole
+                            } else {
+                                done
+                            }
+                        }
+                        None => self.below().last().try_read_base(piece, at)?,
+                    };
+                    filled += done;
+                    if done < whole {
+                        break;
+                    }
+                }
+                Ok(filled)
+            }
+            Base::Image { image, owned: false } => {
                 let within = image.size().saturating_sub(offset).min(part.len() as u64) as usize;
                 let below = part.take_front(within);
                 let mut done = if below.is_empty() { 0 } else { image.try_read(below, offset)? };
@@ -181,17 +232,7 @@ impl Image {
             let zero = match place {
                 Place::Zero { .. } => true,
                 Place::Data { .. } | Place::Compressed { .. } => false,
-                Place::Unallocated => match &self.base {
-                    Base::None => true,
-                    Base::Image { image, .. } => {
-                        let within = image.size().saturating_sub(offset).min(len);
-                        within == 0 || {
-                            let _operation = image.enter()?;
-                            image.reads_zero(offset, within)?
-                        }
-                    }
-                    Base::Unopened(_) => return Err(self.unopened_base()),
-                },
+                Place::Unallocated => self.base_reads_zero(offset, len)?,
             };
             if !zero {
                 return Ok(false);
@@ -199,6 +240,34 @@ impl Image {
             offset += len;
         }
         Ok(true)
+    }
+
+    fn base_reads_zero(&self, mut offset: u64, len: u64) -> Result<bool> {
+        match &self.base {
+            Base::None => Ok(true),
+            Base::Image { owned: true, .. } => {
+                let end = offset + len;
+                while offset < end {
+                    let answer = self.below().answer(offset, end - offset, Lookup::Load)?;
+                    let answer = answer.expect("a look-up that loads has an answer");
+                    let zero = match answer.image {
+                        Some(image) => image.reads_zero(offset, answer.within)?,
+                        None => self.below().last().base_reads_zero(offset, answer.len)?,
+                    };
+                    if !zero {
+                        return Ok(false);
+                    }
+                    offset += answer.len;
+                }
+                Ok(true)
+            }
+            Base::Image { image, owned: false } => {
+                let within = image.size().saturating_sub(offset).min(len);
+                let _operation = image.enter()?;
+                image.reads_zero(offset, within)
+            }
+            Base::Unopened(_) => Err(self.unopened_base()),
+        }
     }
 }
 

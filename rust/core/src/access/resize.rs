@@ -3,7 +3,7 @@
 use crate::buffer::IoVector;
 use crate::error::{Error, Result};
 use crate::format::preallocation::Preallocation;
-use crate::format::{Allocation, FormatKind, Lookup, Mapping, Place, Resize, WriteStep, ZeroIntent};
+use crate::format::{Allocation, Lookup, Mapping, Place, Resize, WriteStep, ZeroIntent};
 use crate::units::GuestOffset;
 
 use super::image::{Base, Image};
@@ -28,7 +28,12 @@ impl Image {
             if preallocation != Preallocation::Off && size < old {
                 return Err(Error::invalid_input("nothing is preallocated when the disk shrinks"));
             }
-            if preallocation == Preallocation::Metadata && format.kind() == FormatKind::Raw {
+            if preallocation != Preallocation::Off && format.is_encrypted() {
+                return Err(Error::unsupported(
+                    "space that was not written to decrypts to garbage: an encrypted disk grows without preallocation",
+                ));
+            }
+            if preallocation == Preallocation::Metadata && resize.is_flat() {
                 return Err(Error::invalid_input(
                     "a raw image has no metadata to preallocate: off, falloc and full are possible",
                 ));
@@ -38,7 +43,7 @@ impl Image {
                     return Err(self.unopened_base());
                 }
                 let grown = resize.make_room(size).and_then(|()| {
-                    if format.kind() == FormatKind::Raw {
+                    if resize.is_flat() {
                         resize.set_size(size)?;
                         return preallocation.reserve(&**format.storage(), old, size - old);
                     }
@@ -52,7 +57,7 @@ impl Image {
                 grown?;
             } else {
                 resize.set_size(size)?;
-                if format.kind() != FormatKind::Raw {
+                if !resize.is_flat() {
                     // Not all who grow the disk later look for what is left in its last cluster.
                     self.clear_behind(size, size.next_multiple_of(format.write_alignment()))?;
                     format.flush()?;

@@ -6,20 +6,20 @@
 use std::cell::RefCell;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
 
 use flate2::{Decompress, FlushDecompress, Status};
 use libdeflater::Decompressor;
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
 use crate::buffer::IoVectorMut;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::{CompressedCluster, Compression};
 use crate::storage::Storage;
 
+use super::cluster_cache::Stamp;
+use super::crew::Crew;
 use super::image::Image;
-use super::pool::{self, Pool};
+use super::pool;
 use super::read::copy;
 
 /// Largest window that a zstd frame may ask for: 8 MiB, four times the largest cluster. The encoder's window never
@@ -63,39 +63,8 @@ pub(super) fn into(storage: &dyn Storage, cluster: &CompressedCluster, bufs: IoV
     })
 }
 
-/// Clusters that several threads unpack; each takes the next one that nobody has.
-struct Batch {
-    work: Vec<(Arc<dyn Storage>, CompressedCluster)>,
-    next: AtomicUsize,
-}
-
-impl Batch {
-    fn take(&self) -> Option<usize> {
-        let index = self.next.fetch_add(1, Ordering::Relaxed);
-        (index < self.work.len()).then_some(index)
-    }
-
-    fn unpack(&self, index: usize, out: &mut Vec<u8>) -> Result<()> {
-        let (storage, packed) = &self.work[index];
-        cluster(&**storage, packed, out)
-    }
-
-    fn help(&self, done: &SyncSender<(usize, Result<Vec<u8>>)>) {
-        while let Some(index) = self.take() {
-            let mut bytes = Vec::new();
-            let result = self.unpack(index, &mut bytes).map(|()| bytes);
-            if done.send((index, result)).is_err() {
-                return;
-            }
-        }
-    }
-}
-
-/// Fills all `pieces`. The caller unpacks too; idle workers help with large requests.
-///
-/// Helpers own what they work on and never wait but for the caller to take a result, so that nothing waits for a helper
-/// that has not begun.
-pub(super) fn read_all(image: &Image, mut pieces: Vec<Piece<'_>>) -> Result<()> {
+/// Fills all `pieces`, whose mappings were asked for after `stamp` was taken. The caller unpacks too; idle workers help with large requests.
+pub(super) fn read_all(image: &Image, mut pieces: Vec<Piece<'_>>, stamp: Stamp) -> Result<()> {
     pieces.retain_mut(|piece| match image.unpacked.get(&piece.cluster) {
         Some(bytes) => {
             copy(mem::take(&mut piece.bufs), &bytes, piece.skip);
@@ -107,46 +76,25 @@ pub(super) fn read_all(image: &Image, mut pieces: Vec<Piece<'_>>) -> Result<()> 
     let helpers = (pool::cores() - 1).min(pieces.len().saturating_sub(1));
     if total < PARALLEL_MIN || helpers == 0 {
         return pieces.into_iter().try_for_each(|piece| {
-            image.read_packed(&*piece.storage, &piece.cluster, piece.skip, piece.bufs)
+            image.read_packed(&*piece.storage, &piece.cluster, piece.skip, piece.bufs, stamp)
         });
     }
-    let work = pieces.iter().map(|piece| (Arc::clone(&piece.storage), piece.cluster)).collect();
-    let batch = Arc::new(Batch { work, next: AtomicUsize::new(0) });
-    let (sender, done) = sync_channel(helpers * 2);
-    for _ in 0..helpers {
-        let (batch, sender) = (Arc::clone(&batch), sender.clone());
-        if Pool::global().spawn_idle(move || batch.help(&sender)).is_err() {
-            break;
-        }
+    let mut crew =
+        Crew::new(helpers, |(index, storage, packed): (usize, Arc<dyn Storage>, CompressedCluster)| {
+            let mut bytes = Vec::new();
+            (index, cluster(&*storage, &packed, &mut bytes).map(|()| bytes))
+        });
+    for (index, piece) in pieces.iter().enumerate() {
+        crew.give((index, Arc::clone(&piece.storage), piece.cluster));
     }
-    drop(sender);
-    let mut left = pieces.len();
-    let mut finish = |(index, result): (usize, Result<Vec<u8>>)| -> Result<Vec<u8>> {
-        let piece: &mut Piece<'_> = &mut pieces[index];
-        let bytes = result?;
+    while let Some((index, bytes)) = crew.next()? {
+        let (piece, bytes) = (&mut pieces[index], bytes?);
         let bufs = mem::take(&mut piece.bufs);
-        if bufs.len() == bytes.len() {
-            copy(bufs, &bytes, 0);
-            return Ok(bytes);
-        }
+        let whole = bufs.len() == bytes.len();
         copy(bufs, &bytes, piece.skip);
-        image.unpacked.put(piece.cluster, Arc::new(bytes));
-        Ok(Vec::new())
-    };
-    let mut own = Vec::new();
-    while let Some(index) = batch.take() {
-        let result = batch.unpack(index, &mut own).map(|()| mem::take(&mut own));
-        own = finish((index, result))?;
-        left -= 1;
-        while let Ok(theirs) = done.try_recv() {
-            finish(theirs)?;
-            left -= 1;
+        if !whole {
+            image.unpacked.put(piece.cluster, Arc::new(bytes), stamp);
         }
-    }
-    while left > 0 {
-        let lost = |_| Error::new(ErrorKind::Io, "a worker that unpacked a cluster died");
-        finish(done.recv().map_err(lost)?)?;
-        left -= 1;
     }
     Ok(())
 }

@@ -11,6 +11,13 @@ use super::image::Image;
 /// Bytes that one write of zeroes has at most.
 const WRITE_MAX: u64 = 1 << 20;
 
+static ZEROES: [u8; 4096] = [0; 4096];
+
+/// Whether all of `bytes` are zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(ZEROES.len()).all(|part| *part == ZEROES[..part.len()])
+}
+
 impl Image {
     /// Makes `len` bytes at `offset` read as zeroes; `intent` says what becomes of the space.
     pub fn write_zeroes(&self, offset: u64, len: u64, intent: ZeroIntent) -> Result<()> {
@@ -21,6 +28,11 @@ impl Image {
     /// The same of a range that was checked, by whoever writes alone or has begun to.
     pub(super) fn zero_range(&self, offset: u64, len: u64, intent: ZeroIntent) -> Result<()> {
         let _range = self.ranges.lock(offset, len, self.format.write_alignment());
+        self.zero_locked(offset, len, intent)
+    }
+
+    /// Zeroes while the caller holds the range.
+    pub(super) fn zero_locked(&self, offset: u64, len: u64, intent: ZeroIntent) -> Result<()> {
         let (mut at, end) = (offset, offset + len);
         while at < end {
             let step = self.format.zero(GuestOffset(at), end - at, intent).map_err(|e| self.name(e))?;

@@ -4,6 +4,7 @@
 //! must be committed after the data landed. [`access`](crate::access) carries them out.
 
 pub mod inflight;
+pub mod luks;
 pub mod preallocation;
 pub mod qcow2;
 pub mod raw;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 use inflight::Inflight;
@@ -26,6 +27,8 @@ pub enum FormatKind {
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3.
     Qcow2,
+    /// A raw disk encrypted with LUKS 1.
+    Luks,
 }
 
 impl FormatKind {
@@ -34,6 +37,7 @@ impl FormatKind {
         match self {
             FormatKind::Raw => "raw",
             FormatKind::Qcow2 => "qcow2",
+            FormatKind::Luks => "luks",
         }
     }
 
@@ -42,6 +46,7 @@ impl FormatKind {
         match name {
             "raw" => Some(FormatKind::Raw),
             "qcow2" => Some(FormatKind::Qcow2),
+            "luks" => Some(FormatKind::Luks),
             _ => None,
         }
     }
@@ -217,6 +222,39 @@ pub struct FormatInfo {
 pub enum FormatSpecificInfo {
     /// Of qcow2.
     Qcow2(qcow2_info::Qcow2Info),
+    /// Of LUKS.
+    Luks(luks::LuksInfo),
+}
+
+/// How one cache of metadata has been used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheUse {
+    /// Look-ups that found what they asked for in memory. Those of several threads at once may be counted as one.
+    pub hits: u64,
+    /// Look-ups that had to read the file; exact.
+    pub misses: u64,
+    /// Bytes it may hold.
+    pub capacity: u64,
+    /// Bytes it holds.
+    pub used: u64,
+}
+
+/// The caches of an image's metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Of the mapping (L2 tables).
+    pub l2: CacheUse,
+    /// Of the refcounts; an image that is only read needs none.
+    pub refcount: CacheUse,
+}
+
+/// Bytes that caches of metadata may hold; `None` is the format's choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheSizes {
+    /// Of the mapping (L2 tables).
+    pub l2: Option<u64>,
+    /// Of the refcounts.
+    pub refcount: Option<u64>,
 }
 
 pub mod qcow2_info {
@@ -241,12 +279,21 @@ pub mod qcow2_info {
         pub data_file: Option<String>,
         /// The data file is a raw image of the disk.
         pub data_file_raw: Option<bool>,
-        /// Encryption: `aes` or `luks`.
-        pub encrypted: Option<&'static str>,
+        /// Encryption.
+        pub encrypted: Option<EncryptionInfo>,
         /// Snapshots, in the order of their table.
         pub snapshots: Vec<SnapshotInfo>,
         /// Persistent bitmaps, in the order of their directory.
         pub bitmaps: Vec<BitmapInfo>,
+    }
+
+    /// How guest data is encrypted.
+    #[derive(Clone, Debug)]
+    pub enum EncryptionInfo {
+        /// With qcow2's own AES.
+        Aes,
+        /// With LUKS.
+        Luks(crate::format::luks::LuksInfo),
     }
 
     /// One snapshot.
@@ -294,10 +341,37 @@ pub trait Resize {
     /// Makes durable what was written, then the size, and drops what is behind it. With the disk's own size only the latter.
     fn set_size(&self, size: u64) -> Result<()>;
 
+    /// The disk is the storage's bytes as they are: a growth has nothing to prepare, and what is set aside for it is so afterwards.
+    fn is_flat(&self) -> bool {
+        false
+    }
+
     /// New parts of the disk have their place in the data file at once.
     fn fills_places(&self) -> bool {
         false
     }
+}
+
+/// The writing of compressed clusters, of a format that has them.
+///
+/// The caller holds the range locks over the clusters from [`prepare_packed`](Packing::prepare_packed) to the end. In between it writes each
+/// cluster's `packed_len` bytes to its `host` in [`Format::storage`]; then it commits them (I3), or, after a failure, abandons them.
+pub trait Packing: Send + Sync {
+    /// How clusters are packed.
+    fn method(&self) -> Compression;
+
+    /// Bytes of a cluster; one that is packed takes less.
+    fn cluster_size(&self) -> u32;
+
+    /// Sets space aside for each of `clusters`, which it says in `host`, one behind the other where that is possible. On an error
+    /// there is nothing to give back.
+    fn prepare_packed(&self, clusters: &mut [CompressedCluster]) -> Result<()>;
+
+    /// Publishes clusters whose packed bytes have been written. Those that an error leaves unpublished have been given back.
+    fn commit_packed(&self, clusters: &[CompressedCluster]) -> Result<()>;
+
+    /// Takes back the space of clusters that were not published.
+    fn abandon_packed(&self, clusters: &[CompressedCluster]);
 }
 
 /// Snapshots inside an image. A snapshot is looked for by its id first, then by its name; ids are unique, names need not be.
@@ -333,7 +407,7 @@ pub struct DirtyBitmap {
     pub enabled: bool,
     /// What kept it up to date never came to its end: nobody can tell what it should say, and it can only be removed.
     pub inconsistent: bool,
-    /// Bytes of the disk that are dirty, unless it is inconsistent.
+    /// Bytes of the disk that are dirty, where that can be told: not of one that is inconsistent, or has extra data of an unknown kind.
     pub count: Option<u64>,
 }
 
@@ -440,6 +514,11 @@ pub trait Format: fmt::Debug + Send + Sync {
         self.storage()
     }
 
+    /// Whether guest data is encrypted: places in the data storage are then not those of bytes that others can use.
+    fn is_encrypted(&self) -> bool {
+        false
+    }
+
     /// Operations in flight are counted here, so that freed space is not reused under them.
     /// `None` where nothing is ever freed.
     fn inflight(&self) -> Option<&Inflight> {
@@ -449,6 +528,11 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// The longest run from `offset` on, at most `len` bytes, that has one answer. `Ok(None)` only for [`Lookup::Cached`]:
     /// the answer is not at hand.
     fn map(&self, offset: GuestOffset, len: u64, lookup: Lookup) -> Result<Option<Mapping<'_>>>;
+
+    /// Where [`map`](Format::map) can answer anew: at multiples of this (bytes, a power of two), but for the end of the disk.
+    fn mapping_unit(&self) -> u64 {
+        1
+    }
 
     /// The next step of writing `len` bytes at `offset`.
     ///
@@ -467,6 +551,11 @@ pub trait Format: fmt::Debug + Send + Sync {
 
     /// The next step of zeroing or discarding `len` bytes at `offset`. The caller holds the range lock.
     fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>>;
+
+    /// The writing of compressed clusters; where the image cannot have any, an error that says why.
+    fn packing(&self) -> Result<&dyn Packing> {
+        Err(Error::unsupported(format!("{} has no compressed clusters", self.kind())))
+    }
 
     /// Unit of the range locks for writes that may allocate, in bytes (a power of two).
     fn write_alignment(&self) -> u64 {
@@ -489,6 +578,11 @@ pub trait Format: fmt::Debug + Send + Sync {
 
     /// Changing the size of the disk, where that is possible.
     fn resize(&self) -> Option<&dyn Resize> {
+        None
+    }
+
+    /// How the caches of its metadata have been used; `None` where there are none.
+    fn cache_stats(&self) -> Option<CacheStats> {
         None
     }
 

@@ -9,7 +9,8 @@ use crate::storage::latched::Latched;
 use crate::units::{GuestOffset, HostOffset};
 
 use super::{
-    Allocation, Format, FormatKind, InPlace, Lookup, Mapping, Place, Resize, WriteStep, ZeroIntent, ZeroStep,
+    Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, InPlace, Lookup, Mapping, Place, Resize,
+    WriteStep, ZeroIntent, ZeroStep, luks,
 };
 
 /// A disk whose bytes are those of one storage, offset by offset.
@@ -23,6 +24,8 @@ pub struct Raw {
     flushed: Latched,
     size: AtomicU64,
     writable: bool,
+    /// What the LUKS header says, where the storage decrypts what is behind one.
+    luks: Option<luks::LuksInfo>,
 }
 
 impl Raw {
@@ -32,7 +35,12 @@ impl Raw {
             return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
         }
         let size = AtomicU64::new(storage.len()?);
-        Ok(Raw { flushed: Latched::new(Arc::clone(&storage)), storage, size, writable })
+        Ok(Raw { flushed: Latched::new(Arc::clone(&storage)), storage, size, writable, luks: None })
+    }
+
+    /// The disk that `storage` decrypts, of an image whose header says `info`.
+    pub fn decrypted(storage: Arc<dyn Storage>, writable: bool, info: luks::LuksInfo) -> Result<Self> {
+        Ok(Raw { luks: Some(info), ..Self::open(storage, writable)? })
     }
 
     /// Where to write: every byte is where the guest sees it.
@@ -56,10 +64,18 @@ impl Raw {
 impl Resize for Raw {
     fn check(&self, _: u64) -> Result<()> {
         self.flushed.check()?;
+        if self.luks.is_some() {
+            // What is new would have to be encrypted zeroes, all of it.
+            return Err(Error::unsupported("a LUKS image keeps its size"));
+        }
         if self.storage.capabilities().resize {
             return Ok(());
         }
         Err(Error::unsupported("the storage that the raw image is in has a length of its own"))
+    }
+
+    fn is_flat(&self) -> bool {
+        true
     }
 
     fn make_room(&self, _: u64) -> Result<()> {
@@ -80,7 +96,16 @@ impl Resize for Raw {
 
 impl Format for Raw {
     fn kind(&self) -> FormatKind {
-        FormatKind::Raw
+        if self.luks.is_some() { FormatKind::Luks } else { FormatKind::Raw }
+    }
+
+    fn is_encrypted(&self) -> bool {
+        self.luks.is_some()
+    }
+
+    fn info(&self) -> Result<FormatInfo> {
+        let specific = self.luks.clone().map(FormatSpecificInfo::Luks);
+        Ok(FormatInfo { specific, ..FormatInfo::default() })
     }
 
     fn size(&self) -> u64 {
@@ -98,6 +123,11 @@ impl Format for Raw {
     fn map(&self, offset: GuestOffset, len: u64, _: Lookup) -> Result<Option<Mapping<'_>>> {
         let place = Place::Data { storage: &self.storage, offset: HostOffset(offset.0) };
         Ok(Some(Mapping { len, place }))
+    }
+
+    fn mapping_unit(&self) -> u64 {
+        // All of it is one run.
+        1 << 63
     }
 
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {

@@ -30,6 +30,7 @@ macro_rules! answers_of_inner {
 }
 pub(crate) use answers_of_inner;
 
+pub(crate) mod encrypted;
 pub mod file;
 pub mod latched;
 mod lock;

@@ -30,7 +30,7 @@ fn amend_options(changes: &Bound<'_, PyDict>) -> PyResult<AmendOptions> {
             "backing_format" => backing_format = Some(value.extract::<String>()?),
             "version" => options.version = Some(value.extract::<QcowVersion>()?.0),
             "lazy_refcounts" => options.lazy_refcounts = Some(value.extract()?),
-            "refcount_bits" => options.refcount_bits = Some(small(&name, &value)?),
+            "refcount_bits" => options.refcount_bits = Some(small("refcount_bits", &value)?),
             "data_file_raw" => options.data_file_raw = Some(value.extract()?),
             "cluster_size" | "extended_l2" | "compression_type" | "preallocation" => {
                 return Err(PyValueError::new_err(format!(

@@ -10,6 +10,7 @@ use super::open::open_plainly;
 use crate::gate::PyGate;
 use crate::operation::Face;
 use crate::path::StrPath;
+use crate::secret::PySecret;
 
 fn compare_with<F: Face>(
     py: Python<'_>,
@@ -19,6 +20,8 @@ fn compare_with<F: Face>(
     second_format: Option<Format>,
     strict: bool,
     implicit: PyGate,
+    first_secret: Option<PySecret>,
+    second_secret: Option<PySecret>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Py<PyAny>> {
     let strictness = if strict { Strictness::Layout } else { Strictness::Content };
@@ -26,8 +29,8 @@ fn compare_with<F: Face>(
         py,
         progress,
         move |job| {
-            let first = open_plainly(first.0, first_format, &implicit)?;
-            let second = open_plainly(second.0, second_format, &implicit)?;
+            let first = open_plainly(first.0, first_format, &implicit, first_secret)?;
+            let second = open_plainly(second.0, second_format, &implicit, second_secret)?;
             let compared = compare_images(&first, &second, strictness, job);
             Ok(first.close().and(second.close()).and(compared)?)
         },
@@ -54,6 +57,8 @@ faces! {
         second_format: Option<Format>,
         strict: bool,
         implicit: PyGate,
+        first_secret: Option<PySecret>,
+        second_secret: Option<PySecret>,
         progress: Option<Py<PyAny>>,
     )
 }
@@ -63,13 +68,14 @@ fn hash_with<F: Face>(
     path: StrPath,
     format: Option<Format>,
     implicit: PyGate,
+    secret: Option<PySecret>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Py<PyAny>> {
     run_job::<F, _, _, _>(
         py,
         progress,
         move |job| {
-            let image = open_plainly(path.0, format, &implicit)?;
+            let image = open_plainly(path.0, format, &implicit, secret)?;
             let digest = hash_image(&image, job);
             Ok(image.close().and(digest)?)
         },
@@ -83,6 +89,7 @@ faces! {
         path: StrPath,
         format: Option<Format>,
         implicit: PyGate,
+        secret: Option<PySecret>,
         progress: Option<Py<PyAny>>,
     )
 }

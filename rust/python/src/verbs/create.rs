@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use imago_core::access::create::{BackingCheck, CreateHow, CreateOptions, create_with as create_image};
+use imago_core::crypt::Secret;
 use imago_core::format::preallocation::Preallocation;
 use imago_core::format::qcow2::create as qcow2;
 use imago_core::format::{Compression, FormatKind, ImplicitReference};
@@ -11,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict};
 
 use super::Format;
+use super::encryption::Encryption;
 use crate::buffers::kind;
 use crate::errors::Failure;
 use crate::operation::{Awaited, Blocking, Face, Venue};
@@ -67,13 +69,42 @@ impl<'py> FromPyObject<'_, 'py> for PreallocationMode {
     }
 }
 
+/// What a new image shall be, but for the secret, which is asked for when the rest is right.
+pub(super) struct Layout {
+    options: CreateOptions,
+    encryption: Option<Encryption>,
+}
+
+impl Layout {
+    /// All of it.
+    pub(super) fn options(self) -> Result<CreateOptions, Failure> {
+        self.with(None)
+    }
+
+    /// The same for a mere calculation, which needs no secret.
+    pub(super) fn without_secret(self) -> Result<CreateOptions, Failure> {
+        self.with(Some(Secret::new("none")))
+    }
+
+    fn with(self, secret: Option<Secret>) -> Result<CreateOptions, Failure> {
+        let Layout { options, encryption } = self;
+        let encryption = encryption.map(|encryption| encryption.options(secret)).transpose()?;
+        Ok(match (options, encryption) {
+            (CreateOptions::Qcow2(options), encryption) => {
+                CreateOptions::Qcow2(qcow2::CreateOptions { encryption, ..options })
+            }
+            (CreateOptions::Raw { size, .. }, Some(encryption)) => CreateOptions::Luks { size, encryption },
+            (options, _) => options,
+        })
+    }
+}
+
 /// What a new image shall be: `layout` has keyword arguments of `pyimago.create`; those that are None or False are what
 /// `qemu-img` takes where nothing is said.
-pub(super) fn create_options(
-    format: FormatKind,
-    size: u64,
-    layout: &Bound<'_, PyDict>,
-) -> PyResult<CreateOptions> {
+pub(super) fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, PyDict>) -> PyResult<Layout> {
+    let mut encryption = Encryption::default();
+    let mut encrypted = format == FormatKind::Luks;
+    let mut first_of_encryption = None;
     let mut options = qcow2::CreateOptions { size, ..qcow2::CreateOptions::default() };
     let mut backing_format = None;
     let mut preallocation = Preallocation::Off;
@@ -82,13 +113,24 @@ pub(super) fn create_options(
             continue;
         }
         let name_text = name.extract::<&str>()?;
-        if format == FormatKind::Raw && name_text != "preallocation" {
-            return Err(PyValueError::new_err(format!("a raw image has no {name}")));
+        if encryption.take(name_text, &value)? {
+            first_of_encryption = first_of_encryption.or(Some(name.to_string()));
+            continue;
+        }
+        if name_text == "encryption" {
+            match value.extract::<&str>()? {
+                "luks" => encrypted = true,
+                other => return Err(PyValueError::new_err(format!("encryption is 'luks', not {other:?}"))),
+            }
+            continue;
+        }
+        if format == FormatKind::Luks || format == FormatKind::Raw && name_text != "preallocation" {
+            return Err(PyValueError::new_err(format!("a {format} image has no {name}")));
         }
         match name_text {
             "version" => options.version = value.extract::<QcowVersion>()?.0,
-            "cluster_size" => options.cluster_size = small(&name, &value)?,
-            "refcount_bits" => options.refcount_bits = small(&name, &value)?,
+            "cluster_size" => options.cluster_size = small(name_text, &value)?,
+            "refcount_bits" => options.refcount_bits = small(name_text, &value)?,
             "lazy_refcounts" => options.lazy_refcounts = value.extract()?,
             "extended_l2" => options.extended_l2 = value.extract()?,
             "compression_type" => options.compression = value.extract::<CompressionType>()?.0,
@@ -110,14 +152,24 @@ pub(super) fn create_options(
         (None, Some(_)) => return Err(PyValueError::new_err("backing_format is given without backing")),
         (None, None) => {}
     }
-    Ok(match format {
-        FormatKind::Raw => CreateOptions::Raw { size, preallocation },
-        _ => CreateOptions::Qcow2(qcow2::CreateOptions { preallocation, ..options }),
-    })
+    match first_of_encryption {
+        Some(name) if !encrypted => {
+            return Err(PyValueError::new_err(format!("{name} is given without encryption='luks'")));
+        }
+        _ if encrypted && format == FormatKind::Raw => {
+            return Err(PyValueError::new_err("a raw image that is encrypted has the format 'luks'"));
+        }
+        _ => {}
+    }
+    let options = match format {
+        FormatKind::Qcow2 => CreateOptions::Qcow2(qcow2::CreateOptions { preallocation, ..options }),
+        _ => CreateOptions::Raw { size, preallocation },
+    };
+    Ok(Layout { options, encryption: encrypted.then_some(encryption) })
 }
 
 /// A number of bytes or bits; what does not fit is out of every range that the engine would allow.
-pub(super) fn small(name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<u32> {
+pub(super) fn small(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u32> {
     if !value.hasattr("__index__")? {
         return Err(PyTypeError::new_err(format!("{name} is a number, not {}", kind(value))));
     }
@@ -127,7 +179,7 @@ pub(super) fn small(name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResu
 /// A creation that was asked for.
 struct Creation {
     path: PathBuf,
-    options: CreateOptions,
+    layout: Layout,
     how: CreateHow,
 }
 
@@ -140,8 +192,9 @@ impl Creation {
         overwrite: bool,
         unchecked: bool,
     ) -> PyResult<Self> {
-        let options = create_options(format.0, size.as_ref().map_or(0, |size| size.0), layout)?;
-        let has_backing = matches!(&options, CreateOptions::Qcow2(options) if options.backing.is_some());
+        let layout = create_options(format.0, size.as_ref().map_or(0, |size| size.0), layout)?;
+        let has_backing =
+            matches!(&layout.options, CreateOptions::Qcow2(options) if options.backing.is_some());
         let backing = match (size, unchecked) {
             (None, false) if has_backing => BackingCheck::TakeSize,
             (None, _) => {
@@ -152,15 +205,15 @@ impl Creation {
             (Some(_), false) => BackingCheck::Open,
             (Some(_), true) => BackingCheck::Skip,
         };
-        Ok(Creation { path, options, how: CreateHow { overwrite, backing } })
+        Ok(Creation { path, layout, how: CreateHow { overwrite, backing } })
     }
 
     fn start<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let Creation { path, options, how } = self;
+        let Creation { path, layout, how } = self;
         F::call(
             py,
             Venue::Thread,
-            move || create_image(path, options, how).map_err(Failure::from),
+            move || create_image(path, layout.options()?, how).map_err(Failure::from),
             |py, ()| Ok(py.None()),
         )
     }

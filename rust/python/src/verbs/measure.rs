@@ -12,6 +12,7 @@ use crate::errors::Failure;
 use crate::gate::PyGate;
 use crate::operation::{Face, Venue};
 use crate::path::StrPath;
+use crate::secret::PySecret;
 use crate::transfer::Offset;
 
 fn measure_with<F: Face>(
@@ -21,6 +22,7 @@ fn measure_with<F: Face>(
     source_format: Option<Format>,
     format: Format,
     implicit: PyGate,
+    source_secret: Option<PySecret>,
     layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
     let size = match (&source, size) {
@@ -30,8 +32,9 @@ fn measure_with<F: Face>(
     };
     let target = create_options(format.0, size, layout)?;
     let run = move || -> Result<_, Failure> {
+        let target = target.without_secret()?;
         let Some(source) = source else { return Ok(measure_image(None, &target)?) };
-        let source = open_plainly(source.0, source_format, &implicit)?;
+        let source = open_plainly(source.0, source_format, &implicit, source_secret)?;
         let measured = measure_image(Some(&source), &target);
         Ok(source.close().and(measured)?)
     };
@@ -48,6 +51,7 @@ faces! {
         source_format: Option<Format>,
         format: Format,
         implicit: PyGate,
+        source_secret: Option<PySecret>,
         layout: &Bound<'_, PyDict>,
     )
 }

@@ -24,7 +24,9 @@ pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
+mod encryption;
 mod job;
+pub(crate) mod keys;
 pub(crate) mod measure;
 pub(crate) mod open;
 
@@ -40,8 +42,8 @@ impl<'py> FromPyObject<'_, 'py> for Format {
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let name = object.extract::<&str>()?;
-        FormatKind::from_name(name)
-            .map(Format)
-            .ok_or_else(|| PyValueError::new_err(format!("no format {name:?}: there are 'raw' and 'qcow2'")))
+        FormatKind::from_name(name).map(Format).ok_or_else(|| {
+            PyValueError::new_err(format!("no format {name:?}: there are 'raw', 'qcow2' and 'luks'"))
+        })
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use imago_core::access::open::{Backing, OpenOptions};
+use imago_core::format::CacheSizes;
 use imago_core::storage::file::File;
 use imago_core::{Storage as EngineStorage, StorageOpenOptions};
 use pyo3::PyClass;
@@ -16,7 +17,9 @@ use crate::gate::PyGate;
 use crate::image::{FormatAccess, SyncFormatAccess, shared_image};
 use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::path::StrPath;
+use crate::secret::PySecret;
 use crate::storages::Storage;
+use crate::transfer::Offset;
 
 /// `backing=`: "implicit", None or an open image.
 pub(crate) struct Below(Backing);
@@ -78,11 +81,18 @@ pub(super) fn open_plainly(
     path: PathBuf,
     format: Option<Format>,
     implicit: &PyGate,
+    secret: Option<PySecret>,
 ) -> Result<Arc<imago_core::Image>, Failure> {
+    let secret = PySecret::get_some(secret)?;
     implicit.pass(|gate| {
         let format = format.map(|format| format.0);
-        OpenOptions { format, gate: gate.clone(), ..OpenOptions::default() }.open(path)
+        OpenOptions { format, secret, gate: gate.clone(), ..OpenOptions::default() }.open(path)
     })
+}
+
+/// What the two arguments say.
+fn sizes(l2: Option<Offset>, refcount: Option<Offset>) -> CacheSizes {
+    CacheSizes { l2: l2.map(|bytes| bytes.0), refcount: refcount.map(|bytes| bytes.0) }
 }
 
 /// What `open` takes beside the path.
@@ -92,6 +102,8 @@ struct Opening {
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
+    secret: Option<PySecret>,
+    cache_sizes: CacheSizes,
 }
 
 impl Opening {
@@ -105,7 +117,8 @@ impl Opening {
         A: Into<PyClassInitializer<A>> + PyClass + Send + 'static,
     {
         let run = move || {
-            let Opening { write, format, backing, data_file, implicit } = self;
+            let Opening { write, format, backing, data_file, implicit, secret, cache_sizes } = self;
+            let secret = PySecret::get_some(secret)?;
             let data_file = data_file.map(|file| file.open(write)).transpose()?;
             implicit.pass(|gate| {
                 let format = format.map(|format| format.0);
@@ -115,6 +128,8 @@ impl Opening {
                     backing: backing.0,
                     data_file,
                     gate: gate.clone(),
+                    secret,
+                    cache_sizes,
                     ..OpenOptions::default()
                 };
                 options.open(path)
@@ -128,7 +143,7 @@ impl Opening {
 /// Args:
 ///     path: The image's file.
 ///     write: Open it for writing too; what is below it is only ever read.
-///     format: "raw" or "qcow2"; None looks at the file's first bytes. A guest can write any bytes to a raw disk, so give the
+///     format: "raw", "qcow2" or "luks"; None looks at the file's first bytes. A guest can write any bytes to a raw disk, so give the
 ///         format where it is known: a raw image whose format was guessed refuses writes that make it look like another.
 ///     backing: "implicit" opens the backing file that the image names, an open image is used instead of it, None leaves
 ///         it out: what the image does not hold reads as zeroes.
@@ -136,17 +151,22 @@ impl Opening {
 ///     implicit: Which files that the image names may be opened: "beside" those beside or below it and not through
 ///         symbolic links out of there, "deny" none, "allow" all, a function those for which it returns true; it is called with
 ///         the file's name and "backing" or "data_file".
+///     secret: What opens an encrypted image, and encrypted backing files that it names: bytes, str (as UTF-8), a function
+///         that returns one of them, or an `os.PathLike` for a file whose whole content counts.
+///     l2_cache_size: Bytes of the mapping to keep in memory (qcow2); None keeps up to 32 MiB, as QEMU does. Images below keep that, too.
+///     refcount_cache_size: Bytes of refcounts to keep in memory (qcow2, opened for writing); None keeps 4 MiB.
 ///
 /// Raises:
 ///     OSError: A file cannot be opened or read.
 ///     InvalidImageError, CorruptImageError, UnsupportedFeatureError: It is no image that can be opened; the message says why.
 ///     ImplicitOpenDeniedError: `implicit` does not allow a file that the image needs.
+///     WrongSecretError: The image is encrypted, and `secret` is missing or does not open it.
 ///     ImageLockedError: Somebody else uses the image in a way that excludes this.
 #[pyfunction]
 #[pyo3(
     signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
-                 implicit = PyGate::default()),
-    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside')"
+                 implicit = PyGate::default(), secret = None, l2_cache_size = None, refcount_cache_size = None),
+    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', secret=None, l2_cache_size=None, refcount_cache_size=None)"
 )]
 pub(crate) fn open(
     py: Python<'_>,
@@ -156,8 +176,12 @@ pub(crate) fn open(
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
+    secret: Option<PySecret>,
+    l2_cache_size: Option<Offset>,
+    refcount_cache_size: Option<Offset>,
 ) -> PyResult<Py<PyAny>> {
-    Opening { write, format, backing, data_file, implicit }.open::<Blocking, _>(
+    let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
+    Opening { write, format, backing, data_file, implicit, secret, cache_sizes }.open::<Blocking, _>(
         py,
         path.0,
         SyncFormatAccess::of,
@@ -168,8 +192,8 @@ pub(crate) fn open(
 #[pyfunction]
 #[pyo3(
     signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
-                 implicit = PyGate::default()),
-    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside')"
+                 implicit = PyGate::default(), secret = None, l2_cache_size = None, refcount_cache_size = None),
+    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', secret=None, l2_cache_size=None, refcount_cache_size=None)"
 )]
 pub(crate) fn open_awaited(
     py: Python<'_>,
@@ -179,6 +203,14 @@ pub(crate) fn open_awaited(
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
+    secret: Option<PySecret>,
+    l2_cache_size: Option<Offset>,
+    refcount_cache_size: Option<Offset>,
 ) -> PyResult<Py<PyAny>> {
-    Opening { write, format, backing, data_file, implicit }.open::<Awaited, _>(py, path.0, FormatAccess::of)
+    let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
+    Opening { write, format, backing, data_file, implicit, secret, cache_sizes }.open::<Awaited, _>(
+        py,
+        path.0,
+        FormatAccess::of,
+    )
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use super::IntoImage;
 use crate::access::align::aligned;
-use crate::access::chain::{Link, Opener};
+use crate::access::chain::{Link, Opener, open_qcow2, set_data_storage};
 use crate::access::gate::Gate;
 use crate::access::image::{Base, Image};
-use crate::error::Result;
-use crate::format::Format;
+use crate::crypt::Secret;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Driver;
+use crate::format::{CacheSizes, Format};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
 
@@ -39,9 +40,9 @@ impl Qcow2 {
 
     /// The same for a storage that others hold too.
     pub fn open_shared_sync(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
-        let driver = Box::new(Driver::open(aligned(storage), writable)?);
+        let driver = Box::new(open_qcow2(aligned(storage), writable)?);
         let base = driver.backing_reference().is_none().then_some(Base::None);
-        let has_data_file = !driver.needs_data_file();
+        let has_data_file = !driver.needs_data_file() && !driver.needs_secret();
         Ok(Qcow2 { driver, base, has_data_file })
     }
 
@@ -53,6 +54,34 @@ impl Qcow2 {
         });
     }
 
+    /// Says how many bytes its caches of metadata may hold.
+    pub fn set_cache_sizes(&mut self, sizes: CacheSizes) {
+        self.driver.set_cache_sizes(sizes);
+    }
+
+    /// Finds the key of an encrypted image. Before that no data file is set or opened.
+    pub fn unlock_sync(&mut self, secret: &Secret) -> Result<()> {
+        self.driver.unlock(secret)?;
+        if !self.driver.needs_data_file() {
+            let file = Arc::clone(self.driver.storage());
+            set_data_storage(&mut self.driver, file)?;
+            self.has_data_file = true;
+        }
+        Ok(())
+    }
+
+    /// Whether the image is encrypted and [`unlock_sync`](Qcow2::unlock_sync) is needed.
+    pub fn needs_secret(&self) -> bool {
+        self.driver.needs_secret()
+    }
+
+    fn check_unlocked(&self) -> Result<()> {
+        if self.driver.needs_secret() && self.driver.cipher().is_none() {
+            return Err(Error::new(ErrorKind::WrongSecret, "the image is encrypted: unlock it first"));
+        }
+        Ok(())
+    }
+
     /// Says where the guest's data is, for an image with an external data file.
     pub fn set_data_file(&mut self, data_file: Box<dyn Storage>) -> Result<()> {
         self.set_shared_data_file(Arc::from(data_file))
@@ -60,7 +89,8 @@ impl Qcow2 {
 
     /// The same for a storage that others hold too.
     pub fn set_shared_data_file(&mut self, data_file: Arc<dyn Storage>) -> Result<()> {
-        self.driver.set_data_storage(aligned(data_file))?;
+        self.check_unlocked()?;
+        set_data_storage(&mut self.driver, aligned(data_file))?;
         self.has_data_file = true;
         Ok(())
     }
@@ -73,9 +103,10 @@ impl Qcow2 {
 
     /// The same with another word on what may be opened.
     pub fn open_implicit_dependencies_gated_sync(&mut self, gate: &Gate) -> Result<()> {
-        let mut opener = Opener::new(gate, false, Lock::Auto);
+        let mut opener = Opener::new(gate, None, false, Lock::Auto);
         opener.note(&**self.driver.storage())?;
         opener.count(1)?;
+        self.check_unlocked()?;
         if !self.has_data_file {
             opener.open_data_file(&mut self.driver)?;
             self.has_data_file = true;
@@ -98,8 +129,13 @@ impl IntoImage for Qcow2 {
             (None, Some(reference)) => Base::Unopened(reference),
             (None, None) => Base::None,
         };
+        let locked = self.driver.needs_secret() && self.driver.cipher().is_none();
         let image = Link::Qcow2(self.driver).into_image(base);
-        Arc::new(if self.has_data_file { image } else { image.without_data_file() })
+        Arc::new(match (self.has_data_file, locked) {
+            (true, _) => image,
+            (false, true) => image.locked(),
+            (false, false) => image.without_data_file(),
+        })
     }
 }
 

@@ -29,7 +29,7 @@ impl Raw {
 
     /// The same for a storage that others hold too.
     pub fn open_shared_sync(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
-        Link::open(storage, writable, Some(FormatKind::Raw)).map(Raw)
+        Link::open(storage, writable, Some(FormatKind::Raw), None).map(Raw)
     }
 
     /// A raw image names no other file.

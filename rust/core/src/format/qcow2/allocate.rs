@@ -43,7 +43,7 @@ impl Driver {
         }
     }
 
-    fn grow_refcount_table(&self) -> Result<()> {
+    pub(super) fn grow_refcount_table(&self) -> Result<()> {
         let one_flush = self.flushing.lock();
         let grown = self.grow_refcounts(self.refcounts.lock(), 1);
         drop(one_flush);
@@ -60,7 +60,7 @@ impl Driver {
         grown
     }
 
-    fn note_moved_metadata(&self, refcounts: &mut Refcounts) {
+    pub(super) fn note_moved_metadata(&self, refcounts: &mut Refcounts) {
         if refcounts.new_metadata.is_empty() && refcounts.old_metadata.is_empty() {
             return;
         }

@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 
 use super::l2::Entry;
 use crate::error::Result;
+use crate::format::CacheUse;
 
 const SHARDS: usize = 16;
 
@@ -95,10 +96,27 @@ struct Shard {
     hand: usize,
 }
 
+/// A shard and its counters, which share a line of memory with the lock: whoever looks up holds that line anyway.
+#[derive(Debug, Default)]
+#[repr(C, align(128))]
+struct Counted {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    shard: RwLock<Shard>,
+}
+
+impl Counted {
+    /// Not one step: two threads that look up at once may count once. An exact count would cost every look-up a locked operation more.
+    #[inline]
+    fn hit(&self) {
+        self.hits.store(self.hits.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
 /// Slices by the offset at which they stand in the image file.
 #[derive(Debug)]
 pub(super) struct SliceCache {
-    shards: [RwLock<Shard>; SHARDS],
+    shards: [Counted; SHARDS],
     slice_bytes: usize,
     /// Slices that one shard may hold.
     per_shard: AtomicUsize,
@@ -127,7 +145,19 @@ impl SliceCache {
         self.per_shard.load(Ordering::Relaxed) * SHARDS
     }
 
-    fn shard(&self, key: u64) -> &RwLock<Shard> {
+    /// How it has been used.
+    pub(super) fn stats(&self) -> CacheUse {
+        let mut stats =
+            CacheUse { capacity: (self.capacity() * self.slice_bytes) as u64, ..CacheUse::default() };
+        for counted in &self.shards {
+            stats.hits += counted.hits.load(Ordering::Relaxed);
+            stats.misses += counted.misses.load(Ordering::Relaxed);
+            stats.used += (counted.shard.read().slices.len() * self.slice_bytes) as u64;
+        }
+        stats
+    }
+
+    fn shard(&self, key: u64) -> &Counted {
         &self.shards[(key as usize / self.slice_bytes) % SHARDS]
     }
 
@@ -135,22 +165,27 @@ impl SliceCache {
     /// than a reference to the slice: `f` neither waits nor looks up another one.
     #[inline]
     pub(super) fn peek<T>(&self, key: u64, f: impl FnOnce(&Slice) -> T) -> Option<T> {
-        let shard = self.shard(key).read();
+        let counted = self.shard(key);
+        let shard = counted.shard.read();
         let slice = shard.slices.get(&key).filter(|slice| slice.words.get().is_some())?;
         slice.touch();
+        counted.hit();
         Some(f(slice))
     }
 
     /// The slice at offset `key`; where it is not cached `load` fills a buffer with its bytes.
     pub(super) fn get(&self, key: u64, load: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Arc<Slice>> {
-        let found = self.shard(key).read().slices.get(&key).cloned();
+        let counted = self.shard(key);
+        let found = counted.shard.read().slices.get(&key).cloned();
         let slice = found.unwrap_or_else(|| self.insert(key, Slice::unloaded()));
         slice.touch();
         if slice.words.get().is_some() {
+            counted.hit();
             return Ok(slice);
         }
         let one_loader = slice.loading.lock();
         if slice.words.get().is_none() {
+            counted.misses.fetch_add(1, Ordering::Relaxed);
             let mut bytes = vec![0; self.slice_bytes];
             load(&mut bytes)?;
             let words = bytes.as_chunks::<8>().0.iter();
@@ -164,7 +199,7 @@ impl SliceCache {
     /// Drops what is cached of `bytes` at `start`: the table there is no table any more, or a new one.
     pub(super) fn forget(&self, start: u64, bytes: u64) {
         for key in (start..start + bytes).step_by(self.slice_bytes) {
-            let mut shard = self.shard(key).write();
+            let mut shard = self.shard(key).shard.write();
             if shard.slices.remove(&key).is_some() {
                 shard.clock.retain(|&other| other != key);
             }
@@ -173,13 +208,13 @@ impl SliceCache {
 
     /// Drops everything: tables were rewritten in the file. Who is loading a slice meanwhile keeps what it loads for itself.
     pub(super) fn clear(&self) {
-        for shard in &self.shards {
-            *shard.write() = Shard::default();
+        for counted in &self.shards {
+            *counted.shard.write() = Shard::default();
         }
     }
 
     fn insert(&self, key: u64, slice: Slice) -> Arc<Slice> {
-        let mut guard = self.shard(key).write();
+        let mut guard = self.shard(key).shard.write();
         let shard = &mut *guard;
         if let Some(slice) = shard.slices.get(&key) {
             return Arc::clone(slice);

@@ -8,21 +8,24 @@ use std::sync::Arc;
 use zerocopy::big_endian::U64;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::extensions::Extensions;
+use super::extensions::{CryptoExtension, Extensions};
 use super::features::{
     AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DATA_FILE,
     INCOMPATIBLE_EXTENDED_L2, MAX_CLUSTER_WITHOUT_NAMES, name_table,
 };
 use super::header::{
-    COMPRESSION_ZSTD, MAGIC, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_TABLE_LEN, MIN_CLUSTER_BITS,
-    MIN_EXTENDED_L2_CLUSTER_BITS, V2_REFCOUNT_ORDER, in_file, l1_entries_for, order_of_refcount_bits,
+    COMPRESSION_ZSTD, CRYPT_LUKS, MAGIC, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_TABLE_LEN,
+    MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, V2_REFCOUNT_ORDER, in_file, l1_entries_for,
+    order_of_refcount_bits,
 };
 use super::{names, refcounts};
+use crate::crypt;
 use crate::error::{Error, Result};
 use crate::format::preallocation::Preallocation;
-use crate::format::{Compression, ImplicitReference};
+use crate::format::{Compression, ImplicitReference, luks};
 use crate::ondisk::{HEADER_V2_LEN, RawHeader, clusters_for};
 use crate::storage::{Storage, ZeroMode};
+use crate::units::HostOffset;
 
 /// Sizes are rounded up to this, as QEMU does: it knows no smaller unit.
 const SECTOR: u64 = 512;
@@ -32,6 +35,8 @@ const WRITE_SIZE: usize = 1 << 20;
 const COPIED: u64 = 1 << 63;
 /// Host offsets in L2 entries are below this.
 const HOST_END: u64 = 1 << 56;
+/// In L2 entries of 8 bytes: the cluster reads as zeroes.
+const ZERO: u64 = 1;
 /// The bitmap of an extended L2 entry whose subclusters are all there.
 const ALL_SUBCLUSTERS: u64 = 0xffff_ffff;
 
@@ -71,6 +76,8 @@ pub struct CreateOptions {
     /// What is set aside for the disk's bytes. Over a backing file it needs extended L2 entries, where a cluster has a place and its
     /// subclusters still show what is below.
     pub preallocation: Preallocation,
+    /// Encrypt guest data with LUKS.
+    pub encryption: Option<crypt::Options>,
 }
 
 impl Default for CreateOptions {
@@ -87,6 +94,7 @@ impl Default for CreateOptions {
             data_file: None,
             data_file_raw: false,
             preallocation: Preallocation::Off,
+            encryption: None,
         }
     }
 }
@@ -126,7 +134,8 @@ pub fn create(
     {
         return Err(in_file(data, too_small(data.len()?, plan.size)));
     }
-    plan.write(storage.as_ref(), data_file).map_err(|error| in_file(storage.as_ref(), error))
+    let encryption = options.encryption.as_ref().map(luks::create_inside).transpose()?.unwrap_or_default();
+    plan.write(storage.as_ref(), data_file, &encryption).map_err(|error| in_file(storage.as_ref(), error))
 }
 
 /// A new image, laid out: header, refcount table, refcount blocks, L1 table, and, for preallocation and raw data files, all L2 tables, then
@@ -145,6 +154,9 @@ struct Plan {
     blocks: u64,
     l1_clusters: u64,
     l2_tables: u64,
+    /// Clusters of LUKS header and key slots, and their bytes.
+    encryption_clusters: u64,
+    encryption_len: u64,
     /// Clusters of this file that guest data has already.
     data_clusters: u64,
     /// Header, extensions and the backing file's name.
@@ -164,6 +176,10 @@ impl Plan {
             return Err(too_big(options));
         }
 
+        let encryption_len = match &options.encryption {
+            Some(encryption) => luks::area_len(encryption)?,
+            None => 0,
+        };
         let mut plan = Plan {
             cluster_bits,
             refcount_order,
@@ -176,6 +192,8 @@ impl Plan {
             blocks: 0,
             l1_clusters: clusters_for(l1_entries * 8, cluster_bits),
             l2_tables: 0,
+            encryption_clusters: clusters_for(encryption_len, cluster_bits),
+            encryption_len,
             data_clusters: 0,
             head: Vec::new(),
         };
@@ -234,7 +252,7 @@ impl Plan {
     }
 
     fn data_start(&self) -> u64 {
-        self.l2_start() + self.l2_tables
+        self.encryption_start() + self.encryption_clusters
     }
 
     fn blocks_start(&self) -> u64 {
@@ -249,6 +267,10 @@ impl Plan {
         self.l1_start() + self.l1_clusters
     }
 
+    fn encryption_start(&self) -> u64 {
+        self.l2_start() + self.l2_tables
+    }
+
     fn head(&self, options: &CreateOptions, l1_entries: u32) -> Vec<u8> {
         let mut raw = RawHeader::new_zeroed();
         raw.magic = MAGIC.into();
@@ -260,6 +282,7 @@ impl Plan {
         raw.refcount_table_offset = self.cluster_size().into();
         raw.refcount_table_clusters = (self.table_clusters as u32).into();
         raw.refcount_order = self.refcount_order.into();
+        raw.crypt_method = if self.encryption_len == 0 { 0 } else { CRYPT_LUKS }.into();
         let bit = |set: bool, bit: u64| if set { bit } else { 0 };
         let zstd = options.compression == Compression::Zstd;
         raw.incompatible = (bit(options.data_file.is_some(), INCOMPATIBLE_DATA_FILE)
@@ -280,6 +303,10 @@ impl Plan {
             backing_format: options.backing.as_ref().and_then(|backing| backing.format.clone()),
             data_file: options.data_file.clone(),
             feature_names: if named { name_table() } else { Vec::new() },
+            crypto_header: (self.encryption_len > 0).then(|| CryptoExtension {
+                offset: HostOffset(self.encryption_start() << self.cluster_bits),
+                len: self.encryption_len,
+            }),
             ..Extensions::default()
         };
         let area = extensions.to_bytes();
@@ -293,7 +320,7 @@ impl Plan {
     }
 
     /// The first sector of the header comes last and alone, so that an interrupted create leaves no valid image.
-    fn write(&self, storage: &dyn Storage, data_file: Option<&dyn Storage>) -> Result<()> {
+    fn write(&self, storage: &dyn Storage, data_file: Option<&dyn Storage>, encryption: &[u8]) -> Result<()> {
         self.clear(storage)?;
         let bytes = |clusters: u64| clusters << self.cluster_bits;
         // The most of the space first: what is full is found out before all else is written.
@@ -321,15 +348,22 @@ impl Plan {
             let first = if self.external { 0 } else { self.data_start() };
             // Where there are subclusters, space alone shows nothing: what is below stays in sight.
             let bitmap = if self.raw { ALL_SUBCLUSTERS } else { 0 };
+            // Zeroes of the file are no zeroes once they are decrypted.
+            let zero = if self.encryption_len > 0 && !self.extended_l2 { ZERO } else { 0 };
             for cluster in first..first + clusters_for(self.size, self.cluster_bits) {
-                out.put(U64::new(cluster << self.cluster_bits | COPIED).as_bytes())?;
+                out.put(U64::new(cluster << self.cluster_bits | COPIED | zero).as_bytes())?;
                 if self.extended_l2 {
                     out.put(U64::new(bitmap).as_bytes())?;
                 }
             }
-            out.fill(self.data_start() << self.cluster_bits)?;
+            out.fill(self.encryption_start() << self.cluster_bits)?;
         }
         out.flush()?;
+        if !encryption.is_empty() {
+            out.offset = self.encryption_start() << self.cluster_bits;
+            out.put(encryption)?;
+            out.fill(self.data_start() << self.cluster_bits)?;
+        }
 
         let (first_sector, rest) = self.head.split_at(self.head.len().min(SECTOR as usize));
         if !rest.is_empty() {
@@ -434,8 +468,12 @@ fn check_combination(options: &CreateOptions) -> Result<()> {
         "external data files need version 3"
     } else if options.data_file_raw && options.data_file.is_none() {
         "data_file_raw needs a data file"
+    } else if options.data_file_raw && options.encryption.is_some() {
+        "a raw data file shows the disk to whoever reads it and cannot be encrypted"
     } else if options.data_file_raw && options.backing.is_some() {
         "a raw data file holds the whole disk and cannot have a backing file"
+    } else if v2 && options.preallocation != Preallocation::Off && options.encryption.is_some() {
+        "preallocated clusters of an encrypted image need version 3, which can say that they read as zeroes"
     } else if options.preallocation != Preallocation::Off && options.backing.is_some() && !options.extended_l2
     {
         "over a backing file preallocation needs extended L2 entries: without subclusters a cluster that has a place hides what is below"

@@ -8,7 +8,7 @@ use zerocopy::big_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::{Error, Result};
-use crate::ondisk::{RawBitmaps, RawExtension, RawFeatureName};
+use crate::ondisk::{RawBitmaps, RawCryptoHeader, RawExtension, RawFeatureName};
 use crate::units::HostOffset;
 
 const END: u32 = 0;
@@ -41,6 +41,15 @@ pub(crate) struct BitmapsExtension {
     pub(crate) directory_offset: HostOffset,
 }
 
+/// Where the encryption header is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CryptoExtension {
+    /// Where it starts: at a cluster.
+    pub(crate) offset: HostOffset,
+    /// Bytes of it, key material included.
+    pub(crate) len: u64,
+}
+
 /// An extension as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Extension {
@@ -61,8 +70,8 @@ pub(crate) struct Extensions {
     pub(crate) feature_names: Vec<RawFeatureName>,
     /// The bitmap directory, whether or not the autoclear bit vouches for it.
     pub(crate) bitmaps: Option<BitmapsExtension>,
-    /// There is a pointer to an encryption header.
-    pub(crate) crypto_header: bool,
+    /// Where the encryption header is.
+    pub(crate) crypto_header: Option<CryptoExtension>,
     /// The others, in their order.
     pub(crate) unknown: Vec<Extension>,
 }
@@ -88,7 +97,9 @@ impl Extensions {
                 DATA_FILE => extensions.data_file = name(data),
                 FEATURE_NAMES => extensions.feature_names = feature_names(data),
                 BITMAPS => extensions.bitmaps = Some(bitmaps(data, cluster_size).map_err(|e| e.at(at))?),
-                CRYPTO_HEADER => extensions.crypto_header = true,
+                CRYPTO_HEADER => {
+                    extensions.crypto_header = Some(crypto_header(data, cluster_size).map_err(|e| e.at(at))?);
+                }
                 _ => extensions.unknown.push(Extension { kind, data: data.to_vec() }),
             }
         }
@@ -109,6 +120,10 @@ impl Extensions {
         }
         if let Some(name) = &self.data_file {
             push(&mut area, DATA_FILE, name.as_os_str().as_bytes());
+        }
+        if let Some(header) = &self.crypto_header {
+            let raw = RawCryptoHeader { offset: header.offset.0.into(), len: header.len.into() };
+            push(&mut area, CRYPTO_HEADER, raw.as_bytes());
         }
         if !self.feature_names.is_empty() {
             push(&mut area, FEATURE_NAMES, self.feature_names.as_bytes());
@@ -217,6 +232,22 @@ fn feature_names(data: &[u8]) -> Vec<RawFeatureName> {
     data.chunks_exact(size_of::<RawFeatureName>())
         .filter_map(|entry| RawFeatureName::read_from_bytes(entry).ok())
         .collect()
+}
+
+fn crypto_header(data: &[u8], cluster_size: u64) -> Result<CryptoExtension> {
+    let raw = RawCryptoHeader::read_from_bytes(data).map_err(|_| {
+        Error::invalid_image(format!(
+            "the encryption header's extension has {} bytes instead of 16",
+            data.len()
+        ))
+    })?;
+    let (offset, len) = (raw.offset.get(), raw.len.get());
+    if offset == 0 || !offset.is_multiple_of(cluster_size) {
+        return Err(Error::invalid_image(format!(
+            "the encryption header starts at {offset:#x}, which is no cluster that could hold it"
+        )));
+    }
+    Ok(CryptoExtension { offset: HostOffset(offset), len })
 }
 
 fn bitmaps(data: &[u8], cluster_size: u64) -> Result<BitmapsExtension> {

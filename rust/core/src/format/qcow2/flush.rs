@@ -35,6 +35,8 @@ impl Driver {
     /// The same by whoever holds `flushing`.
     pub(super) fn write_back_held(&self, quarantine: &mut Quarantine) -> Result<()> {
         self.metadata.check()?;
+        // Past the latch: what this writes nobody owns.
+        self.refcounts.lock().pad(&*self.storage)?;
         // Entries that change from here on belong to the next flush: their data may land after step 3.
         let (pending, slices, l1, refcounts) = {
             let mut pending = self.pending.lock();

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::extensions::{self, BitmapsExtension, Extensions};
+use super::extensions::{self, BitmapsExtension, CryptoExtension, Extensions};
 use super::features::{
     AUTOCLEAR_BITMAPS, AUTOCLEAR_DATA_FILE_RAW, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_CORRUPT,
     INCOMPATIBLE_DATA_FILE, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTENDED_L2, INCOMPATIBLE_KNOWN,
@@ -42,11 +42,25 @@ pub(crate) const MAX_SNAPSHOTS: u64 = 65_536;
 /// Bytes of a backing file's name at most.
 pub(crate) const MAX_BACKING_NAME_LEN: u32 = 1023;
 
+/// Encryption with qcow2's own AES.
+pub(crate) const CRYPT_AES: u32 = 1;
+/// Encryption with LUKS.
+pub(crate) const CRYPT_LUKS: u32 = 2;
+
 pub(crate) const COMPRESSION_DEFLATE: u8 = 0;
 pub(crate) const COMPRESSION_ZSTD: u8 = 1;
 
 /// Bytes read at first; the whole first cluster for all but the biggest clusters.
 const FIRST_READ: u64 = 64 << 10;
+
+/// How guest data is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encryption {
+    /// AES-128-CBC under the secret itself, with IVs that count guest sectors.
+    Aes,
+    /// As the LUKS header there says, with IVs that count host sectors.
+    Luks(CryptoExtension),
+}
 
 /// The header of an image, checked: every field is within its limits and every table that it names lies in the file.
 #[derive(Clone, Debug)]
@@ -77,8 +91,8 @@ pub(crate) struct Header {
     pub(crate) compatible: u64,
     /// Autoclear feature bits.
     pub(crate) autoclear: u64,
-    /// 0: none, 1: AES, 2: LUKS. [`Header::read`] lets only 0 through.
-    pub(crate) crypt_method: u32,
+    /// How guest data is encrypted.
+    pub(crate) encryption: Option<Encryption>,
     /// How compressed clusters are packed.
     pub(crate) compression: Compression,
     /// The backing file.
@@ -93,21 +107,20 @@ impl Header {
     /// The header of an image whose data can be read.
     pub(crate) fn read(storage: &dyn Storage) -> Result<Header> {
         let header = Self::inspect(storage)?;
-        match header.encryption() {
-            None => Ok(header),
-            Some(method) => Err(in_file(
+        if header.encryption == Some(Encryption::Aes) {
+            return Err(in_file(
                 storage,
-                Error::unsupported(format!(
-                    "encrypted images cannot be opened yet (this one uses {}); \
-                     decrypt it with `qemu-img convert` first",
-                    method.to_uppercase()
-                ))
+                Error::unsupported(
+                    "images encrypted with qcow2's own AES cannot be opened yet; make one with LUKS of it first \
+                     (qemu-img convert)",
+                )
                 .at(offset_of!(RawHeader, crypt_method) as u64),
-            )),
+            ));
         }
+        Ok(header)
     }
 
-    /// The header of any image, encrypted ones too, of which no data may be read.
+    /// The header of any image, also of one of which no data can be read.
     pub(crate) fn inspect(storage: &dyn Storage) -> Result<Header> {
         let read = || {
             let file_len = storage.len()?;
@@ -151,12 +164,11 @@ impl Header {
         self.incompatible & INCOMPATIBLE_CORRUPT != 0
     }
 
-    /// QEMU's name of the encryption.
-    pub(crate) fn encryption(&self) -> Option<&'static str> {
-        match self.crypt_method {
-            0 => None,
-            1 => Some("aes"),
-            _ => Some("luks"),
+    fn crypt_method(&self) -> u32 {
+        match self.encryption {
+            None => 0,
+            Some(Encryption::Aes) => CRYPT_AES,
+            Some(Encryption::Luks(_)) => CRYPT_LUKS,
         }
     }
 
@@ -192,7 +204,7 @@ impl Header {
         debug_assert!(l1_offset.is_aligned(self.cluster_size()));
         let mut fields = [0; 24];
         fields[..8].copy_from_slice(U64::new(size).as_bytes());
-        fields[8..12].copy_from_slice(U32::new(self.crypt_method).as_bytes());
+        fields[8..12].copy_from_slice(U32::new(self.crypt_method()).as_bytes());
         fields[12..16].copy_from_slice(U32::new(l1_entries).as_bytes());
         fields[16..].copy_from_slice(U64::new(l1_offset.0).as_bytes());
         storage.writev_at((&fields).into(), offset_of!(RawHeader, size) as u64)
@@ -366,11 +378,6 @@ pub(super) fn parse(first: &[u8], file_len: u64) -> Result<Header> {
         );
     }
     let compression = compression(&raw)?;
-    let crypt_method = raw.crypt_method.get();
-    if crypt_method > 2 {
-        let message = format!("encryption method {crypt_method} is not known");
-        return Err(Error::unsupported(message).at(offset_of!(RawHeader, crypt_method) as u64));
-    }
     let refcount_order = raw.refcount_order.get();
     if refcount_order > MAX_REFCOUNT_ORDER {
         refuse!(
@@ -380,9 +387,7 @@ pub(super) fn parse(first: &[u8], file_len: u64) -> Result<Header> {
     }
 
     let extensions = Extensions::parse(area, header_length, cluster_size)?;
-    if extensions.crypto_header && crypt_method != 2 {
-        refuse!(crypt_method, "there is an encryption header, but the image is not encrypted with LUKS");
-    }
+    let encryption = encryption(&raw, extensions.crypto_header, file_len)?;
     let has_data_file = incompatible & INCOMPATIBLE_DATA_FILE != 0;
     let autoclear = raw.autoclear.get();
     if autoclear & AUTOCLEAR_DATA_FILE_RAW != 0 && !has_data_file {
@@ -405,12 +410,39 @@ pub(super) fn parse(first: &[u8], file_len: u64) -> Result<Header> {
         incompatible,
         compatible: raw.compatible.get(),
         autoclear,
-        crypt_method,
+        encryption,
         compression,
         backing: backing(&raw, first, extensions.backing_format)?,
         data_file: extensions.data_file.filter(|_| has_data_file),
         bitmaps: extensions.bitmaps.filter(|_| autoclear & AUTOCLEAR_BITMAPS != 0),
     })
+}
+
+fn encryption(raw: &RawHeader, header: Option<CryptoExtension>, file_len: u64) -> Result<Option<Encryption>> {
+    let cluster_size = 1 << raw.cluster_bits.get();
+    let end_of_file = file_len.checked_next_multiple_of(cluster_size).unwrap_or(file_len);
+    match (raw.crypt_method.get(), header) {
+        (0, None) => Ok(None),
+        (CRYPT_AES, None) => Ok(Some(Encryption::Aes)),
+        (CRYPT_LUKS, Some(header)) if bytes_fit(header.offset.0, header.len, end_of_file) => {
+            Ok(Some(Encryption::Luks(header)))
+        }
+        (CRYPT_LUKS, Some(header)) => refuse!(
+            crypt_method,
+            "the encryption header takes {} bytes from {} on, but the file ends at {file_len:#x}; it was cut off, get a whole \
+             copy of it",
+            header.len,
+            header.offset
+        ),
+        (CRYPT_LUKS, None) => {
+            refuse!(crypt_method, "the image is encrypted with LUKS, but there is no encryption header")
+        }
+        (0 | CRYPT_AES, Some(_)) => {
+            refuse!(crypt_method, "there is an encryption header, but the image is not encrypted with LUKS")
+        }
+        (method, _) => Err(Error::unsupported(format!("encryption method {method} is not known"))
+            .at(offset_of!(RawHeader, crypt_method) as u64)),
+    }
 }
 
 fn compression(raw: &RawHeader) -> Result<Compression> {

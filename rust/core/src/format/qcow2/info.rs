@@ -2,11 +2,12 @@
 
 use super::bitmaps;
 use super::features::COMPATIBLE_LAZY_REFCOUNTS;
-use super::header::Header;
+use super::header::{Encryption, Header};
 use super::snapshots::{Snapshot, SnapshotTable};
 use crate::error::Result;
 use crate::format::Compression;
-use crate::format::qcow2_info::{BitmapInfo, Qcow2Info};
+use crate::format::luks;
+use crate::format::qcow2_info::{BitmapInfo, EncryptionInfo, Qcow2Info};
 use crate::storage::Storage;
 
 /// Reads what the header does not say itself: snapshots and bitmaps.
@@ -21,6 +22,13 @@ pub(crate) fn info(storage: &dyn Storage, header: &Header) -> Result<Qcow2Info> 
         }
     });
     let data_file = header.data_file.as_ref().map(|name| name.to_string_lossy().into_owned());
+    let encrypted = match header.encryption {
+        None => None,
+        Some(Encryption::Aes) => Some(EncryptionInfo::Aes),
+        Some(Encryption::Luks(place)) => {
+            Some(EncryptionInfo::Luks(luks::inspect_inside(storage, place.offset, place.len)?))
+        }
+    };
     Ok(Qcow2Info {
         version: header.version,
         compression_type: match header.compression {
@@ -33,7 +41,7 @@ pub(crate) fn info(storage: &dyn Storage, header: &Header) -> Result<Qcow2Info> 
         extended_l2: header.is_extended_l2(),
         data_file,
         data_file_raw: header.has_data_file().then(|| header.is_data_file_raw()),
-        encrypted: header.encryption(),
+        encrypted,
         snapshots: snapshots.iter().map(Snapshot::info).collect(),
         bitmaps: bitmaps.collect(),
     })

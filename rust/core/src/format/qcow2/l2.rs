@@ -78,6 +78,16 @@ impl Geometry {
         (size / self.table_span() + 1).saturating_mul(self.cluster_size())
     }
 
+    /// Bits of the host offset in the descriptor of a compressed cluster.
+    fn packed_offset_bits(self) -> u32 {
+        62 - (self.cluster_bits - 8)
+    }
+
+    /// Where compressed clusters have to end, so that a descriptor can name them.
+    pub(super) fn packed_limit(self) -> u64 {
+        1 << self.packed_offset_bits().min(56)
+    }
+
     /// Index of the L1 entry for `guest`.
     pub(super) fn l1_index(self, guest: GuestOffset) -> usize {
         (guest.0 / self.table_span()) as usize
@@ -191,7 +201,7 @@ impl Entry {
 
     /// The compressed cluster behind the descriptor; `guest` is where it starts.
     pub(super) fn compressed(self, guest: GuestOffset, geometry: Geometry) -> CompressedCluster {
-        let offset_bits = 62 - (geometry.cluster_bits - 8);
+        let offset_bits = geometry.packed_offset_bits();
         let host = self.descriptor & ((1 << offset_bits) - 1);
         // The field counts the sectors after the one that the data starts in.
         let more_sectors = (self.descriptor & (COMPRESSED - 1)) >> offset_bits;
@@ -202,6 +212,12 @@ impl Entry {
             unpacked_len: geometry.cluster_size() as u32,
             method: geometry.compression,
         }
+    }
+
+    /// The entry of a cluster that is packed into `len` bytes at `host`; see [`Geometry::packed_limit`].
+    pub(super) fn packed(host: HostOffset, len: u32, geometry: Geometry) -> Entry {
+        let more_sectors = (host.0 % 512 + u64::from(len) - 1) / 512;
+        Entry { descriptor: COMPRESSED | more_sectors << geometry.packed_offset_bits() | host.0, bitmap: 0 }
     }
 
     /// The host bytes that dropping this entry releases: start and length, or nothing.
@@ -298,6 +314,29 @@ mod tests {
         assert_eq!(cluster.host, HostOffset(0x1_0123));
         assert_eq!(u64::from(cluster.packed_len), 3 * 512 - 0x123);
         assert_eq!(cluster.unpacked_len, 65536);
+    }
+
+    #[test]
+    fn an_entry_of_packed_bytes_covers_every_sector_that_they_touch() {
+        for bits in 9..=21 {
+            let g = geometry(bits, false);
+            let longest = (1 << bits) - 1;
+            for (host, len) in
+                [(0x1_0000, 1), (0x1_01ff, 1), (0x1_01ff, longest), (0x1_0001, 511), (0x1_0001, 512)]
+            {
+                let host = HostOffset(host);
+                let entry = Entry::packed(host, len, g);
+                let cluster = entry.compressed(GuestOffset(0), g);
+                assert_eq!(cluster.host, host);
+                let end = host.0 + u64::from(len);
+                assert_eq!(
+                    host.0 + u64::from(cluster.packed_len),
+                    end.next_multiple_of(512),
+                    "{bits} {host} {len}"
+                );
+                assert!(entry.is_compressed() && !entry.is_copied());
+            }
+        }
     }
 
     #[test]

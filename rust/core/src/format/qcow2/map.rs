@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Driver;
 use super::cache::Slice;
 use super::l2::{COPIED, Entry, OFFSET_MASK, Unit};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Lookup, Mapping, Place};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
@@ -188,6 +188,9 @@ impl Driver {
     /// The storage of guest data.
     pub(super) fn data(&self) -> Result<&Arc<dyn Storage>> {
         self.data.as_ref().ok_or_else(|| {
+            if self.needs_secret() && self.cipher().is_none() {
+                return Error::new(ErrorKind::WrongSecret, "the image is encrypted and was not unlocked");
+            }
             Error::invalid_input("the image keeps its data in an external data file that was not opened")
         })
     }

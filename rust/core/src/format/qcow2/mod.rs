@@ -8,6 +8,7 @@ pub mod amend;
 mod bitmaps;
 mod cache;
 pub mod check;
+mod corruption;
 pub mod create;
 mod extensions;
 mod features;
@@ -18,6 +19,7 @@ mod l2;
 mod map;
 pub mod measure;
 mod names;
+mod pack;
 mod pending;
 mod refcounts;
 mod references;
@@ -37,15 +39,17 @@ use rustc_hash::FxHashSet;
 
 use self::bitmaps::{Bitmap, Recorder};
 use self::cache::SliceCache;
-use self::header::Header;
+use self::header::{Encryption, Header};
 use self::l2::Geometry;
 use self::pending::{Pending, Quarantine};
 use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
-    Allocation, Bitmaps, Format, FormatInfo, FormatKind, FormatSpecificInfo, ImplicitReference, InPlace,
-    Lookup, Mapping, Resize, Snapshots, WriteStep, ZeroIntent, ZeroStep,
+    Allocation, Bitmaps, CacheSizes, CacheStats, Format, FormatInfo, FormatKind, FormatSpecificInfo,
+    ImplicitReference, InPlace, Lookup, Mapping, Packing, Resize, Snapshots, WriteStep, ZeroIntent, ZeroStep,
+    luks,
 };
+use crate::crypt::{Secret, SectorCipher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 use crate::storage::latched::Latched;
@@ -94,8 +98,10 @@ pub struct Driver {
     /// The image file. Metadata is written through the latch, so that nothing is ever written on top of unknown state.
     storage: Arc<dyn Storage>,
     metadata: Latched,
-    /// Where guest data is: the image file, or the external data file once it is known.
+    /// Where guest data is: the image file, or the external data file once it is known; of an encrypted image what decrypts one of them.
     data: Option<Arc<dyn Storage>>,
+    /// How it is encrypted.
+    crypt: Option<Crypt>,
     /// The active L1 table, of a writable image with room for the longest; a table that a write made is here at once and on
     /// disk after the next flush.
     l1: Box<[AtomicU64]>,
@@ -114,16 +120,27 @@ pub struct Driver {
     tables: Mutex<()>,
     pending: Mutex<Pending>,
     refcounts: Mutex<Refcounts>,
+    refcount_use: Arc<refcounts::Counters>,
     /// Clusters of the image file that hold metadata; guest data is never written there (I6).
     reserved: RwLock<FxHashSet<u64>>,
     /// There is a backing file behind what is unallocated.
     has_backing: bool,
 }
 
+/// What guest data is encrypted with.
+#[derive(Debug)]
+struct Crypt {
+    volume: luks::Volume,
+    /// The cipher, once a secret has given it.
+    cipher: Option<Arc<SectorCipher>>,
+}
+
 impl Driver {
     /// Reads and checks the metadata; writes nothing (I8).
     ///
-    /// An image whose header names an external data file needs [`set_data_storage`](Driver::set_data_storage) before any data is read or written.
+    /// An image whose header names an external data file needs [`set_data_storage`](Driver::set_data_storage) before any data is read or written;
+    /// an encrypted one needs [`unlock`](Driver::unlock) and then [`set_data_storage`](Driver::set_data_storage).
+    /// One that was not closed cleanly is only opened for reading; a repair ([`check`]) makes it writable again.
     pub fn open(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
         let path = storage.path().map(Path::to_owned);
         Self::open_inner(storage, writable, None).map_err(|error| match path {
@@ -163,13 +180,21 @@ impl Driver {
         } else {
             (Refcounts::absent(), Vec::new(), FxHashSet::default())
         };
+        let crypt = match header.encryption {
+            Some(Encryption::Luks(place)) => Some(Crypt {
+                volume: luks::Volume::inside(Arc::clone(&storage), place.offset, place.len)?,
+                cipher: None,
+            }),
+            Some(Encryption::Aes) | None => None,
+        };
         let l2_bytes = geometry.l2_bytes(header.size);
         Ok(Driver {
             geometry,
             writable,
             file_end: storage.len()?,
             metadata: Latched::new(Arc::clone(&storage)),
-            data: (!geometry.external_data).then(|| Arc::clone(&storage)),
+            data: (!geometry.external_data && crypt.is_none()).then(|| Arc::clone(&storage)),
+            crypt,
             l1,
             slices: SliceCache::new(l2_bytes.min(L2_CACHE_BYTES), geometry.slice_bytes()),
             inflight: Inflight::default(),
@@ -179,6 +204,7 @@ impl Driver {
             flushing: Mutex::default(),
             tables: Mutex::new(()),
             pending: Mutex::default(),
+            refcount_use: refcounts.counters(),
             refcounts: Mutex::new(refcounts),
             reserved: RwLock::new(reserved),
             has_backing: header.backing.is_some(),
@@ -186,6 +212,16 @@ impl Driver {
             header: RwLock::new(Arc::new(header)),
             storage,
         })
+    }
+
+    /// Says how much its caches of metadata may hold; what is not said stays as it is. The L2 cache holds 16 slices of a table at least.
+    pub fn set_cache_sizes(&mut self, sizes: CacheSizes) {
+        if let Some(bytes) = sizes.l2 {
+            self.slices = SliceCache::new(bytes, self.geometry.slice_bytes());
+        }
+        if let Some(bytes) = sizes.refcount {
+            self.refcounts.get_mut().set_budget(bytes);
+        }
     }
 
     /// The backing file that the header names.
@@ -203,9 +239,41 @@ impl Driver {
         self.geometry.external_data
     }
 
-    /// Says where guest data is, for an image with an external data file.
+    /// Whether guest data is encrypted.
+    pub fn needs_secret(&self) -> bool {
+        self.crypt.is_some()
+    }
+
+    /// Finds the key of guest data; [`ErrorKind::WrongSecret`] if `secret` does not open it.
+    pub fn unlock(&mut self, secret: &Secret) -> Result<()> {
+        let Some(crypt) = &mut self.crypt else {
+            return Err(self.located(Error::invalid_input("the image is not encrypted")));
+        };
+        let unlocked = crypt.volume.unlock(secret)?;
+        crypt.cipher = Some(crypt.volume.cipher(&unlocked)?);
+        Ok(())
+    }
+
+    /// What decrypts the storage of guest data, once the image is unlocked.
+    pub(crate) fn cipher(&self) -> Option<&Arc<SectorCipher>> {
+        self.crypt.as_ref()?.cipher.as_ref()
+    }
+
+    /// The key slots, of an image that is encrypted with LUKS.
+    pub fn into_key_slots(self) -> Result<Option<luks::Volume>> {
+        let unknown = self.header().autoclear & !features::AUTOCLEAR_KNOWN;
+        if self.writable && unknown != 0 {
+            return Err(self.located(Error::unsupported(format!(
+                "the image has autoclear bits {unknown:#x} that are not known here: write to its disk once, which clears \
+                 them, before its keys are changed"
+            ))));
+        }
+        Ok(self.crypt.map(|crypt| crypt.volume))
+    }
+
+    /// Says where guest data is, for an image with an external data file and for an encrypted one, of which `data` decrypts either file.
     pub fn set_data_storage(&mut self, data: Arc<dyn Storage>) -> Result<()> {
-        if !self.geometry.external_data {
+        if !self.geometry.external_data && self.crypt.is_none() {
             return Err(self.located(Error::invalid_input("the image has no external data file")));
         }
         self.data = Some(data);
@@ -235,16 +303,23 @@ impl Driver {
     }
 }
 
+/// Whether the image in `storage` says that it was not closed, and not that somebody found it corrupt: what a repair before the first
+/// write is for.
+pub(crate) fn needs_cleaning(storage: &dyn Storage) -> Result<bool> {
+    let header = Header::inspect(storage)?;
+    Ok(header.is_dirty() && !header.is_corrupt())
+}
+
 /// Images that can be read but must not be written as they are.
 fn refuse_unsafe_writes(header: &Header) -> Result<()> {
     if header.is_corrupt() {
         return Err(Error::corrupt(
-            "the image is marked corrupt: open it read-only, or repair it first (qemu-img check -r all)",
+            "the image is marked corrupt: open it read-only, or repair it first (pyimago.check, repair=\"all\")",
         ));
     }
     if header.is_dirty() {
         return Err(Error::unsupported(
-            "the image was not closed cleanly and its refcounts are stale: open it read-only, or repair it first (qemu-img check -r all)",
+            "the image was not closed cleanly and its refcounts are stale: open it read-only, or repair it first (pyimago.check, repair=\"all\")",
         ));
     }
     Ok(())
@@ -271,6 +346,10 @@ impl Format for Driver {
         self.data.as_ref().unwrap_or(&self.storage)
     }
 
+    fn is_encrypted(&self) -> bool {
+        self.crypt.is_some()
+    }
+
     fn inflight(&self) -> Option<&Inflight> {
         self.writable.then_some(&self.inflight)
     }
@@ -279,16 +358,21 @@ impl Format for Driver {
         self.map_run(offset, len, lookup).map_err(|e| self.located(e))
     }
 
+    fn mapping_unit(&self) -> u64 {
+        self.geometry.unit_size()
+    }
+
     fn in_place(&self, offset: GuestOffset, len: u64) -> Result<Option<InPlace<'_>>> {
-        self.find_in_place(offset, len).map_err(|e| self.located(e))
+        self.find_in_place(offset, len).map_err(|e| self.failed_write(e))
     }
 
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
-        self.start_writing().and_then(|()| self.plan_write(offset, len)).map_err(|e| self.located(e))
+        self.start_writing().map_err(|e| self.located(e))?;
+        self.plan_write(offset, len).map_err(|e| self.failed_write(e))
     }
 
     fn commit(&self, allocation: Allocation) -> Result<()> {
-        self.publish(&allocation).map_err(|e| self.located(e))
+        self.publish(&allocation).map_err(|e| self.failed_write(e))
     }
 
     fn abandon(&self, allocation: Allocation) {
@@ -296,7 +380,12 @@ impl Format for Driver {
     }
 
     fn zero(&self, offset: GuestOffset, len: u64, intent: ZeroIntent) -> Result<ZeroStep<'_>> {
-        self.start_writing().and_then(|()| self.plan_zero(offset, len, intent)).map_err(|e| self.located(e))
+        self.start_writing().map_err(|e| self.located(e))?;
+        self.plan_zero(offset, len, intent).map_err(|e| self.failed_write(e))
+    }
+
+    fn packing(&self) -> Result<&dyn Packing> {
+        self.check_packing().map(|()| self as &dyn Packing).map_err(|e| self.located(e))
     }
 
     fn write_alignment(&self) -> u64 {
@@ -307,7 +396,7 @@ impl Format for Driver {
         if !self.writable {
             return Ok(());
         }
-        self.write_back().map_err(|e| self.located(e))
+        self.write_back().map_err(|e| self.failed_write(e))
     }
 
     fn record(&self, offset: GuestOffset, len: u64) -> Result<()> {
@@ -330,6 +419,10 @@ impl Format for Driver {
 
     fn resize(&self) -> Option<&dyn Resize> {
         Some(self)
+    }
+
+    fn cache_stats(&self) -> Option<CacheStats> {
+        Some(CacheStats { l2: self.slices.stats(), refcount: self.refcount_use.stats() })
     }
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {

@@ -3,10 +3,13 @@
 //! Everything here is in memory until a flush takes [`Refcounts::take_dirty`]; only the table's growth writes at once.
 
 mod contiguous;
+mod packed;
 mod resized;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -15,11 +18,12 @@ use super::header::Header;
 use super::l2::OFFSET_MASK;
 use super::pending::Dropped;
 use crate::error::{Error, Result};
+use crate::format::CacheUse;
 use crate::storage::Storage;
 use crate::units::HostOffset;
 
-/// Memory that clean blocks may take, in bytes, before they are dropped: with 64 KiB clusters this covers 128 GiB.
-const CLEAN_BYTES: usize = 4 << 20;
+/// Memory that clean blocks may take, in bytes, before they are dropped, where nobody says how much: with 64 KiB clusters this covers 128 GiB.
+const CLEAN_BYTES: u64 = 4 << 20;
 /// The refcount table is at most 8 MiB (QEMU's limit).
 const TABLE_BYTES: u64 = 8 << 20;
 
@@ -50,6 +54,32 @@ impl Block {
     }
 }
 
+/// How the blocks have been used, to be read without the lock that their user holds over I/O.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    used: AtomicU64,
+    budget: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn stats(&self) -> CacheUse {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        CacheUse {
+            hits: read(&self.hits),
+            misses: read(&self.misses),
+            capacity: read(&self.budget),
+            used: read(&self.used),
+        }
+    }
+
+    /// The one user of the refcounts counts, under their lock.
+    fn count(counter: &AtomicU64) {
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
 /// The refcounts of an image that is open for writing.
 #[derive(Debug)]
 pub(super) struct Refcounts {
@@ -60,12 +90,15 @@ pub(super) struct Refcounts {
     table: Vec<u64>,
     dirty_entries: BTreeSet<usize>,
     blocks: FxHashMap<u64, Block>,
+    counters: Arc<Counters>,
     /// No cluster below is known to be free.
     cursor: u64,
     /// What the image file reads as zeroes from here on (bytes): nothing was ever written there.
     untouched: u64,
     /// A cluster became free.
     pub(super) freed: bool,
+    /// Where the compressed clusters that were packed last end, inside a cluster that at least one of them holds (bytes).
+    packed_end: Option<u64>,
     /// Clusters that became refcount blocks or table, and ceased to be, since the driver last asked.
     pub(super) new_metadata: Vec<u64>,
     pub(super) old_metadata: Vec<u64>,
@@ -97,9 +130,11 @@ impl Refcounts {
             table: Vec::new(),
             dirty_entries: BTreeSet::new(),
             blocks: FxHashMap::default(),
+            counters: Arc::default(),
             cursor: 0,
             untouched: 0,
             freed: false,
+            packed_end: None,
             new_metadata: Vec::new(),
             old_metadata: Vec::new(),
         }
@@ -117,10 +152,21 @@ impl Refcounts {
             untouched: storage.len()?,
             ..Self::absent()
         };
+        refcounts.counters.budget.store(CLEAN_BYTES, Ordering::Relaxed);
         for index in 0..refcounts.table.len() {
             refcounts.block_offset(index as u64)?;
         }
         Ok(refcounts)
+    }
+
+    /// Has clean blocks dropped when all take more than `bytes`.
+    pub(super) fn set_budget(&mut self, bytes: u64) {
+        self.counters.budget.store(bytes, Ordering::Relaxed);
+    }
+
+    /// How the blocks are used from now on.
+    pub(super) fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
     }
 
     fn cluster_size(&self) -> u64 {
@@ -166,18 +212,32 @@ impl Refcounts {
 
     /// The block number `index`, which exists.
     fn block(&mut self, storage: &dyn Storage, index: u64, host: HostOffset) -> Result<&mut Block> {
-        if !self.blocks.contains_key(&index) {
+        if self.blocks.contains_key(&index) {
+            Counters::count(&self.counters.hits);
+        } else {
+            Counters::count(&self.counters.misses);
             self.make_room();
             let mut bytes = vec![0; self.cluster_size() as usize].into_boxed_slice();
             storage.readv_at((&mut *bytes).into(), host.0)?;
-            self.blocks.insert(index, Block::new(bytes, 0..0));
+            self.keep(index, Block::new(bytes, 0..0));
         }
         Ok(self.blocks.get_mut(&index).expect("just inserted"))
     }
 
+    fn keep(&mut self, index: u64, block: Block) {
+        self.blocks.insert(index, block);
+        self.counters.used.store(self.bytes(), Ordering::Relaxed);
+    }
+
+    /// Memory that the blocks take.
+    fn bytes(&self) -> u64 {
+        (self.blocks.len() as u64) << self.cluster_bits
+    }
+
     fn make_room(&mut self) {
-        if self.blocks.len() << self.cluster_bits > CLEAN_BYTES {
+        if self.bytes() > self.counters.budget.load(Ordering::Relaxed) {
             self.blocks.retain(|_, block| block.landing || !block.dirty.is_empty());
+            self.counters.used.store(self.bytes(), Ordering::Relaxed);
         }
     }
 
@@ -276,7 +336,7 @@ impl Refcounts {
         // it does no harm, and not by a flush.
         storage.writev_at((&*bytes).into(), cluster << self.cluster_bits)?;
         self.make_room();
-        self.blocks.insert(index, Block::new(bytes, 0..0));
+        self.keep(index, Block::new(bytes, 0..0));
         self.table[index as usize] = cluster << self.cluster_bits;
         self.dirty_entries.insert(index as usize);
         self.set(storage, cluster, 1)?;
@@ -329,7 +389,7 @@ impl Refcounts {
             let host = (first + index - old_entries) << self.cluster_bits;
             table[index as usize] = host;
             storage.writev_at((&*bytes).into(), host)?;
-            self.blocks.insert(index, Block::new(bytes, 0..0));
+            self.keep(index, Block::new(bytes, 0..0));
         }
         storage.sync()?;
         let table_offset = HostOffset(table_cluster << self.cluster_bits);
@@ -365,6 +425,7 @@ impl Refcounts {
             if self.get(storage, cluster)? == 0 {
                 free.push(cluster);
                 self.freed = true;
+                self.packed_end = self.packed_end.filter(|end| end >> self.cluster_bits != cluster);
                 self.cursor = self.cursor.min(cluster);
             }
         }
@@ -507,10 +568,11 @@ impl Refcounts {
     /// All that was taken is written: blocks may be dropped from memory again.
     pub(super) fn landed(&mut self) {
         self.blocks.values_mut().for_each(|block| block.landing = false);
+        self.make_room();
     }
 }
 
-fn uncounted(host: u64) -> Error {
+pub(super) fn uncounted(host: u64) -> Error {
     Error::corrupt("a cluster in use has refcount 0; repair the image (qemu-img check -r all)").at(host)
 }
 
@@ -568,7 +630,7 @@ mod tests {
         let mut refcounts = Refcounts { cluster_bits: bits, table: vec![1 << bits], ..Refcounts::absent() };
         let taken = refcounts.take(&storage, &FxHashSet::default(), 1).unwrap().unwrap();
         let writes = refcounts.take_dirty();
-        for index in 1..=(CLEAN_BYTES as u64 >> bits) {
+        for index in 1..=(CLEAN_BYTES >> bits) {
             refcounts.blocks.insert(index, Block::new(vec![0; 1 << bits].into(), 0..0));
         }
         refcounts.make_room();

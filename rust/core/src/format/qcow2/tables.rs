@@ -7,7 +7,7 @@ use zerocopy::FromZeros;
 
 use super::Driver;
 use super::bitmaps::{self, Bitmap};
-use super::header::Header;
+use super::header::{Encryption, Header};
 use super::l2::{COPIED, OFFSET_MASK};
 use super::pending::Dropped;
 use super::refcounts::Refcounts;
@@ -96,6 +96,11 @@ pub(super) fn reserved_clusters(
     for snapshot in &table.snapshots {
         for cluster in clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8) {
             add(cluster, "a snapshot's L1 table")?;
+        }
+    }
+    if let Some(Encryption::Luks(place)) = header.encryption {
+        for cluster in clusters(place.offset, place.len) {
+            add(cluster, "the encryption header")?;
         }
     }
     if let Some(extension) = &header.bitmaps {

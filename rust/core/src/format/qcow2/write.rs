@@ -10,7 +10,7 @@ use super::Driver;
 use super::cache::Slice;
 use super::features;
 use super::l2::{Entry, Unit};
-use super::pending::Dropped;
+use super::pending::{Dropped, Quarantine};
 use crate::error::{Error, Result};
 use crate::format::{Allocation, InPlace, Lookup, WriteStep};
 use crate::storage::Storage;
@@ -29,7 +29,7 @@ impl Driver {
         }
         let mut bitmaps = self.bitmaps.lock();
         if !self.started.load(Ordering::Acquire) {
-            self.clear_unknown_features()?;
+            self.clear_unknown_features(&mut self.flushing.lock())?;
             self.hold_enabled(&mut bitmaps)?;
             self.started.store(true, Ordering::Release);
             self.refresh_recorder(&bitmaps);
@@ -37,9 +37,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Clears the autoclear bits that are not known, which has to come before any other change.
-    pub(super) fn clear_unknown_features(&self) -> Result<()> {
-        let one_flush = self.flushing.lock();
+    /// Clears the autoclear bits that are not known, which comes before any other change of the file. The caller holds `flushing`.
+    pub(super) fn clear_unknown_features(&self, _: &mut Quarantine) -> Result<()> {
         let header = self.header();
         let known = header.autoclear & features::AUTOCLEAR_KNOWN;
         if header.version >= 3 && known != header.autoclear {
@@ -47,7 +46,6 @@ impl Driver {
             self.metadata.sync()?;
             self.change_header(|header| header.autoclear = known);
         }
-        drop(one_flush);
         Ok(())
     }
 
@@ -167,7 +165,9 @@ impl Driver {
             (HostOffset(first_cluster.0), wanted, false)
         } else {
             let taken = self.take_clusters(wanted)?;
-            (HostOffset(taken.first << geometry.cluster_bits), taken.count, taken.reads_zero)
+            // What the file has zeroes for is no zeroes once it is decrypted.
+            let reads_zero = taken.reads_zero && !self.needs_secret();
+            (HostOffset(taken.first << geometry.cluster_bits), taken.count, reads_zero)
         };
         let end = end.min(first_cluster + count * cluster_size);
         let last_cluster = GuestOffset(end.0 - 1).align_down(cluster_size);
@@ -227,7 +227,8 @@ impl Driver {
 
     /// Takes back what [`Driver::plan_write`] set aside; nothing of it was published.
     pub(super) fn give_back(&self, allocation: &Allocation) {
-        if allocation.ticket != TAKEN || self.geometry.external_data {
+        // Where nothing is written any more nothing is freed either: the refcounts may be what is wrong.
+        if allocation.ticket != TAKEN || self.geometry.external_data || self.metadata.failure().is_some() {
             return;
         }
         let size = self.geometry.cluster_size();

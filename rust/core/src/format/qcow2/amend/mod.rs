@@ -3,7 +3,6 @@
 //! Recipe (docs/qcow2.md, "Amending"): everything that can be refused is refused first; then what the new header will name is
 //! written to where the old one names nothing, and one rewriting of the header puts all of it in force at once.
 
-mod snapshots;
 mod zeroes;
 
 use std::os::unix::ffi::OsStrExt;
@@ -25,9 +24,7 @@ use super::rewrite::HeaderArea;
 use super::{Driver, names, refuse_unsafe_writes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Format, ImplicitReference};
-use crate::ondisk::clusters_for;
 use crate::storage::Storage;
-use crate::units::HostOffset;
 
 /// What is to become of the backing file's reference. The file itself is not looked at, nor is the image's content made to fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +137,7 @@ fn refuse_version_3_only(old: &Header) -> Result<()> {
         incompatible_names(features, &name_table())
     } else if old.autoclear & AUTOCLEAR_BITMAPS != 0 {
         "persistent bitmaps (remove them first)".to_owned()
-    } else if old.crypt_method != 0 {
+    } else if old.encryption.is_some() {
         // Zeroes would have to be encrypted, each where it stands.
         "encryption".to_owned()
     } else {
@@ -247,9 +244,9 @@ impl Amendment<'_> {
     }
 
     fn expand_zeroes(&mut self, steps: &mut Steps<'_>) -> Result<()> {
-        snapshots::Entries::read(&**self.storage, &self.old)?.refuse_version_3_only(self.old.size)?;
         let mut driver = Driver::open(Arc::clone(self.storage), true)?;
         driver.set_has_backing(self.old.backing.is_some() || self.area.has_backing());
+        zeroes::check_snapshots(&driver)?;
         let tables = zeroes::all_tables(&driver)?;
         steps.expect(2 * tables.len() as u64)?;
         zeroes::check(&driver, &tables, steps)?;
@@ -258,29 +255,15 @@ impl Amendment<'_> {
         driver.close()
     }
 
-    /// Writes the snapshot table as version 3 wants it, where it is not that already; returns where the old one is.
+    /// Moves the snapshot table, where version 3 wants more of it; returns where the old one is.
     fn move_snapshot_table(&mut self) -> Result<Option<Dropped>> {
-        let entries = snapshots::Entries::read(&**self.storage, &self.old)?;
-        let old_len = entries.len;
-        let Some(table) = entries.for_version_3(self.old.size) else {
+        let driver = Driver::open(Arc::clone(self.storage), true)?;
+        let Some((host, old)) = driver.put_version_3_table()? else {
             return Ok(None);
         };
-        let driver = Driver::open(Arc::clone(self.storage), true)?;
-        let bits = self.old.cluster_bits;
-        let wanted = clusters_for(table.len() as u64, bits);
-        let mut too_short = Vec::new();
-        let first = loop {
-            let taken = driver.take_clusters(wanted)?;
-            if taken.count == wanted {
-                break taken.first;
-            }
-            too_short.push(Dropped { host: HostOffset(taken.first << bits), len: taken.count << bits });
-        };
-        driver.drop_references(&too_short)?;
-        self.storage.writev_at((&table).into(), first << bits)?;
         driver.close()?;
-        self.area.raw.snapshot_offset = (first << bits).into();
-        Ok(Some(Dropped { host: self.old.snapshot_offset, len: old_len }))
+        self.area.raw.snapshot_offset = host.0.into();
+        Ok(Some(old))
     }
 
     fn resize_refcounts(mut self, order: u32, released: &[Dropped], steps: &mut Steps<'_>) -> Result<()> {

@@ -1,15 +1,13 @@
 //! Version 2 has no clusters that only read as zeroes: they become what it has instead, in the active tables and in those of snapshots.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
-use rustc_hash::FxHashMap;
 
 use super::super::Driver;
-use super::super::l2::{Entry, OFFSET_MASK, Unit};
+use super::super::l2::{Entry, Unit};
 use super::super::pending::Dropped;
+use super::super::refcounts::uncounted;
 use super::super::snapshots::SnapshotTable;
-use super::super::tables::read_words;
 use super::Steps;
 use crate::error::{Error, Result};
 use crate::format::Compression;
@@ -26,40 +24,44 @@ pub(super) struct Table {
 
 /// Every L2 table of the image, once, in the file's order.
 pub(super) fn all_tables(driver: &Driver) -> Result<Vec<Table>> {
-    let storage = &*driver.storage;
+    let mut tables = BTreeMap::new();
+    for snapshot in SnapshotTable::read(&*driver.storage, &driver.header())?.snapshots {
+        let named = driver.l2_tables(&driver.snapshot_l1(&snapshot)?)?;
+        tables.extend(named.into_iter().map(|host| (host, false)));
+    }
+    let named = driver.l2_tables(&driver.active_l1())?;
+    tables.extend(named.into_iter().map(|host| (host, true)));
+    Ok(tables.into_iter().map(|(host, active)| Table { host, active }).collect())
+}
+
+/// Refuses snapshots that a reader of version 2 would misread, as QEMU does: with a disk of another size or 4 GiB of VM state.
+pub(super) fn check_snapshots(driver: &Driver) -> Result<()> {
     let header = driver.header();
-    let mut tables = FxHashMap::default();
-    let active = driver.l1[..header.l1_entries as usize].iter();
-    for word in active.map(|word| word.load(Ordering::Relaxed)) {
-        tables.insert(word & OFFSET_MASK, true);
+    for snapshot in SnapshotTable::read(&*driver.storage, &header)?.snapshots {
+        let info = snapshot.info();
+        let problem = if snapshot.disk_size().is_some_and(|size| size != header.size) {
+            "is of a disk of another size"
+        } else if u32::try_from(info.vm_state_size).is_err() {
+            "has 4 GiB of VM state or more"
+        } else {
+            continue;
+        };
+        return Err(Error::unsupported(format!(
+            "snapshot {:?} {problem}, which version 2 cannot say; delete the snapshot first",
+            info.id
+        )));
     }
-    for snapshot in SnapshotTable::read(storage, &header)?.snapshots {
-        for word in read_words(storage, snapshot.l1_offset, snapshot.l1_entries.into())? {
-            tables.entry(word & OFFSET_MASK).or_insert(false);
-        }
-    }
-    tables.remove(&0);
-    let file_end = storage.len()?;
-    let mut tables: Vec<Table> =
-        tables.into_iter().map(|(host, active)| Table { host: HostOffset(host), active }).collect();
-    tables.sort_unstable_by_key(|table| table.host);
-    let lost = |table: &&Table| !table.host.is_aligned(header.cluster_size()) || table.host.0 >= file_end;
-    match tables.iter().find(lost) {
-        Some(table) => {
-            Err(Error::corrupt("an L1 entry names no L2 table; repair the image first").at(table.host.0))
-        }
-        None => Ok(tables),
-    }
+    Ok(())
 }
 
 /// Reads every entry: refuses those that version 2 cannot have and those that make no sense, before anything is changed.
 pub(super) fn check(driver: &Driver, tables: &[Table], steps: &mut Steps<'_>) -> Result<()> {
     let geometry = driver.geometry;
+    let mut bytes = vec![0; geometry.cluster_size() as usize];
     for table in tables {
-        for (index, word) in
-            read_words(&*driver.storage, table.host, geometry.cluster_size() / 8)?.into_iter().enumerate()
-        {
-            let entry = Entry { descriptor: word, bitmap: 0 };
+        driver.storage.readv_at((&mut bytes).into(), table.host.0)?;
+        for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            let entry = Entry { descriptor: u64::from_be_bytes(*word), bitmap: 0 };
             let at = table.host.0 + index as u64 * 8;
             entry.unit(0, geometry).map_err(|error| error.at(at))?;
             if entry.is_compressed() && geometry.compression != Compression::Deflate {
@@ -108,14 +110,14 @@ pub(super) fn expand(driver: &Driver, tables: &[Table], steps: &mut Steps<'_>) -
     if driver.storage.capabilities().resize && driver.storage.len()? < end {
         driver.storage.set_len(end)?;
     }
-    driver.write_back()
+    Ok(())
 }
 
 impl Driver {
     fn refcount(&self, host: HostOffset) -> Result<u64> {
         let count = self.refcounts.lock().count(&*self.storage, host.0 >> self.geometry.cluster_bits)?;
         if count == 0 {
-            return Err(Error::corrupt("a cluster in use has refcount 0; repair the image first").at(host.0));
+            return Err(uncounted(host.0));
         }
         Ok(count)
     }

@@ -13,11 +13,12 @@ const CHUNK_BYTES: Range<u32> = 9..12;
 /// at some time meanwhile. Bits past the disk's end are 0.
 #[derive(Debug)]
 pub(crate) struct Bits {
-    granularity_bits: u32,
+    /// Base-2 logarithm of a granule's bytes.
+    granularity: u32,
     /// Bytes of the disk.
     size: u64,
     /// Base-2 logarithm of a chunk's bits. A cluster of bits in the file has one or more whole chunks.
-    chunk_bits: u32,
+    chunk_shift: u32,
     /// Each is made when its first bit is set.
     chunks: Box<[OnceLock<Chunk>]>,
 }
@@ -30,17 +31,17 @@ enum Chunk {
 }
 
 impl Bits {
-    /// None is set, for a disk of `size` bytes in an image with clusters of 2 to the power of `cluster_bits` bytes.
-    pub(crate) fn new(size: u64, granularity_bits: u32, cluster_bits: u32) -> Self {
-        let chunk_bits = cluster_bits.clamp(CHUNK_BYTES.start, CHUNK_BYTES.end) + 3;
-        let count = size.div_ceil(1 << granularity_bits).div_ceil(1 << chunk_bits);
+    /// None is set; granules of 2 to the power of `granularity` bytes, a disk of `size` bytes, in an image with clusters of 2 to the power of `cluster_bits` bytes.
+    pub(crate) fn new(size: u64, granularity: u32, cluster_bits: u32) -> Self {
+        let chunk_shift = cluster_bits.clamp(CHUNK_BYTES.start, CHUNK_BYTES.end) + 3;
+        let count = size.div_ceil(1 << granularity).div_ceil(1 << chunk_shift);
         let chunks = (0..count).map(|_| OnceLock::new()).collect();
-        Bits { granularity_bits, size, chunk_bits, chunks }
+        Bits { granularity, size, chunk_shift, chunks }
     }
 
     /// The same dirty granules for a disk of `size` bytes, as far as they lie in it. (What is new is clean, as in QEMU.)
     pub(crate) fn resized(&self, size: u64, cluster_bits: u32) -> Self {
-        let new = Bits::new(size, self.granularity_bits, cluster_bits);
+        let new = Bits::new(size, self.granularity, cluster_bits);
         let mut at = 0;
         while let Some(run) = self.next_run(at).filter(|run| run.start < new.len()) {
             at = run.end;
@@ -51,7 +52,7 @@ impl Bits {
 
     /// How many there are.
     pub(crate) fn len(&self) -> u64 {
-        self.size.div_ceil(1 << self.granularity_bits)
+        self.size.div_ceil(1 << self.granularity)
     }
 
     /// Bytes of the disk.
@@ -68,18 +69,18 @@ impl Bits {
     #[inline]
     pub(crate) fn mark(&self, offset: u64, len: u64) {
         debug_assert!(len > 0 && offset + len <= self.size);
-        self.set(offset >> self.granularity_bits..((offset + len - 1) >> self.granularity_bits) + 1);
+        self.set(offset >> self.granularity..((offset + len - 1) >> self.granularity) + 1);
     }
 
     fn chunk_len(&self) -> u64 {
-        1 << self.chunk_bits
+        1 << self.chunk_shift
     }
 
     fn set(&self, bits: Range<u64>) {
         let mut start = bits.start;
         while start < bits.end {
-            let index = start >> self.chunk_bits;
-            let base = index << self.chunk_bits;
+            let index = start >> self.chunk_shift;
+            let base = index << self.chunk_shift;
             let end = bits.end.min(base + self.chunk_len());
             self.set_in_chunk(index as usize, start - base..end - base);
             start = end;
@@ -108,7 +109,7 @@ impl Bits {
 
     /// 64 bits from `index * 64` on.
     fn word(&self, index: u64) -> u64 {
-        match self.chunks[(index * 64 >> self.chunk_bits) as usize].get() {
+        match self.chunks[((index * 64) >> self.chunk_shift) as usize].get() {
             None => 0,
             Some(Chunk::Ones) => u64::MAX,
             Some(Chunk::Mixed(words)) => {
@@ -122,7 +123,7 @@ impl Bits {
         let (mut at, end) = (range.start, range.end.min(self.len()));
         while at < end {
             if at.is_multiple_of(self.chunk_len()) {
-                let uniform = match self.chunks[(at >> self.chunk_bits) as usize].get() {
+                let uniform = match self.chunks[(at >> self.chunk_shift) as usize].get() {
                     None => Some(0),
                     Some(Chunk::Ones) => Some(u64::MAX),
                     Some(Chunk::Mixed(_)) => None,
@@ -149,10 +150,10 @@ impl Bits {
 
     /// The first dirty run from the disk's offset `from` (a multiple of the granularity) on: its offset and length in bytes.
     pub(crate) fn next_dirty(&self, from: u64) -> Option<(u64, u64)> {
-        let run = self.next_run(from.div_ceil(1 << self.granularity_bits))?;
-        let start = run.start << self.granularity_bits;
+        let run = self.next_run(from.div_ceil(1 << self.granularity))?;
+        let start = run.start << self.granularity;
         // The last granule may reach past the end of the disk, and of all numbers.
-        let end = run.end.checked_mul(1 << self.granularity_bits).unwrap_or(u64::MAX).min(self.size);
+        let end = run.end.saturating_mul(1 << self.granularity).min(self.size);
         Some((start, end - start))
     }
 
@@ -241,7 +242,7 @@ mod tests {
                 let bits = Bits::new((bits_len << granularity) - 1, granularity, 9);
                 let len = len.min(bits_len - start);
                 bits.mark(start << granularity, (len << granularity) - 1);
-                let end = (start + len << granularity).min(bits.size());
+                let end = ((start + len) << granularity).min(bits.size());
                 assert_eq!(runs(&bits), [(start << granularity, end - (start << granularity))]);
             }
         }

@@ -89,9 +89,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Changes flags of entries in their place, durably.
+    /// Changes flags of entries in their place, durably. Unknown features have been cleared.
     pub(super) fn write_flags(&self, bitmaps: &mut [Bitmap], flags: &[(usize, u32)]) -> Result<()> {
-        self.clear_unknown_features()?;
         let directory = self.header().bitmaps.expect("there are bitmaps").directory_offset;
         let offsets = directory::offsets(bitmaps.iter().map(|bitmap| &bitmap.entry)).0;
         for &(index, flags) in flags {
@@ -117,6 +116,7 @@ impl Driver {
         if bitmaps[index].is_enabled() == enabled {
             return Ok(());
         }
+        self.clear_unknown_features(&mut self.flushing.lock())?;
         if enabled && self.started.load(Ordering::Acquire) {
             self.hold(bitmaps, std::slice::from_ref(&index))?;
         }

@@ -32,6 +32,7 @@ impl Driver {
             directory::check_size(size, bitmap.entry.granularity_bits, self.geometry.cluster_bits)
                 .map_err(|problem| refusal(&problem))?;
         }
+        self.clear_unknown_features(&mut self.flushing.lock())?;
         let all: Vec<_> = (0..bitmaps.len()).collect();
         self.hold(&mut bitmaps, &all)
     }

@@ -71,7 +71,7 @@ impl Driver {
         mut new: Vec<Bitmap>,
         contents: &[Contents],
     ) -> Result<()> {
-        self.clear_unknown_features()?;
+        self.clear_unknown_features(&mut self.flushing.lock())?;
         let mut fresh = Fresh::default();
         let prepared = self.find_outdated(old, &new, contents).and_then(|outdated| {
             for (index, bits) in contents {
@@ -86,21 +86,14 @@ impl Driver {
             Ok(outdated)
         });
         let outdated = switched.inspect_err(|_| self.abandon_fresh(&fresh))?;
-        {
-            let bits = self.geometry.cluster_bits;
-            let mut reserved = self.reserved.write();
-            for range in &outdated {
-                let first = range.host.0 >> bits;
-                (first..first + range.len.div_ceil(1 << bits)).for_each(|cluster| {
-                    reserved.remove(&cluster);
-                });
-            }
-            reserved.extend(fresh.clusters(bits));
+        for &range in &outdated {
+            self.forget_metadata(range);
         }
+        self.reserved.write().extend(fresh.clusters(self.geometry.cluster_bits));
         *old = new;
         self.pending.lock().dropped.extend(outdated);
         self.refresh_recorder(old);
-        self.write_back()
+        Ok(())
     }
 
     /// What the directory and those bitmaps take that are gone or replaced.

@@ -19,7 +19,8 @@ impl Bitmaps for Driver {
     fn list(&self) -> Result<Vec<DirtyBitmap>> {
         let describe = |bitmap: Bitmap| {
             let count = || Ok(self.bits_of(&bitmap)?.dirty_bytes());
-            let count = (!bitmap.is_inconsistent()).then(count).transpose()?;
+            let known = !bitmap.is_inconsistent() && !bitmap.entry.is_foreign();
+            let count = known.then(count).transpose()?;
             Ok(DirtyBitmap {
                 name: bitmap.entry.name(),
                 granularity: bitmap.entry.granularity(),
@@ -129,13 +130,11 @@ impl Driver {
 
     /// The bits of a bitmap that is not inconsistent: the held ones themselves, or a copy of the file's.
     fn bits_of(&self, bitmap: &Bitmap) -> Result<Arc<Bits>> {
-        match &bitmap.held {
-            Some(held) => Ok(Arc::clone(&held.bits)),
-            None => {
-                let header = self.header();
-                data::load(&*self.storage, &header, &bitmap.entry, header.size).map(Arc::new)
-            }
+        if let Some(held) = &bitmap.held {
+            return Ok(Arc::clone(&held.bits));
         }
+        let header = self.header();
+        data::load(&*self.storage, &header, &bitmap.entry, header.size).map(Arc::new)
     }
 
     fn clean_bits(&self, entry: &Entry) -> Arc<Bits> {

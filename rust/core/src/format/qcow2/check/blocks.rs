@@ -13,6 +13,11 @@ use crate::format::qcow2::tables::read_words;
 const TABLE: &str = "the refcount table";
 const BLOCK: &str = "a refcount block";
 
+/// Whether this is one of the refcount structures.
+pub(super) fn is_of_refcounts(what: &str) -> bool {
+    what == TABLE || what == BLOCK
+}
+
 /// Bits 0 to 8 of an entry of the refcount table have to be 0.
 const RESERVED: u64 = 0x1ff;
 
@@ -92,19 +97,20 @@ impl Survey<'_> {
         &self,
         control: &mut Control<'_>,
         note: bool,
-        visit: impl Fn(u64, &[u8]) + Sync,
+        visit: impl Fn(u64, &[u8]) -> Result<()> + Sync,
     ) -> Result<()> {
         let (runs, size) = (self.runs(), self.cluster_size() as usize);
         control.spread(runs.len(), |buffer: &mut Vec<u8>, number| {
             let run = &self.blocks.by_place[runs[number].clone()];
             self.read_each(buffer, run.iter().map(|block| block.0), |n, bytes| match bytes {
                 Ok(bytes) => visit(run[n].1, &bytes[..size]),
-                Err(error) if note => {
-                    self.note(FindingKind::Unreadable, Place::at(run[n].0), 1, || error.to_string());
+                Err(error) => {
+                    if note {
+                        self.note(FindingKind::Unreadable, Place::at(run[n].0), 1, || error.to_string());
+                    }
+                    Ok(())
                 }
-                Err(_) => {}
-            });
-            Ok(())
+            })
         })
     }
 
@@ -115,6 +121,7 @@ impl Survey<'_> {
             let first = number * per_block;
             let end = (first + per_block).min(self.file_clusters + 1);
             self.counts.note_ones(first..end, |cluster| read_count(bytes, order, cluster - first) == 1);
+            Ok(())
         })
     }
 
@@ -150,6 +157,7 @@ impl Survey<'_> {
                 }
                 self.note_used(last);
             });
+            Ok(())
         })?;
         let has_block = |cluster: u64| {
             self.blocks.table.get((cluster / per_block) as usize).is_some_and(|block| *block != 0)
@@ -162,12 +170,34 @@ impl Survey<'_> {
                 let without =
                     (start..).zip(users).filter(|(cluster, users)| **users > 0 && !has_block(*cluster));
                 for (cluster, &users) in without {
+                    self.uncovered.store(true, Ordering::Relaxed);
                     self.compare_one(cluster, 0, users);
                     self.note_used(Some(cluster));
                 }
             });
         }
         Ok(())
+    }
+
+    /// Calls `change` with the number and the bytes of every block, and with those of its clusters that have other refcounts (second)
+    /// than users (third).
+    pub(super) fn each_differing(
+        &self,
+        control: &mut Control<'_>,
+        change: impl Fn(u64, &[u8], &[(u64, u64, u64)]) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let (per_block, order) = (self.per_block(), self.header.refcount_order);
+        self.each_block(control, false, |number, bytes| {
+            let first = number * per_block;
+            let mut differing = Vec::new();
+            self.counts.visit(first..first + per_block, |start, users| {
+                let counts = (start..)
+                    .zip(users)
+                    .map(|(cluster, &users)| (cluster, read_count(bytes, order, cluster - first), users));
+                differing.extend(counts.filter(|(_, refcount, users)| refcount != users));
+            });
+            if differing.is_empty() { Ok(()) } else { change(number, bytes, &differing) }
+        })
     }
 
     fn note_used(&self, last: Option<u64>) {

@@ -10,6 +10,8 @@
 
 mod blocks;
 mod counts;
+mod rebuild;
+mod repair;
 mod report;
 mod spread;
 mod structures;
@@ -20,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use self::blocks::Blocks;
 use self::counts::Counts;
+pub(crate) use self::repair::repair;
 pub use self::report::{Finding, FindingKind, Report, Severity};
 use self::report::{Notes, Place};
 pub use self::spread::Control;
@@ -82,6 +85,12 @@ pub struct Survey<'a> {
     notes: Notes,
     /// An entry names a place past the end of the file, where no references are counted.
     dangling: AtomicBool,
+    /// Tables or snapshots could not be followed.
+    lost: AtomicBool,
+    /// A cluster with references has no refcount block.
+    uncovered: AtomicBool,
+    corruptions_fixed: u64,
+    leaks_fixed: u64,
     /// The last cluster of the file that is used or has a refcount.
     last_used: AtomicU64,
     allocated: AtomicU64,
@@ -108,6 +117,10 @@ impl<'a> Survey<'a> {
             bitmap_tables: Vec::new(),
             notes: Notes::default(),
             dangling: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            uncovered: AtomicBool::new(false),
+            corruptions_fixed: 0,
+            leaks_fixed: 0,
             last_used: AtomicU64::new(0),
             allocated: AtomicU64::new(0),
             fragmented: AtomicU64::new(0),
@@ -159,6 +172,8 @@ impl<'a> Survey<'a> {
         let total_clusters = self.header.size.div_ceil(self.cluster_size());
         Report {
             total_clusters,
+            corruptions_fixed: self.corruptions_fixed,
+            leaks_fixed: self.leaks_fixed,
             image_end_offset: (self.last_used.into_inner() + 1) << self.header.cluster_bits,
             allocated_clusters: self.allocated.into_inner(),
             fragmented_clusters: self.fragmented.into_inner(),

@@ -167,6 +167,8 @@ pub(super) struct Notes {
     corruptions: AtomicU64,
     leaks: AtomicU64,
     errors: AtomicU64,
+    /// Corruptions that are COPIED flags.
+    copied: AtomicU64,
 }
 
 /// What a finding is about.
@@ -199,11 +201,31 @@ impl Notes {
         if let Some(counter) = counter {
             counter.fetch_add(times, Ordering::Relaxed);
         }
+        if kind == FindingKind::Copied {
+            self.copied.fetch_add(times, Ordering::Relaxed);
+        }
         let mut findings = self.findings.lock();
         if findings.len() < KEPT {
             let (offset, guest) = (place.offset.map(HostOffset), place.guest.map(GuestOffset));
             findings.push(Finding { kind, severity, offset, guest, message: message() });
         }
+    }
+
+    pub(super) fn corruptions(&self) -> u64 {
+        self.corruptions.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn copied(&self) -> u64 {
+        self.copied.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn leaks(&self) -> u64 {
+        self.leaks.load(Ordering::Relaxed)
+    }
+
+    /// Takes back findings that count nothing.
+    pub(super) fn forget(&mut self, kinds: &[FindingKind]) {
+        self.findings.get_mut().retain(|finding| !kinds.contains(&finding.kind));
     }
 
     pub(super) fn errors(&self) -> u64 {

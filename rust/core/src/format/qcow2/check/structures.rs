@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use rustc_hash::FxHashSet;
 use zerocopy::FromBytes;
@@ -67,6 +68,7 @@ impl Survey<'_> {
     }
 
     fn past_end(&self, what: &str, offset: u64, times: u64) {
+        self.lost.store(true, Ordering::Relaxed);
         let end = self.file_len;
         self.note(FindingKind::PastEnd, Place::at(offset), times, || {
             format!("{what} goes past the end of the file, which is at {end:#x}")
@@ -120,6 +122,9 @@ impl Survey<'_> {
                 problem(&|| format!("{extra} bytes of extra data; version 3 needs {NEEDED_EXTRA_LEN}"));
             }
             let (l1, entries) = (raw.l1_offset.get(), raw.l1_entries.get());
+            if !l1.is_multiple_of(self.cluster_size()) || u64::from(entries) * 8 > MAX_L1_LEN {
+                self.lost.store(true, Ordering::Relaxed);
+            }
             if !l1.is_multiple_of(self.cluster_size()) {
                 problem(&|| format!("its L1 table at {l1:#x} starts at no cluster boundary"));
             } else if u64::from(entries) * 8 > MAX_L1_LEN {
@@ -194,6 +199,7 @@ impl Survey<'_> {
 
     fn bitmap_table(&self, offset: u64, entries: u32, times: u64) -> Result<()> {
         let bad = |at, word: u64, what: &str| {
+            self.lost.store(true, Ordering::Relaxed);
             self.note(FindingKind::Bitmap, Place::at(at), times, || {
                 format!("entry {word:#x} of a bitmap table {what}")
             });

@@ -74,6 +74,7 @@ impl Survey<'_> {
                 continue;
             }
             if !aligned {
+                self.lost.store(true, Ordering::Relaxed);
                 self.note(FindingKind::Unaligned, place, users, || {
                     format!("L1 entry {word:#x} names no cluster boundary")
                 });
@@ -82,9 +83,12 @@ impl Survey<'_> {
                 self.check_copied(word, host, place, 1);
             }
             match self.inside(host, self.cluster_size()) {
-                None => self.note(FindingKind::PastEnd, place, users, || {
-                    format!("the L2 table at {host:#x} is past the end of the file")
-                }),
+                None => {
+                    self.lost.store(true, Ordering::Relaxed);
+                    self.note(FindingKind::PastEnd, place, users, || {
+                        format!("the L2 table at {host:#x} is past the end of the file")
+                    });
+                }
                 Some(clusters) => {
                     self.counts.add(clusters, users);
                     found.push(TableUse { offset: host, l1_index: index, active, snapshots });
@@ -151,8 +155,8 @@ impl Survey<'_> {
                 if table.offset + size > self.file_len {
                     self.cut(L2_TABLE, table.offset, Some(guest));
                 }
-            });
-            Ok(())
+                Ok(())
+            })
         })
     }
 
@@ -162,8 +166,8 @@ impl Survey<'_> {
         &self,
         buffer: &mut Vec<u8>,
         offsets: impl ExactSizeIterator<Item = u64> + Clone,
-        mut visit: impl FnMut(usize, Result<&[u8], Error>),
-    ) {
+        mut visit: impl FnMut(usize, Result<&[u8], Error>) -> Result<()>,
+    ) -> Result<()> {
         let size = self.cluster_size() as usize;
         let count = offsets.len();
         buffer.resize(count * size, 0);
@@ -172,8 +176,9 @@ impl Survey<'_> {
         for (number, offset) in offsets.enumerate() {
             let bytes = &mut buffer[number * size..][..size];
             let read = if together { Ok(()) } else { self.storage.readv_at((&mut *bytes).into(), offset) };
-            visit(number, read.map(|()| &*bytes));
+            visit(number, read.map(|()| &*bytes))?;
         }
+        Ok(())
     }
 
     fn l2_table(&self, table: &TableUse, bytes: &[u8]) {

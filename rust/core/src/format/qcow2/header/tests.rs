@@ -46,7 +46,7 @@ fn rich() -> Vec<u8> {
             directory_size: 64,
             directory_offset: HostOffset(4 << 16),
         }),
-        crypto_header: false,
+        crypto_header: None,
         unknown: vec![extensions::Extension { kind: 0x1234_5678, data: b"kept".to_vec() }],
     };
     let area = extensions.to_bytes();
@@ -220,7 +220,7 @@ fn an_unknown_feature_is_named_by_the_image() {
 
 #[test]
 fn bad_extensions_are_refused() {
-    let cases: [(&[u8], &str); 6] = [
+    let cases: [(&[u8], &str); 8] = [
         (&[0xe2, 0x79, 0x2a, 0xca, 0, 1, 0, 0], "leave the space"),
         (
             &[
@@ -231,7 +231,15 @@ fn bad_extensions_are_refused() {
         ),
         (&[0xe2, 0x79, 0x2a, 0xca, 0, 0, 0, 1, 0xff, 0, 0, 0, 0, 0, 0, 0], "no text"),
         (&[0x23, 0x85, 0x28, 0x75, 0, 0, 0, 0], "0 bytes instead of 24"),
-        (&[0x05, 0x37, 0xbe, 0x77, 0, 0, 0, 0], "not encrypted with LUKS"),
+        (&[0x05, 0x37, 0xbe, 0x77, 0, 0, 0, 0], "0 bytes instead of 16"),
+        (
+            &[0x05, 0x37, 0xbe, 0x77, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 2, 0],
+            "no cluster that could hold it",
+        ),
+        (
+            &[0x05, 0x37, 0xbe, 0x77, 0, 0, 0, 16, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0],
+            "not encrypted with LUKS",
+        ),
         (&[0x44, 0x41, 0x54, 0x41, 0, 0, 0, 0, 0x44, 0x41, 0x54, 0x41, 0, 0, 0, 0], "twice"),
     ];
     for (bytes, says) in cases {

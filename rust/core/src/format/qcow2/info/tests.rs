@@ -164,27 +164,6 @@ fn enabled_bitmaps_are_marked_and_qemu_takes_them_for_inconsistent() {
     qemu::assert_clean(Path::new(path));
 }
 
-#[test]
-fn encrypted_images_are_told_but_not_read() {
-    if !qemu::qemu_or_skip() {
-        return;
-    }
-    let directory = TempDir::new().unwrap();
-    let path = directory.path().join("image.qcow2");
-    for (format, name) in [("luks", "LUKS"), ("aes", "AES")] {
-        let options = format!("encrypt.format={format},encrypt.key-secret=key");
-        let secret = "secret,id=key,data=pass";
-        let path = path.to_str().unwrap();
-        qemu::img(&["create", "-q", "-f", "qcow2", "--object", secret, "-o", &options, path, "1M"]);
-        let file = open(Path::new(path), false);
-        let error = Header::read(&file).unwrap_err();
-        assert_eq!((error.kind(), error.offset()), (ErrorKind::Unsupported, Some(32)));
-        assert!(error.message().contains(name), "{error}");
-        assert_eq!(error.path(), Some(Path::new(path)));
-        assert_eq!(info(&file, &Header::inspect(&file).unwrap()).unwrap().encrypted, Some(format));
-    }
-}
-
 /// Every bit flipped and every length of the file: an answer, and nothing written.
 #[test]
 fn broken_tables_are_errors() {

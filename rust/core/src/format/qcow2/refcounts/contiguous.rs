@@ -1,6 +1,11 @@
 //! Taking clusters that have to lie one behind the other: tables longer than a cluster.
 
-use super::*;
+use rustc_hash::FxHashSet;
+
+use super::{Refcounts, read_count};
+use crate::error::Result;
+use crate::format::qcow2::header::Header;
+use crate::storage::Storage;
 
 impl Refcounts {
     /// Takes exactly `count` free clusters in a row; their refcounts become 1. `Ok(None)`: the table is too short
@@ -101,6 +106,7 @@ impl Refcounts {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Block, write_count};
     use super::*;
     use crate::storage::memory::Memory;
 

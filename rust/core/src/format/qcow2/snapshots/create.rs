@@ -29,9 +29,7 @@ impl Driver {
         new.to_bytes(&header)?;
         self.rehearse(|| self.add_references(&tables))?;
 
-        drop(quarantine);
-        self.start_writing()?;
-        let mut quarantine = self.flushing.lock();
+        self.clear_unknown_features(&mut quarantine)?;
         let copy: Vec<u8> = l1.iter().flat_map(|word| (word & !COPIED).to_be_bytes()).collect();
         let l1_row = self.put_row(&copy, &mut quarantine)?;
         let entry = new.snapshots.last_mut().expect("just pushed");

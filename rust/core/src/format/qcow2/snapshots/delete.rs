@@ -19,9 +19,7 @@ impl Driver {
         self.rehearse(|| self.drop_shared_references(&tables))?;
         let bytes = new.to_bytes(&header)?;
 
-        drop(quarantine);
-        self.start_writing()?;
-        let mut quarantine = self.flushing.lock();
+        self.clear_unknown_features(&mut quarantine)?;
         let row = self.put_row(&bytes, &mut quarantine)?;
         self.or_latch(|| {
             self.write_changed_refcounts()?;

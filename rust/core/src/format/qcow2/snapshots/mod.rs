@@ -97,7 +97,8 @@ impl Driver {
         self.l1[..entries].iter().map(|word| word.load(Ordering::Acquire)).collect()
     }
 
-    fn snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
+    /// The words of a snapshot's L1 table.
+    pub(super) fn snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
         // The last cluster of a file may end early and reads as zeroes there.
         let entries = u64::from(snapshot.l1_entries);
         let file_len = self.storage.len()?;
@@ -138,7 +139,7 @@ impl Driver {
     }
 
     /// The range holds metadata no more.
-    fn forget_metadata(&self, range: Dropped) {
+    pub(super) fn forget_metadata(&self, range: Dropped) {
         let bits = self.geometry.cluster_bits;
         let mut reserved = self.reserved.write();
         for cluster in range.host.0 >> bits..(range.host.0 + range.len).div_ceil(1 << bits) {
@@ -209,6 +210,19 @@ impl Driver {
         change().inspect_err(|error| self.metadata.close(error))
     }
 
+    /// Writes the table once more with the extra data that version 3 wants, where entries lack it: named by nobody yet, and
+    /// durable with the next flush. Returns where it is, and where the old one is.
+    pub(super) fn put_version_3_table(&self) -> Result<Option<(HostOffset, Dropped)>> {
+        let mut quarantine = self.flushing.lock();
+        let header = Header { version: 3, ..Header::clone(&self.header()) };
+        let table = SnapshotTable::read(&*self.storage, &header)?;
+        if table.snapshots.iter().all(|snapshot| snapshot.disk_size().is_some()) {
+            return Ok(None);
+        }
+        let row = self.put_row(&table.to_bytes(&header)?, &mut quarantine)?;
+        Ok(Some((row.host, Dropped { host: header.snapshot_offset, len: table.len })))
+    }
+
     fn rename_snapshot(&self, id_or_name: &str, name: &str) -> Result<()> {
         self.check_snapshots()?;
         let mut quarantine = self.flushing.lock();
@@ -219,9 +233,7 @@ impl Driver {
         let index = new.find(id_or_name)?;
         new.snapshots[index].rename(name)?;
         let bytes = new.to_bytes(&header)?;
-        drop(quarantine);
-        self.start_writing()?;
-        let mut quarantine = self.flushing.lock();
+        self.clear_unknown_features(&mut quarantine)?;
         let row = self.put_row(&bytes, &mut quarantine)?;
         self.or_latch(|| {
             self.write_changed_refcounts()?;

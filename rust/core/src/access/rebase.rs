@@ -1,0 +1,159 @@
+//! Another backing file under an image, with the content that a guest sees kept.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::amend::{AmendOptions, BackingChange, amend};
+use super::extent::Extent;
+use super::image::Image;
+use super::job::Job;
+use super::open::{Gate, OpenOptions};
+use super::pairs::Pairs;
+use super::sweep::{Piece, Then, cut, sweep};
+use crate::error::{Error, Result};
+use crate::format::{FormatKind, ImplicitReference, Mapping, Place, ZeroIntent};
+
+/// What is done about the content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RebaseMode {
+    /// What a guest sees stays: where the new backing file has something else than the old one, the image gets what it showed.
+    #[default]
+    Safe,
+    /// Nothing: only the name in the header changes, for a backing file that was moved or has the same content.
+    Unsafe,
+}
+
+/// How to rebase.
+#[derive(Clone, Debug, Default)]
+pub struct RebaseOptions {
+    /// The image's format; probed unless given.
+    pub format: Option<FormatKind>,
+    /// The new backing file as the image shall spell it, a relative name from the image's directory on. `None`: the image stands
+    /// alone afterwards.
+    pub backing: Option<ImplicitReference>,
+    /// What is done about the content.
+    pub mode: RebaseMode,
+    /// Who decides on the files that images name. The new backing file is the caller's word; what it names in turn is not.
+    pub gate: Gate,
+}
+
+/// Puts another backing file below the image at `path`, which nobody else may have open.
+///
+/// All that differs is written and made durable first, then the header changes in one step: whatever ends it in between, the image
+/// shows what it showed, and it can be done again.
+pub fn rebase(path: impl AsRef<Path>, options: &RebaseOptions, job: &mut Job<'_>) -> Result<()> {
+    let path = path.as_ref();
+    if options.mode == RebaseMode::Safe {
+        keep_content(path, options, job)?;
+    }
+    let change = options.backing.clone().map_or(BackingChange::Drop, BackingChange::Set);
+    let header = AmendOptions { backing: Some(change), ..AmendOptions::default() };
+    amend(path, options.format, &header, &mut Job::default())
+}
+
+fn keep_content(path: &Path, options: &RebaseOptions, job: &mut Job<'_>) -> Result<()> {
+    let open =
+        |format, write| OpenOptions { write, format, gate: options.gate.clone(), ..Default::default() };
+    let image = open(options.format, true).open(path)?;
+    let below = match &options.backing {
+        None => None,
+        Some(ImplicitReference { name, format }) => {
+            let format = format.as_deref().map(|name| {
+                FormatKind::from_name(name).ok_or_else(|| {
+                    Error::unsupported(format!(
+                        "the new backing file cannot be read: there is no format {name:?}"
+                    ))
+                })
+            });
+            let name = path.parent().unwrap_or(Path::new("")).join(name);
+            Some(open(format.transpose()?, false).open(name)?)
+        }
+    };
+    let kept = copy_differences(&image, below.as_ref(), job);
+    let closed = image.close();
+    kept.and(closed).and(below.map_or(Ok(()), |below| below.close()))
+}
+
+/// What is known of a range of the image and of what will be below it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// The image holds it itself, or both show the same.
+    Same,
+    Nothing,
+}
+
+fn judge(start: u64, image: Option<&Extent>, below: Option<&Extent>) -> Known {
+    let zero = |extent: Option<&Extent>| extent.is_none_or(|extent| extent.zero);
+    let own = image.is_some_and(|extent| extent.depth == 0 && extent.allocated);
+    // One place in one file.
+    let place =
+        |extent: &Extent| Some((extent.host_file.clone()?, extent.host_offset? + (start - extent.offset)));
+    let shared = image.and_then(place).is_some_and(|here| below.and_then(place) == Some(here));
+    if own || shared || (zero(image) && zero(below)) { Known::Same } else { Known::Nothing }
+}
+
+fn copy_differences(image: &Arc<Image>, below: Option<&Arc<Image>>, job: &mut Job<'_>) -> Result<()> {
+    let size = image.size();
+    let of_below = below.map(|below| below.extents(0, below.size())).transpose()?;
+    let ranges = Pairs::new([Some(image.extents(0, size)?), of_below], size, judge);
+    let unit = image.format().write_alignment();
+    sweep(cut(ranges, |piece| piece.what == Known::Same), size, job, |piece, buffer| {
+        if piece.what != Known::Same {
+            keep(image, below, &piece, unit, buffer)?;
+        }
+        Ok(Then::Next)
+    })?;
+    image.flush()
+}
+
+/// Writes what the image shows in `piece` to the image itself, cluster by cluster, where what will be below it has something else.
+fn keep<T>(
+    image: &Image,
+    below: Option<&Arc<Image>>,
+    piece: &Piece<T>,
+    unit: u64,
+    buffer: &mut Vec<u8>,
+) -> Result<()> {
+    // Whole clusters: a part of one would have the rest of it read once more.
+    let start = piece.start / unit * unit;
+    let len = (piece.end.next_multiple_of(unit).min(image.size()) - start) as usize;
+    buffer.resize(2 * len, 0);
+    let (shown, other) = buffer.split_at_mut(len);
+    image.read(&mut *shown, start)?;
+    let within = below.map_or(0, |below| below.size().saturating_sub(start)).min(len as u64) as usize;
+    if let Some(below) = below.filter(|_| within > 0) {
+        below.read(&mut other[..within], start)?;
+    }
+    other[within..].fill(0);
+
+    let unit = unit as usize;
+    let clusters = shown.chunks(unit).zip(other.chunks(unit));
+    for (index, (shown, other)) in clusters.enumerate() {
+        let offset = start + (index * unit) as u64;
+        if shown == other {
+            continue;
+        }
+        if shown.iter().all(|byte| *byte == 0) {
+            image.write_zeroes(offset, shown.len() as u64, ZeroIntent::Unmap)?;
+            if holds(image, offset, shown.len() as u64)? {
+                continue;
+            }
+            // A format that cannot say zero over a backing file has nothing to do while that reads as zeroes.
+        }
+        image.write(shown, offset)?;
+    }
+    Ok(())
+}
+
+/// Whether the image itself says what is in the range.
+fn holds(image: &Image, offset: u64, len: u64) -> Result<bool> {
+    let (mut at, end) = (offset, offset + len);
+    while at < end {
+        let Mapping { len, place } = image.map(at, end - at)?;
+        if let Place::Unallocated = place {
+            return Ok(false);
+        }
+        at += len;
+    }
+    Ok(true)
+}

@@ -1,0 +1,125 @@
+//! The hashes that LUKS headers name.
+
+use md5::digest::Digest;
+
+use super::KeyBytes;
+
+/// A hash. All that QEMU takes for LUKS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "they are what they are called")]
+pub enum Hash {
+    Md5,
+    Sha1,
+    Sha224,
+    #[default]
+    Sha256,
+    Sha384,
+    Sha512,
+    Ripemd160,
+    Sm3,
+}
+
+/// `$body` with the type `$H` of a hash.
+macro_rules! with_hash {
+    ($hash:expr, $H:ident => $body:expr) => {
+        match $hash {
+            Hash::Md5 => with_hash!(@ md5::Md5, $H, $body),
+            Hash::Sha1 => with_hash!(@ sha1::Sha1, $H, $body),
+            Hash::Sha224 => with_hash!(@ sha2::Sha224, $H, $body),
+            Hash::Sha256 => with_hash!(@ sha2::Sha256, $H, $body),
+            Hash::Sha384 => with_hash!(@ sha2::Sha384, $H, $body),
+            Hash::Sha512 => with_hash!(@ sha2::Sha512, $H, $body),
+            Hash::Ripemd160 => with_hash!(@ ripemd::Ripemd160, $H, $body),
+            Hash::Sm3 => with_hash!(@ sm3::Sm3, $H, $body),
+        }
+    };
+    (@ $type:ty, $H:ident, $body:expr) => {{
+        type $H = $type;
+        $body
+    }};
+}
+
+impl Hash {
+    /// All of them.
+    pub const ALL: [Hash; 8] = [
+        Hash::Md5,
+        Hash::Sha1,
+        Hash::Sha224,
+        Hash::Sha256,
+        Hash::Sha384,
+        Hash::Sha512,
+        Hash::Ripemd160,
+        Hash::Sm3,
+    ];
+
+    /// The name in headers, which is QEMU's too.
+    pub fn name(self) -> &'static str {
+        match self {
+            Hash::Md5 => "md5",
+            Hash::Sha1 => "sha1",
+            Hash::Sha224 => "sha224",
+            Hash::Sha256 => "sha256",
+            Hash::Sha384 => "sha384",
+            Hash::Sha512 => "sha512",
+            Hash::Ripemd160 => "ripemd160",
+            Hash::Sm3 => "sm3",
+        }
+    }
+
+    /// The hash of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hash| hash.name() == name)
+    }
+
+    /// Bytes of a digest.
+    pub(super) fn digest_len(self) -> usize {
+        with_hash!(self, H => <H as Digest>::output_size())
+    }
+
+    /// The digest of `bytes`.
+    pub(super) fn digest(self, bytes: &[u8]) -> KeyBytes {
+        with_hash!(self, H => KeyBytes::new(H::digest(bytes).to_vec()))
+    }
+
+    /// Diffuses `bytes` as LUKS does: each piece as long as a digest becomes the digest of its number and itself, as far as it goes.
+    pub(super) fn diffuse(self, bytes: &mut [u8]) {
+        with_hash!(self, H => {
+            for (number, piece) in (0_u32..).zip(bytes.chunks_mut(self.digest_len())) {
+                let digest = H::new().chain_update(number.to_be_bytes()).chain_update(&*piece).finalize();
+                piece.copy_from_slice(&digest[..piece.len()]);
+            }
+        });
+    }
+
+    /// Fills `key` with PBKDF2 over HMAC of this hash (RFC 8018, 5.2).
+    pub(super) fn derive(self, secret: &[u8], salt: &[u8], iterations: u32, key: &mut [u8]) {
+        with_hash!(self, H => pbkdf2::pbkdf2_hmac::<H>(secret, salt, iterations, key));
+    }
+
+    /// Rounds of HMAC for `len` bytes of key: each digest's worth of it takes all iterations.
+    pub(super) fn rounds(self, iterations: u32, len: usize) -> u64 {
+        u64::from(iterations) * len.div_ceil(self.digest_len()) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back() {
+        for hash in Hash::ALL {
+            assert_eq!(Hash::from_name(hash.name()), Some(hash));
+            assert_eq!(hash.digest(b"abc").len(), hash.digest_len());
+        }
+        assert_eq!(Hash::from_name("SHA256"), None);
+    }
+
+    #[test]
+    fn keys_are_those_of_rfc_6070() {
+        let mut key = [0; 20];
+        Hash::Sha1.derive(b"password", b"salt", 2, &mut key);
+        assert_eq!(key[..6], [0xea, 0x6c, 0x01, 0x4d, 0xc7, 0x2d]);
+        assert_eq!(Hash::Sha1.rounds(1000, 64), 4000);
+    }
+}

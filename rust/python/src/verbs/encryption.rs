@@ -1,0 +1,93 @@
+//! `encryption=` and what goes with it.
+
+use std::time::Duration;
+
+use imago_core::crypt::{Algorithm, CipherSpec, Cost, Hash, IvGenerator, Mode, Options, Secret};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::errors::Failure;
+use crate::secret::PySecret;
+
+/// How a new image is encrypted, under the names of QEMU's options.
+#[derive(Default)]
+pub(super) struct Encryption {
+    pub(super) secret: Option<PySecret>,
+    cipher_alg: Option<(Algorithm, u32)>,
+    cipher_mode: Option<Mode>,
+    ivgen_alg: Option<String>,
+    ivgen_hash_alg: Option<Hash>,
+    hash_alg: Option<Hash>,
+    iter_time: Option<u32>,
+    iterations: Option<u32>,
+}
+
+impl Encryption {
+    /// Takes one of `create`'s keyword arguments; `false` if it is none of encryption.
+    pub(super) fn take(&mut self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+        match name {
+            "secret" => self.secret = Some(value.extract()?),
+            "cipher_alg" => self.cipher_alg = Some(algorithm(value.extract()?)?),
+            "cipher_mode" => self.cipher_mode = Some(named(name, value.extract()?, Mode::from_name)?),
+            "ivgen_alg" => self.ivgen_alg = Some(value.extract()?),
+            "ivgen_hash_alg" => self.ivgen_hash_alg = Some(named(name, value.extract()?, Hash::from_name)?),
+            "hash_alg" => self.hash_alg = Some(named(name, value.extract()?, Hash::from_name)?),
+            "iter_time" => self.iter_time = Some(super::create::small(name, value)?),
+            "iterations" => self.iterations = Some(super::create::small(name, value)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The engine's options, with `secret` where none was given.
+    pub(super) fn options(self, without: Option<Secret>) -> Result<Options, Failure> {
+        let secret = match (self.secret, without) {
+            (Some(secret), _) => secret.get()?,
+            (None, Some(secret)) => secret,
+            (None, None) => return Err(PyValueError::new_err("an encrypted image needs a secret").into()),
+        };
+        let mut options = Options::new(secret);
+        let (algorithm, key_bits) = self.cipher_alg.unwrap_or((Algorithm::Aes, 256));
+        let iv = match (self.ivgen_alg.as_deref(), self.ivgen_hash_alg) {
+            (Some("plain"), _) => IvGenerator::Plain,
+            (None | Some("plain64"), None) => IvGenerator::Plain64,
+            (Some("essiv"), hash) => IvGenerator::Essiv(hash.unwrap_or_default()),
+            (None | Some("plain64"), Some(_)) => {
+                return Err(PyValueError::new_err("ivgen_hash_alg goes with ivgen_alg='essiv'").into());
+            }
+            (Some(other), _) => {
+                let text = format!("ivgen_alg is 'plain', 'plain64' or 'essiv', not {other:?}");
+                return Err(PyValueError::new_err(text).into());
+            }
+        };
+        options.cipher = CipherSpec { algorithm, key_bits, mode: self.cipher_mode.unwrap_or_default(), iv };
+        options.hash = self.hash_alg.unwrap_or_default();
+        options.cost = cost(self.iter_time, self.iterations)?.unwrap_or_default();
+        Ok(options)
+    }
+}
+
+/// How hard a secret is made to try; at most one of them is given.
+pub(super) fn cost(iter_time: Option<u32>, iterations: Option<u32>) -> PyResult<Option<Cost>> {
+    match (iter_time, iterations) {
+        (Some(_), Some(_)) => Err(PyValueError::new_err("iter_time and iterations exclude each other")),
+        (Some(milliseconds), None) => Ok(Some(Cost::Time(Duration::from_millis(milliseconds.into())))),
+        (None, Some(iterations)) => Ok(Some(Cost::Iterations(iterations))),
+        (None, None) => Ok(None),
+    }
+}
+
+/// `aes-256` and its like.
+fn algorithm(name: &str) -> PyResult<(Algorithm, u32)> {
+    let parts = name.rsplit_once('-');
+    let found = parts.and_then(|(name, bits)| Some((Algorithm::from_name(name)?, bits.parse().ok()?)));
+    found.ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "cipher_alg is aes, serpent or twofish with -128, -192 or -256, or cast5-128, not {name:?}"
+        ))
+    })
+}
+
+fn named<T>(option: &str, name: &str, find: impl FnOnce(&str) -> Option<T>) -> PyResult<T> {
+    find(name).ok_or_else(|| PyValueError::new_err(format!("{option} cannot be {name:?}")))
+}
