@@ -5,6 +5,7 @@
 mod contiguous;
 mod packed;
 mod resized;
+mod structure;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 pub(super) use self::resized::Resized;
+pub(super) use self::structure::Structure;
 use super::header::Header;
 use super::l2::OFFSET_MASK;
 use super::pending::Dropped;
