@@ -17,6 +17,8 @@ import pyimago
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 CLUSTER = 64 * KIB
+SECRET = "open sesame"
+QEMU_SECRET = ("--object", f"secret,id=s,data={SECRET}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,11 @@ class Lab:
     def compressed(self, kind: str) -> Path:
         """The same disk as a qcow2 of compressed clusters, `zlib` or `zstd`."""
         return self._converted(f"{kind}.qcow2", "-c", "-o", f"compression_type={kind}")
+
+    def encrypted(self) -> Path:
+        """The same disk as a qcow2 encrypted with LUKS: aes-256, xts, plain64."""
+        layout = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+        return self._converted("encrypted.qcow2", *QEMU_SECRET, "-o", layout)
 
     def _converted(self, name: str, *options: str) -> Path:
         path = self.folder / name

@@ -140,6 +140,13 @@ ROWS = (
         )
         for kind, target in (("zlib", 1.8), ("zstd", 1.3))
     ),
+    Row(
+        "luks",
+        "sequential read of a qcow2 encrypted with LUKS (aes-256, xts)",
+        CONVERT,
+        (Bound("≥", 1.5, "wall"),),
+        reads.encrypted,
+    ),
     *(
         Row(
             f"compress-{kind}",
