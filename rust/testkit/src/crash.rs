@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use imago_core::access::check::{CheckOptions, check_storage};
 use imago_core::access::image::Image;
+use imago_core::access::job::Job;
 use imago_core::access::open::{Backing, OpenOptions};
 use imago_core::format::{FormatKind, Recording};
 use imago_core::storage::memory::Memory;
@@ -158,6 +160,16 @@ impl Start {
         let image = self.open(&storages, false).map_err(|e| format!("open: {e}"))?;
         model.compare_all(&image).map_err(|e| format!("the engine reads it differently: {e}"))?;
         drop(image);
+        let options = CheckOptions {
+            format: Some(FormatKind::Qcow2),
+            data_file: storages.get(1).cloned(),
+            ..CheckOptions::default()
+        };
+        let report = check_storage(Arc::clone(&storages[0]), options, &mut Job::default())
+            .map_err(|e| format!("the engine's check: {e}"))?;
+        if report.corruptions > 0 || report.check_errors > 0 {
+            return Err(format!("the engine's check: {:?}", report.findings));
+        }
         let image = self.open(&storages, true).map_err(|e| format!("open for writing: {e}"))?;
         for op in self.afterwards(&model) {
             model.apply(&image, &op).map_err(|e| format!("afterwards: {e}"))?;

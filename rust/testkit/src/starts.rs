@@ -29,11 +29,8 @@ pub fn start(name: &str) -> Option<Start> {
         let small = |config: &Config| config.size <= 400 << 10 && config.cluster_bits <= 16;
         let mut configs = (0..).map(|nth| by_seed(images::config(), seed ^ nth << 40));
         let config = configs.find(small).expect("one of the many");
-        return Start::new(
-            name,
-            config,
-            Content { compressed: false, used: true, snapshot: false, bitmaps: false },
-        );
+        let content = Content { compressed: false, used: true, snapshot: false, bitmaps: false };
+        return Start::new(name, config, content);
     }
     let recipe = recipes().into_iter().find(|recipe| recipe.name == name);
     let recipe = recipe.unwrap_or_else(|| panic!("no start image {name:?}; there are {:?}", names()));
