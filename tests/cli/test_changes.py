@@ -130,7 +130,9 @@ def test_check_and_repair_as_qemu_img_does(
             ours_read, theirs_read = json.loads(ours.stdout), json.loads(theirs.stdout)
             assert ours_read | {"filename": ""} == theirs_read | {"filename": ""}
         elif not options:
-            assert ours.stdout == theirs.stdout
+            # A repaired file ends where each of them put the new refcounts.
+            lines = [run.stdout.rpartition("Image end offset")[0] for run in (ours, theirs)]
+            assert lines[0] == lines[1]
             assert ours.returncode == status
         if options == ("-r", "all"):
             status = 0
