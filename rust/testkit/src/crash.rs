@@ -18,7 +18,7 @@ use imago_core::{Result, Storage};
 use crate::check::check;
 use crate::history::History;
 use crate::images::{self, Built, Config, DataFile};
-use crate::model::{Discards, Model, View};
+use crate::model::{Discards, Geometry, Model, View};
 use crate::ops::{Crash, Op, fixed_script};
 use crate::qcow2::Qcow2;
 use crate::qemu;
@@ -84,7 +84,11 @@ impl Start {
         let mut model = config.model(&built.backing);
         model.view = built.checked_view().expect("a fresh image");
         let image = images::open(&built.path, true).expect("open");
-        for op in fixed_script(config.geometry(), if content.used { 12 } else { 0 }, 200) {
+        // Packed clusters share host clusters up to what a narrow refcount holds: no snapshot could be taken of them.
+        let geometry = config.geometry();
+        let compresses = geometry.compresses && (!content.snapshot || config.refcount_bits >= 8);
+        let geometry = Geometry { compresses, ..geometry };
+        for op in fixed_script(geometry, if content.used { 12 } else { 0 }, 200) {
             model.apply(&image, &op).expect("the script of a start image");
         }
         if content.bitmaps {
