@@ -17,6 +17,8 @@ import pyimago
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 CLUSTER = 64 * KIB
+SECRET = "open sesame"
+QEMU_SECRET = ("--object", f"secret,id=s,data={SECRET}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,11 @@ class Lab:
         """The same disk as a qcow2 of compressed clusters, `zlib` or `zstd`."""
         return self._converted(f"{kind}.qcow2", "-c", "-o", f"compression_type={kind}")
 
+    def encrypted(self) -> Path:
+        """The same disk as a qcow2 encrypted with LUKS: aes-256, xts, plain64."""
+        layout = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+        return self._converted("encrypted.qcow2", *QEMU_SECRET, "-o", layout)
+
     def _converted(self, name: str, *options: str) -> Path:
         path = self.folder / name
         if not path.exists():
@@ -165,6 +172,14 @@ class Lab:
                     image.write_many([(data, cluster * CLUSTER) for cluster in sorted(clusters[link::links])])
                 settle(path)
         return folder / f"{links - 1}.qcow2"
+
+    def tables(self) -> Path:
+        """The tables of a disk a thousand times as large, every cluster allocated, in a sparse file."""
+        path = self.folder / "tables.qcow2"
+        if not path.exists():
+            size = str(self.scale.size * KIB)
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(path), size)
+        return path
 
     @contextmanager
     def awaited(

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import pyimago
 
-from .lab import KIB, MIB, Lab, run
+from .lab import KIB, MIB, QEMU_SECRET, SECRET, Lab, run
 from .measure import OURS, Cost, Sides, cost
 
 BLOCK = 4 * KIB
@@ -269,22 +269,37 @@ def two_threads(lab: Lab, block: int) -> Generator[Sides]:
 
 @contextmanager
 def compressed(lab: Lab, kind: str) -> Generator[Sides]:
-    """A compressed image, opened, read to the end and closed, against `qemu-img convert` of it to null.
+    """A compressed image, opened, read to the end and closed, against `qemu-img convert` of it to null."""
+    path = lab.compressed(kind)
+    yield converted(lab, lambda: pyimago.open(path), f"driver=qcow2,file.filename={path}")
+
+
+@contextmanager
+def encrypted(lab: Lab) -> Generator[Sides]:
+    """An encrypted image, opened, read to the end and closed, against `qemu-img convert` of it to null."""
+    path = lab.encrypted()
+    source = f"driver=qcow2,encrypt.key-secret=s,file.filename={path}"
+    yield converted(lab, lambda: pyimago.open(path, secret=SECRET), source, *QEMU_SECRET)
+
+
+def converted(lab: Lab, opened: Callable[[], pyimago.SyncFormatAccess], source: str, *objects: str) -> Sides:
+    """A whole image read chunk by chunk, and converted to null.
 
     The peer comes three times: plain, with no search for zeroes, and with more requests in any order.
     """
-    path, size = lab.compressed(kind), lab.scale.size
+    size = lab.scale.size
 
     def ours() -> None:
-        with pyimago.open(path) as image:
+        with opened() as image:
             read_loop(image, range(0, size, CHUNK), CHUNK)
 
     def convert(*options: str) -> Cost:
-        source, target = f"driver=qcow2,file.filename={path}", f"driver=null-co,size={size}"
+        target = f"driver=null-co,size={size}"
         command = (
             "qemu-img",
             "convert",
             "-n",
+            *objects,
             "--image-opts",
             *options,
             source,
@@ -293,7 +308,7 @@ def compressed(lab: Lab, kind: str) -> Generator[Sides]:
         )
         return cost(size // CHUNK, lambda: run(*command))
 
-    yield {
+    return {
         OURS: lambda: cost(size // CHUNK, ours),
         "convert": convert,
         "convert -S 0": lambda: convert("-S", "0"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from . import packing, processes, reads, writes
+from . import checks, packing, processes, reads, writes
 from .lab import KIB, MIB, Lab
 from .measure import Bound, Sides
 
@@ -140,6 +140,13 @@ ROWS = (
         )
         for kind, target in (("zlib", 1.8), ("zstd", 1.3))
     ),
+    Row(
+        "luks",
+        "sequential read of a qcow2 encrypted with LUKS (aes-256, xts)",
+        CONVERT,
+        (Bound("≥", 1.5, "wall"),),
+        reads.encrypted,
+    ),
     *(
         Row(
             f"compress-{kind}",
@@ -160,6 +167,20 @@ ROWS = (
             partial(reads.two_threads, block=block),
         )
         for name, block in (("4 KiB", 4 * KIB), ("64 KiB", 64 * KIB), ("1 MiB", MIB))
+    ),
+    Row(
+        "check",
+        "`check` of a qcow2 with 1 TiB allocated (tables only)",
+        "`qemu-img check`",
+        (Bound("≥", 3, "wall"),),
+        checks.checking,
+    ),
+    Row(
+        "check-memory",
+        "memory of the same, above that of `qemu-img check`",
+        "-",
+        (Bound("≤", 0, "MiB"),),
+        checks.memory,
     ),
     Row("import", "`import pyimago`", "`import asyncio`", (Bound("≤", 1.5, "wall"),), processes.imports),
     *(

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 OFFSET = 0x00FF_FFFF_FFFF_FE00
 
 
-def document(path: Path) -> dict[str, Any]:
+def document(path: Path, *options: str) -> dict[str, Any]:
     """What `qemu-img check --output=json` prints; it exits with 2 or 3 where it finds something."""
-    command = ["qemu-img", "check", "--output=json", "-f", "qcow2", str(path)]
+    command = ["qemu-img", "check", "--output=json", *options, "-f", "qcow2", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -78,6 +78,22 @@ async def test_the_document_is_that_of_qemu(face: Face, path: Path, damage: Any)
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("damage", [leak, corrupt, reserved])
+@pytest.mark.parametrize("repair", ["leaks", "all"])
+async def test_a_repair_comes_to_what_qemu_comes_to(
+    face: Face, path: Path, qemu: Qemu, damage: Any, repair: str
+) -> None:
+    damage(Image(path))
+    content = qemu.content(path)
+    peer = path.with_name("peer.qcow2")
+    peer.write_bytes(path.read_bytes())
+    result = await face.call("check", path, repair=repair)
+    wanted = document(peer, "-r", repair)
+    assert result.to_dict() | {"filename": str(peer)} == wanted
+    assert (await face.call("check", path)).to_dict() == document(path)
+    assert qemu.content(path) == content
+
+
 async def test_findings_say_what_and_where(face: Face, path: Path) -> None:
     image = Image(path)
     entry = image.entry(3)
@@ -113,6 +129,30 @@ async def test_progress_reaches_the_end_and_may_stop_it(face: Face, make_image: 
 
     with pytest.raises(RuntimeError, match="enough"):
         await face.call("check", path, progress=stop)
+
+
+async def test_an_image_in_use_is_checked_and_not_repaired(face: Face, path: Path) -> None:
+    async with face.open(path):
+        assert (await face.call("check", path)).clean
+        with pytest.raises(pyimago.ImageLockedError):
+            await face.call("check", path, repair="all")
+    async with face.open(path, write=True):
+        with pytest.raises(pyimago.ImageLockedError):
+            await face.call("check", path)
+
+
+async def test_a_dirty_image_is_repaired_by_opening_it_for_writing(
+    face: Face, path: Path, qemu: Qemu
+) -> None:
+    image = Image(path)
+    leak(image)
+    image.put(72, image.word(72) | 1)
+    result = await face.call("check", path)
+    assert ("dirty", "info") in {(finding.kind, finding.severity) for finding in result.findings}
+    async with face.open(path, write=True) as opened:
+        await opened.write(b"written", 0)
+    assert (await face.call("check", path)).findings == ()
+    qemu.assert_clean(path)
 
 
 async def test_what_cannot_be_checked_is_refused(face: Face, tmp_path: Path) -> None:

@@ -188,10 +188,11 @@ async def test_keys_of_an_image_in_use_or_without_any(face: Face, path: Path, tm
         await settle(verbs(face).luks.add_key(path, secret=SECRET, new_secret="x", **QUICK))
     plain = tmp_path / "plain"
     pyimago.create(plain, SIZE, format="qcow2")
-    for call in (
+    calls: list[Callable[[], Any]] = [
         lambda: verbs(face).luks.key_slots(plain),
         lambda: verbs(face).luks.add_key(plain, secret="a", new_secret="b"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(ValueError, match="not encrypted with LUKS"):
             await settle(call())
 

@@ -110,3 +110,28 @@ async def test_a_cancelled_task_ends_the_operation(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
     assert not ended.is_set()
     assert last[0] < 256 << 20
+
+
+async def test_a_rebase_keeps_what_a_guest_sees(face: Face, make_image: MakeImage, tmp_path: Path) -> None:
+    make_image(CONTENT, "old.qcow2")
+    other = bytearray(CONTENT)
+    other[70_000:90_000] = bytes(20_000)
+    make_image(bytes(other), "new.qcow2")
+    top = tmp_path / "top.qcow2"
+    pyimago.create(top, format="qcow2", backing="old.qcow2", backing_format="qcow2")
+    for backing in ("new.qcow2", None, "old.qcow2"):
+        options = {"backing_format": "qcow2"} if backing else {}
+        await face.call("rebase", top, backing, **options)
+        async with face.open(top) as image:
+            assert await image.content() == CONTENT
+        assert pyimago.info(top).backing_filename == backing
+
+
+async def test_an_unsafe_rebase_looks_at_nothing(face: Face, make_image: MakeImage, tmp_path: Path) -> None:
+    make_image(CONTENT, "old.qcow2")
+    top = tmp_path / "top.qcow2"
+    pyimago.create(top, format="qcow2", backing="old.qcow2", backing_format="qcow2")
+    await face.call("rebase", top, "moved/old.qcow2", backing_format="qcow2", unsafe=True)
+    assert pyimago.info(top).backing_filename == "moved/old.qcow2"
+    with pytest.raises(FileNotFoundError):
+        pyimago.open(top)

@@ -42,13 +42,15 @@ if TYPE_CHECKING:
 
     from pyimago._types import (
         Amendment,
-        CheckResult,
         CacheStats,
         CacheUse,
+        CheckResult,
         Comparison,
+        Finding,
         Format,
         ImageInfo,
         Implicit,
+        KeySlot,
         Layout,
         Measurement,
         NewImage,
@@ -70,6 +72,7 @@ __all__ = [
     "hash",
     "measure",
     "amend",
+    "rebase",
     "ImageInfo",
     "CheckResult",
     "Finding",
@@ -384,6 +387,41 @@ def amend(
         OSError: The file cannot be read or written.
     """
     _native.amend(path, format, progress, changes)
+
+
+def rebase(
+    path: StrPath,
+    backing: StrPath | None,
+    *,
+    backing_format: str | None = None,
+    format: Format | None = None,
+    unsafe: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> None:
+    """Put another backing file below the image at `path`; what a guest sees stays the same.
+
+    Where the new backing file has something else than the old one, the image gets what it showed; what both
+    share is neither read nor copied. First all that is made durable, then the header changes in one step:
+    whatever ends it in between, the image shows what it showed, and it can be done again. Nobody else may
+    have the image open.
+
+    Args:
+        path: The image.
+        backing: The new backing file, as the image is to spell it; a relative name starts at the image's
+            directory. None: no backing file, the image stands alone afterwards.
+        backing_format: Its format, as the image is to spell it; probed unless given.
+        format: The image's format; probed unless given.
+        unsafe: Change the name and nothing else: for a backing file that was moved or has the same content.
+            No other file is looked at.
+        implicit: Which files that the images name may be opened, as in `open`. `backing` itself is your word.
+        progress: Called now and then with the bytes done and all bytes; what it raises ends the work.
+
+    Raises:
+        ImagoError: A file cannot be read as an image, or the image is in use.
+        OSError: A file cannot be read or written.
+    """
+    _native.rebase(path, backing, backing_format, format, unsafe, implicit, progress)
 
 
 def __dir__() -> list[str]:

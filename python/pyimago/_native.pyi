@@ -43,12 +43,14 @@ __all__ = [
     "StorageOpenOptions",
     "SyncFormatAccess",
     "Throttled",
-    "check",
-    "check_awaited",
     "add_key",
     "add_key_awaited",
+    "amend",
+    "amend_awaited",
     "change_key",
     "change_key_awaited",
+    "check",
+    "check_awaited",
     "compare",
     "compare_awaited",
     "convert",
@@ -65,6 +67,8 @@ __all__ = [
     "measure_awaited",
     "open",
     "open_awaited",
+    "rebase",
+    "rebase_awaited",
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -445,7 +449,7 @@ def convert(
     source_secret: Secret | None,
     progress: Progress | None,
     compress: bool,
-    compression_level: int | None,
+    level: int | None,
     layout: Mapping[str, object],
 ) -> None: ...
 def convert_awaited(
@@ -457,7 +461,7 @@ def convert_awaited(
     source_secret: Secret | None,
     progress: Progress | None,
     compress: bool,
-    compression_level: int | None,
+    level: int | None,
     layout: Mapping[str, object],
 ) -> Awaitable[None]: ...
 def check(
@@ -575,4 +579,22 @@ def amend(
 ) -> None: ...
 def amend_awaited(
     path: StrPath, format: Format | None, progress: Progress | None, changes: Mapping[str, object]
+) -> Awaitable[None]: ...
+def rebase(
+    path: StrPath,
+    backing: StrPath | None,
+    backing_format: str | None,
+    format: Format | None,
+    name_only: bool,
+    implicit: Implicit,
+    progress: Progress | None,
+) -> None: ...
+def rebase_awaited(
+    path: StrPath,
+    backing: StrPath | None,
+    backing_format: str | None,
+    format: Format | None,
+    name_only: bool,
+    implicit: Implicit,
+    progress: Progress | None,
 ) -> Awaitable[None]: ...

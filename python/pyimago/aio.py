@@ -44,6 +44,7 @@ __all__ = [
     "hash",
     "measure",
     "amend",
+    "rebase",
     "luks",
 ]
 
@@ -255,3 +256,17 @@ async def amend(
     `progress` is called on another thread.
     """
     await _native.amend_awaited(path, format, progress, changes)
+
+
+async def rebase(
+    path: StrPath,
+    backing: StrPath | None,
+    *,
+    backing_format: str | None = None,
+    format: Format | None = None,
+    unsafe: bool = False,
+    implicit: Implicit = "beside",
+    progress: Progress | None = None,
+) -> None:
+    """As `pyimago.rebase`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    await _native.rebase_awaited(path, backing, backing_format, format, unsafe, implicit, progress)

@@ -735,7 +735,7 @@ fn a_dirty_image_is_read_as_it_is_and_repaired_before_it_is_written() {
     assert!(Some(&found) == shown[0].as_ref().ok());
     assert!(fs::read(&made.path).unwrap() == before, "opened for reading, and changed");
     let image = images::open(&made.path, true).unwrap();
-    image.write(&[9; 70_000], 4 << 20).unwrap();
+    image.write(&vec![9; 70_000], 4 << 20).unwrap();
     image.close().unwrap();
     drop(image);
     found[4 << 20..(4 << 20) + 70_000].fill(9);

@@ -69,6 +69,8 @@ mod _native {
     use crate::verbs::measure::{measure, measure_awaited};
     #[pymodule_export]
     use crate::verbs::open::{open, open_awaited};
+    #[pymodule_export]
+    use crate::verbs::rebase::{rebase, rebase_awaited};
     use pyo3::prelude::*;
     use pyo3::wrap_pyfunction;
 

@@ -29,7 +29,8 @@ pub fn start(name: &str) -> Option<Start> {
         let small = |config: &Config| config.size <= 400 << 10 && config.cluster_bits <= 16;
         let mut configs = (0..).map(|nth| by_seed(images::config(), seed ^ nth << 40));
         let config = configs.find(small).expect("one of the many");
-        return Start::new(name, config, Content { compressed: false, used: true, snapshot: false });
+        let content = Content { compressed: false, used: true, snapshot: false, bitmaps: false };
+        return Start::new(name, config, content);
     }
     let recipe = recipes().into_iter().find(|recipe| recipe.name == name);
     let recipe = recipe.unwrap_or_else(|| panic!("no start image {name:?}; there are {:?}", names()));
@@ -44,7 +45,7 @@ fn over_raw(mut config: Config) -> Config {
 
 fn recipes() -> Vec<Recipe> {
     let plain = Config::plain;
-    let new = Content { compressed: false, used: false, snapshot: false };
+    let new = Content { compressed: false, used: false, snapshot: false, bitmaps: false };
     let used = Content { used: true, ..new };
     let compressed = Content { compressed: true, ..used };
     let snapshot = Content { snapshot: true, ..used };
@@ -75,6 +76,14 @@ fn recipes() -> Vec<Recipe> {
         ("snapshot-compressed", plain(10, 100_352), Content { snapshot: true, ..compressed }),
         ("snapshot-refcounts-2", Config { refcount_bits: 2, ..plain(9, 40_960) }, snapshot),
         ("snapshot-subclusters", subclusters(200_192), snapshot),
+        ("bitmaps-512", plain(9, 60_416), Content { bitmaps: true, ..used }),
+        ("bitmaps-4k", over_raw(plain(12, 200_000)), Content { bitmaps: true, ..used }),
+        ("bitmaps-snapshot", plain(9, 40_960), Content { bitmaps: true, ..snapshot }),
+        (
+            "bitmaps-data-file",
+            with_data(DataFile::Plain, plain(12, 200_192)),
+            Content { bitmaps: true, ..new },
+        ),
     ]
     .map(|(name, config, content)| Recipe { name, config, content })
     .to_vec()

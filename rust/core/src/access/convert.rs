@@ -184,7 +184,7 @@ fn copy_piece(
     source.read(&mut buffer[..], piece.start)?;
     if let Some(packer) = packer {
         let batch = packer.pack(piece.start, mem::take(buffer))?;
-        target.write_packed_batch(&batch)?;
+        target.write_batch(&batch)?;
         *buffer = batch.into_bytes();
         return Ok(());
     }

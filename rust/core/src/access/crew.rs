@@ -74,15 +74,12 @@ impl<W: Send + 'static, R: Send + 'static> Crew<W, R> {
         if self.open == 0 {
             return Ok(None);
         }
-        let result = match self.done.try_recv() {
-            Ok(result) => result,
-            Err(_) => match self.shared.do_next() {
-                Some(result) => result,
-                None => {
-                    self.sender = None;
-                    self.done.recv().map_err(|_| Error::new(ErrorKind::Io, "a worker died"))?
-                }
-            },
+        let at_hand = self.done.try_recv().ok().or_else(|| self.shared.do_next());
+        let result = if let Some(result) = at_hand {
+            result
+        } else {
+            self.sender = None;
+            self.done.recv().map_err(|_| Error::new(ErrorKind::Io, "a worker died"))?
         };
         self.open -= 1;
         Ok(Some(result))

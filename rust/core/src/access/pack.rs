@@ -90,9 +90,8 @@ impl Image {
     ) -> Result<()> {
         let mut bufs = bufs.into();
         let len = bufs.len() as u64;
+        // All that can be refused, before bitmaps are told.
         self.check_write(offset, len)?;
-        let _operation = self.enter()?;
-        let _writing = self.writing.read();
         let packer = self.packer(level)?;
         let cluster_size = packer.cluster_size as u64;
         let end = offset + len;
@@ -101,6 +100,7 @@ impl Image {
                 "compressed writes are of whole clusters: {len} bytes at offset {offset} are no multiples of {cluster_size}"
             ))));
         }
+        let _writing = self.begin_write(offset, len)?;
         let size = packer.batch_size(BATCH);
         let helpers = cores().min(bufs.len().div_ceil(size)).saturating_sub(1);
         let mut crew = Crew::new(helpers, move |(offset, bytes)| packer.pack(offset, bytes));
@@ -133,8 +133,14 @@ impl Image {
         self.format.packing().map_err(|e| self.name(e))
     }
 
-    /// Writes a batch: first all that is packed, so that it stands together.
-    pub(super) fn write_packed_batch(&self, batch: &Batch) -> Result<()> {
+    /// Writes a batch that somebody packed with this image's packer.
+    pub(super) fn write_batch(&self, batch: &Batch) -> Result<()> {
+        let _writing = self.begin_write(batch.offset, batch.bytes.len() as u64)?;
+        self.write_packed_batch(batch)
+    }
+
+    /// The same inside a write: first all that is packed, so that it stands together.
+    fn write_packed_batch(&self, batch: &Batch) -> Result<()> {
         let cluster_size = self.packing()?.cluster_size();
         let _range = self.ranges.lock(batch.offset, batch.bytes.len() as u64, self.format.write_alignment());
         self.write_packed(batch, cluster_size)?;
@@ -261,16 +267,15 @@ enum Encoder {
 impl Encoders {
     fn get(&mut self, method: Compression, level: u32) -> Result<&mut Encoder> {
         let found = self.0.iter().position(|(m, l, _)| (*m, *l) == (method, level));
-        let index = match found {
-            Some(index) => index,
-            None => {
-                let encoder = Encoder::new(method, level)?;
-                if self.0.len() == ENCODERS_MAX {
-                    self.0.remove(0);
-                }
-                self.0.push((method, level, encoder));
-                self.0.len() - 1
+        let index = if let Some(index) = found {
+            index
+        } else {
+            let encoder = Encoder::new(method, level)?;
+            if self.0.len() == ENCODERS_MAX {
+                self.0.remove(0);
             }
+            self.0.push((method, level, encoder));
+            self.0.len() - 1
         };
         Ok(&mut self.0[index].2)
     }
@@ -282,7 +287,9 @@ impl Encoder {
             Compression::Deflate => Encoder::Deflate(Box::new(Deflater::new(level))),
             Compression::Zstd => {
                 let mut context = CCtx::create();
-                context.set_parameter(CParameter::CompressionLevel(level as i32)).map_err(zstd_error)?;
+                context
+                    .set_parameter(CParameter::CompressionLevel(level.cast_signed()))
+                    .map_err(zstd_error)?;
                 Encoder::Zstd(context)
             }
         })

@@ -29,6 +29,7 @@ mod job;
 pub(crate) mod keys;
 pub(crate) mod measure;
 pub(crate) mod open;
+pub(crate) mod rebase;
 
 use imago_core::format::FormatKind;
 use pyo3::exceptions::PyValueError;

@@ -16,7 +16,7 @@ const LENGTH_ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 
 /// Symbols that stay together when a cluster is cut into blocks.
 const PART: usize = 4096;
 /// What the head of a block takes, about.
-const HEAD_BITS: f32 = 500.0;
+const HEAD_BITS: f64 = 500.0;
 
 /// Set in a symbol that is a match; then bits 16 to 24 are its length and the lower ones its distance. Otherwise it is a literal.
 const MATCH: u32 = 1 << 31;
@@ -88,10 +88,10 @@ impl Counts {
     }
 
     /// Bits that the symbols take at least, by their entropy.
-    fn entropy(&self) -> f32 {
+    fn entropy(&self) -> f64 {
         let of = |counts: &[u32]| {
-            let bits = |count: u32| if count > 1 { count as f32 * (count as f32).log2() } else { 0.0 };
-            bits(counts.iter().sum()) - counts.iter().map(|&count| bits(count)).sum::<f32>()
+            let bits = |count: u32| if count > 1 { f64::from(count) * f64::from(count).log2() } else { 0.0 };
+            bits(counts.iter().sum()) - counts.iter().map(|&count| bits(count)).sum::<f64>()
         };
         of(&self.literals) + of(&self.distances)
     }
@@ -110,7 +110,7 @@ struct Block {
     end: usize,
     counts: Counts,
     /// Bits, about.
-    entropy: f32,
+    entropy: f64,
 }
 
 /// Cuts symbols, one at least, into blocks: neighbours are one unless two codes fit them so much better that they pay for another head.

@@ -42,8 +42,11 @@ pub(super) struct Match {
 impl Match {
     /// Whether it pays to write a literal first and then this instead of `other`: a far match takes more bits.
     pub(super) fn is_better(self, other: Match) -> bool {
-        let log = |found: Match| i64::from(found.distance.ilog2());
-        self.distance > 0 && 4 * (self.len as i64 - other.len as i64) + log(other) - log(self) > 2
+        if self.distance == 0 {
+            return false;
+        }
+        let log = |found: Match| found.distance.ilog2() as usize;
+        4 * self.len + log(other) > 4 * other.len + log(self) + 2
     }
 }
 

@@ -119,7 +119,7 @@ mod tests {
         let mut samples = vec![vec![7; 1], vec![7; 5], b"abcabcabcabcab".to_vec(), vec![0; 70_000]];
         for len in [512, 4096, 65_536, 300_000] {
             let words: Vec<Vec<u8>> =
-                (0..500).map(|_| (0..1 + next(9)).map(|_| b'a' + next(26) as u8).collect()).collect();
+                (0..500).map(|_| (0..=next(9)).map(|_| b'a' + next(26) as u8).collect()).collect();
             let mut text = Vec::new();
             while text.len() < len {
                 text.extend_from_slice(&words[next(20) * next(26)]);

@@ -87,8 +87,8 @@ impl Packing for Driver {
     }
 
     fn prepare_packed(&self, clusters: &mut [CompressedCluster]) -> Result<()> {
+        self.start_writing().map_err(|e| self.located(e))?;
         let mut prepare = || {
-            self.start_writing()?;
             for cluster in &*clusters {
                 // L2 tables first, so that none comes to stand between packed clusters; and what is wrong with the old entry is
                 // found here, where nothing has to be taken back.
@@ -97,17 +97,17 @@ impl Packing for Driver {
             }
             self.take_space(clusters)
         };
-        prepare().map_err(|e| self.located(e))
+        prepare().map_err(|e| self.failed_write(e))
     }
 
     fn commit_packed(&self, clusters: &[CompressedCluster]) -> Result<()> {
         for (index, cluster) in clusters.iter().enumerate() {
             if let Err(error) = self.publish_cluster(cluster) {
                 self.abandon_packed(&clusters[index..]);
-                return Err(self.located(error));
+                return Err(self.failed_write(error));
             }
         }
-        self.flush_if_crowded().map_err(|e| self.located(e))
+        self.flush_if_crowded().map_err(|e| self.failed_write(e))
     }
 
     fn abandon_packed(&self, clusters: &[CompressedCluster]) {

@@ -5,6 +5,7 @@
 mod contiguous;
 mod packed;
 mod resized;
+mod structure;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 pub(super) use self::resized::Resized;
+pub(super) use self::structure::Structure;
 use super::header::Header;
 use super::l2::OFFSET_MASK;
 use super::pending::Dropped;
@@ -291,11 +293,16 @@ impl Refcounts {
                 end += 1;
             }
             self.refuse_reserved(reserved, first..end)?;
+            let reads_zero = first << self.cluster_bits >= self.untouched;
+            if reads_zero && storage.capabilities().resize {
+                // At once, and whole: a file that ended within a sector of the guest's could lose the end of a later write
+                // of that sector, and show the rest of it.
+                storage.set_len(end << self.cluster_bits)?;
+            }
             for cluster in first..end {
                 self.set(storage, cluster, 1)?;
             }
             self.cursor = end;
-            let reads_zero = first << self.cluster_bits >= self.untouched;
             self.untouched = self.untouched.max(end << self.cluster_bits);
             return Ok(Some(Taken { first, count: end - first, reads_zero }));
         }

@@ -106,30 +106,29 @@ impl Refcounts {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Block, write_count};
+    use super::super::write_count;
     use super::*;
     use crate::storage::memory::Memory;
 
     /// 512-byte clusters with 64-bit refcounts: a block counts 64 clusters.
-    fn refcounts(blocks: usize, entries: usize) -> Refcounts {
+    fn refcounts(storage: &Memory, blocks: usize, entries: usize) -> Refcounts {
         let mut table = vec![0; entries];
         for (index, entry) in table.iter_mut().take(blocks).enumerate() {
             *entry = (index as u64 * 64 + 1) << 9;
         }
-        let mut refcounts = Refcounts { cluster_bits: 9, order: 6, table, ..Refcounts::absent() };
         for index in 0..blocks as u64 {
-            let mut bytes = vec![0; 512].into_boxed_slice();
+            let mut bytes = vec![0; 512];
             write_count(&mut bytes, 6, 1, 1);
-            refcounts.blocks.insert(index, Block::new(bytes, 0..0));
+            storage.writev_at((&bytes).into(), (index * 64 + 1) << 9).unwrap();
         }
-        refcounts
+        Refcounts { cluster_bits: 9, order: 6, table, ..Refcounts::absent() }
     }
 
     #[test]
     fn a_row_is_longer_than_a_block_and_every_cluster_of_it_is_counted_once() {
-        let storage = Memory::new(1 << 20);
         for count in [1, 62, 63, 64, 65, 200, 500] {
-            let mut refcounts = refcounts(2, 64);
+            let storage = Memory::new(1 << 20);
+            let mut refcounts = refcounts(&storage, 2, 64);
             let none = FxHashSet::default();
             let first = refcounts.take_row(&storage, &none, count).unwrap().unwrap();
             for cluster in first..first + count {
@@ -148,7 +147,7 @@ mod tests {
     #[test]
     fn a_row_past_the_tables_reach_asks_for_a_longer_table() {
         let storage = Memory::new(1 << 20);
-        let mut refcounts = refcounts(2, 2);
+        let mut refcounts = refcounts(&storage, 2, 2);
         assert!(refcounts.take_row(&storage, &FxHashSet::default(), 100).unwrap().is_none());
         assert!(refcounts.take_row(&storage, &FxHashSet::default(), 62).unwrap().is_some());
     }
@@ -156,7 +155,7 @@ mod tests {
     #[test]
     fn free_clusters_that_are_no_row_are_passed_over() {
         let storage = Memory::new(1 << 20);
-        let mut refcounts = refcounts(1, 64);
+        let mut refcounts = refcounts(&storage, 1, 64);
         for cluster in (0..40).step_by(4) {
             refcounts.set(&storage, cluster, 1).unwrap();
         }

@@ -57,7 +57,7 @@ impl Refcounts {
         };
         let (cluster, next) = (start >> self.cluster_bits, (start >> self.cluster_bits) + 1);
         let count = self.get(storage, cluster)?;
-        if count == self.max() || start + len > limit {
+        if count == 0 || count == self.max() || start + len > limit {
             return Ok(None);
         }
         if start + len > next << self.cluster_bits {
