@@ -325,8 +325,9 @@ fn power_loss_leaves_the_old_image_the_new_one_or_none() {
     let (mut images, mut none) = (0, 0);
     for crash in sim.crash_images(7, 200) {
         images += 1;
-        if is_an_image(&crash.bytes) {
-            assert!(crash.bytes == old || crash.bytes == new, "{crash:?} is a part of an image");
+        let found = &crash.media[0];
+        if is_an_image(found) {
+            assert!(*found == old || *found == new, "{crash:?} is a part of an image");
         } else {
             none += 1;
         }

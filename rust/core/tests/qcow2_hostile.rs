@@ -13,7 +13,8 @@ use imago_core::storage::file::File;
 use imago_core::storage::memory::Memory;
 use imago_core::{Error, ErrorKind, Result, StorageOpenOptions};
 use imago_testkit::images::{self, Config, DataFile};
-use imago_testkit::model::{fixed_script, pattern, run};
+use imago_testkit::model::pattern;
+use imago_testkit::ops::fixed_script;
 use imago_testkit::qcow2::Qcow2;
 use imago_testkit::{proptest_config, qemu};
 use proptest::prelude::*;
@@ -32,8 +33,9 @@ fn open_bytes(bytes: Vec<u8>, write: bool) -> Result<Arc<Image>> {
 fn used_image(config: &Config) -> Vec<u8> {
     let built = config.build();
     let image = images::open(&built.path, true).unwrap();
+    let mut model = config.model(&built.backing);
     for op in fixed_script(config.geometry(), 20, 3) {
-        run(&image, &op).unwrap();
+        model.apply(&image, &op).unwrap();
     }
     image.close().unwrap();
     fs::read(&built.path).unwrap()

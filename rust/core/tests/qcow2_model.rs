@@ -1,7 +1,8 @@
 //! Random scripts against a plain array of bytes, over every combination of features.
 
 use imago_testkit::images::{Built, Config, DataFile, config, open};
-use imago_testkit::model::{Model, Op, pattern, script};
+use imago_testkit::model::{Model, pattern};
+use imago_testkit::ops::{Op, script};
 use imago_testkit::{proptest_config, qemu};
 use proptest::prelude::*;
 
@@ -18,18 +19,12 @@ fn run_script(config: &Config, script: &[Op]) -> Result<(Built, Model), String> 
             image = open(&built.path, true).map_err(|e| format!("reopen: {e}"))?;
         }
     }
-    model.compare(&image, 0, config.size)?;
+    model.compare_all(&image)?;
     image.close().map_err(|e| format!("close: {e}"))?;
     drop(image);
-    let found = built.checked_content()?;
-    if let Some(at) = found.iter().zip(&model.bytes).position(|(a, b)| a != b) {
-        return Err(format!("the oracle reads {:#x} at {at:#x}, not {:#x}", found[at], model.bytes[at]));
-    }
-    if found.len() != model.bytes.len() {
-        return Err(format!("the oracle sees a disk of {} bytes, not {}", found.len(), model.bytes.len()));
-    }
+    model.view.expect(&built.checked_view()?).map_err(|e| format!("the oracle: {e}"))?;
     let image = open(&built.path, false).map_err(|e| format!("reopen: {e}"))?;
-    model.compare(&image, 0, config.size)?;
+    model.compare_all(&image)?;
     Ok((built, model))
 }
 
@@ -58,8 +53,8 @@ proptest! {
             let (built, model) = run_script(&config, &script).map_err(TestCaseError::fail)?;
             qemu::assert_clean(&built.path);
             // QEMU shows whole sectors only.
-            let whole = model.bytes.len() / 512 * 512;
-            prop_assert!(qemu::content(&built.path)[..whole] == model.bytes[..whole]);
+            let whole = model.view.disk.len() / 512 * 512;
+            prop_assert!(qemu::content(&built.path)[..whole] == model.view.disk[..whole]);
         }
     }
 }
@@ -77,8 +72,8 @@ fn a_raw_data_file_always_holds_the_disk() {
     ];
     let (built, model) = run_script(&config, &ops).unwrap();
     let mut data = built.data_file().unwrap();
-    data.resize(model.bytes.len(), 0);
-    assert!(data[..] == model.bytes);
+    data.resize(model.view.disk.len(), 0);
+    assert!(data == model.view.disk);
 }
 
 /// The same clusters are written and discarded again and again: the file must not grow.
@@ -97,5 +92,5 @@ fn discarded_space_is_used_again() {
     assert!(lens[19] <= 3 << 20, "{lens:?}");
     image.close().unwrap();
     drop(image);
-    assert!(built.checked_content().unwrap().iter().all(|&byte| byte == 0));
+    assert!(built.checked_view().unwrap().disk.iter().all(|&byte| byte == 0));
 }

@@ -14,8 +14,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use crate::check::check;
-use crate::model::{Geometry, Model, pattern};
-use crate::qcow2::Qcow2;
+use crate::model::{Discards, Geometry, Model, View, pattern};
 
 /// Where guest data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,16 +74,16 @@ impl Config {
         }
     }
 
-    /// Whether a discarded cluster reads as zeroes.
-    pub fn discards_zero(&self) -> bool {
-        self.version == 3 || self.backing.is_none()
+    /// What a discarded cluster reads as, on storages whose discarded ranges read as zeroes.
+    pub fn discards(&self) -> Discards {
+        if self.version == 3 || self.backing.is_none() { Discards::Zero } else { Discards::Keep }
     }
 
     /// A model of a fresh image of this kind over what the backing file shows.
     pub fn model(&self, backing: &[u8]) -> Model {
         let mut bytes = backing.to_vec();
         bytes.resize(self.size as usize, 0);
-        Model::new(bytes, self.geometry(), self.discards_zero())
+        Model::new(View::of_disk(bytes), self.geometry(), self.discards())
     }
 
     /// The options that create it.
@@ -220,13 +219,13 @@ impl Built {
         fs::read(self.dir.path().join("data")).ok()
     }
 
-    /// Its content as the oracle reads it, after a check that finds nothing at all.
-    pub fn checked_content(&self) -> Result<Vec<u8>, String> {
+    /// What it shows by the oracle, after a check that finds nothing at all.
+    pub fn checked_view(&self) -> Result<View, String> {
         let bytes = fs::read(&self.path).map_err(|e| e.to_string())?;
         let report = check(&bytes);
         if !report.corruptions.is_empty() || !report.leaks.is_empty() || report.dirty {
             return Err(report.to_string());
         }
-        Qcow2::parse(&bytes)?.content(&self.backing, self.data_file().as_deref())
+        View::parse(&bytes, &self.backing, self.data_file().as_deref())
     }
 }

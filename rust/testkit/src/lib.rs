@@ -2,13 +2,16 @@
 
 pub mod check;
 pub mod conformance;
+pub mod crash;
 pub mod history;
 pub mod images;
 pub mod model;
+pub mod ops;
 pub mod qcow2;
 pub mod qemu;
 pub mod rng;
 pub mod sim;
+pub mod starts;
 
 /// The engine as this crate sees it; the engine's own unit tests are another instance of it.
 pub use imago_core;

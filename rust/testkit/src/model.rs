@@ -1,15 +1,17 @@
-//! A disk as a plain array of bytes, scripts of operations for it, and what an image must show after them.
+//! What an image must show: its disk as a plain array of bytes, and beside it whatever else operations change.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use imago_core::access::image::Image;
-use imago_core::format::ZeroIntent;
-use proptest::prelude::*;
+
+use crate::ops::Op;
+use crate::qcow2::Qcow2;
 
 /// What scripts aim at: the edges of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Bytes of the disk.
+    /// Bytes of the disk when a script begins.
     pub size: u64,
     /// Bytes of a cluster.
     pub cluster: u64,
@@ -19,18 +21,6 @@ pub struct Geometry {
     pub table: u64,
 }
 
-/// One operation on a disk; offsets and lengths in bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields are the operations' arguments")]
-pub enum Op {
-    Read { offset: u64, len: u64 },
-    Write { offset: u64, len: u64, seed: u8 },
-    WriteZeroes { offset: u64, len: u64, unmap: bool },
-    Discard { offset: u64, len: u64 },
-    Flush,
-    Reopen,
-}
-
 /// The bytes that a write with that seed puts at `offset`; seed 0 writes zeroes.
 pub fn pattern(seed: u8, offset: u64, len: u64) -> Vec<u8> {
     let byte =
@@ -38,88 +28,119 @@ pub fn pattern(seed: u8, offset: u64, len: u64) -> Vec<u8> {
     if seed == 0 { vec![0; len as usize] } else { (offset..offset + len).map(byte).collect() }
 }
 
-/// Ranges inside the disk, biased to start or end at, or just beside, an edge.
-fn range(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
-    let Geometry { size, cluster, subcluster, table } = geometry;
-    let unit = prop_oneof![1 => Just(512), 4 => Just(subcluster), 4 => Just(cluster), 2 => Just(table), 1 => Just(1)];
-    let point =
-        (unit, any::<prop::sample::Index>(), prop_oneof![3 => Just(0i64), 1 => -2i64..3, 1 => -600i64..600])
-            .prop_map(move |(unit, index, beside)| {
-                let edge = index.index((size / unit + 1) as usize) as u64 * unit;
-                edge.saturating_add_signed(beside).min(size)
-            });
-    let longest = (4 * cluster).max(table + cluster).min(512 * 1024).max(cluster + 600);
-    let len = prop_oneof![1..1025u64, Just(subcluster), Just(cluster), Just(2 * cluster), 1..longest];
-    prop_oneof![
-        (point.clone(), len).prop_map(|(start, len)| (start, len)),
-        (point.clone(), point).prop_map(move |(a, b)| (a.min(b), a.abs_diff(b).min(longest))),
-    ]
-    .prop_map(move |(start, len)| (start, len.min(size - start)))
+/// What an image shows to whoever looks at it.
+///
+/// An operation that changes something else than the disk has a field here, so that the model, the history of a
+/// crash ([`History`](crate::history::History)) and the oracle ([`View::parse`]) know of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The disk; its length is the disk's size.
+    pub disk: Vec<u8>,
+    /// Name and disk of each snapshot, in the order of their table.
+    pub snapshots: Vec<(String, Arc<[u8]>)>,
 }
 
-/// A script for a disk of that geometry.
-pub fn script(geometry: Geometry, ops: Range<usize>) -> impl Strategy<Value = Vec<Op>> {
-    let op = prop_oneof![
-        4 => range(geometry).prop_map(|(offset, len)| Op::Read { offset, len }),
-        8 => (range(geometry), any::<u8>()).prop_map(|((offset, len), seed)| Op::Write { offset, len, seed }),
-        4 => (range(geometry), any::<bool>())
-            .prop_map(|((offset, len), unmap)| Op::WriteZeroes { offset, len, unmap }),
-        3 => range(geometry).prop_map(|(offset, len)| Op::Discard { offset, len }),
-        1 => Just(Op::Flush),
-        1 => Just(Op::Reopen),
-    ];
-    prop::collection::vec(op, ops)
+impl View {
+    /// A disk and nothing else.
+    pub fn of_disk(disk: Vec<u8>) -> Self {
+        View { disk, snapshots: Vec::new() }
+    }
+
+    /// What the oracle sees in the bytes of an image. `backing`: what the backing file shows; `data_file`: its bytes.
+    pub fn parse(bytes: &[u8], backing: &[u8], data_file: Option<&[u8]>) -> Result<Self, String> {
+        let image = Qcow2::parse(bytes)?;
+        let mut view = View::of_disk(image.content(backing, data_file)?);
+        for snapshot in &image.snapshots {
+            let disk = image.snapshot_content(snapshot, backing)?;
+            view.snapshots.push((snapshot.name.clone(), disk.into()));
+        }
+        Ok(view)
+    }
+
+    /// Everything but the disk: what an operation changes as a whole or not at all.
+    pub fn beside_disk(&self) -> impl PartialEq + '_ {
+        &self.snapshots
+    }
+
+    /// # Errors
+    /// What `found`, which should be the same, shows instead.
+    pub fn expect(&self, found: &View) -> Result<(), String> {
+        let (ours, theirs) = (&self.disk, &found.disk);
+        if ours.len() != theirs.len() {
+            return Err(format!("a disk of {} bytes, not {}", theirs.len(), ours.len()));
+        }
+        if let Some(at) = ours.iter().zip(theirs).position(|(a, b)| a != b) {
+            return Err(format!("{:#x} at {at:#x}, not {:#x}", theirs[at], ours[at]));
+        }
+        let names = |view: &View| view.snapshots.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        if names(self) != names(found) {
+            return Err(format!("the snapshots {:?}, not {:?}", names(found), names(self)));
+        }
+        match self.snapshots.iter().zip(&found.snapshots).find(|(ours, theirs)| ours != theirs) {
+            Some(((name, _), _)) => Err(format!("another content in the snapshot {name:?}")),
+            None => Ok(()),
+        }
+    }
 }
 
-/// What a disk must read as.
+/// What an image must show, changed by [`Op`]s as the image is.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// Its bytes.
-    pub bytes: Vec<u8>,
+    /// What it shows.
+    pub view: View,
     geometry: Geometry,
-    /// Whole clusters that are discarded read as zeroes; otherwise they keep what they show.
-    discards_zero: bool,
+    discards: Discards,
+}
+
+/// What discarded clusters read as. The edges of a discard, parts of clusters, may read either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discards {
+    /// Zeroes.
+    Zero,
+    /// What they showed. So it is in version 2 over a backing file, where old data of that file would show.
+    Keep,
+    /// One or the other, byte by byte: their storage decides.
+    Either,
 }
 
 impl Model {
-    /// A disk that shows `bytes` now. `discards_zero` is false for version 2 over a backing file: there a
-    /// discarded cluster would let old data of the backing file show, so that it is left alone.
-    pub fn new(bytes: Vec<u8>, geometry: Geometry, discards_zero: bool) -> Self {
-        Model { bytes, geometry, discards_zero }
+    /// An image that shows `view` now.
+    pub fn new(view: View, geometry: Geometry, discards: Discards) -> Self {
+        Model { view, geometry, discards }
+    }
+
+    /// Size of the disk now, in bytes.
+    pub fn size(&self) -> u64 {
+        self.view.disk.len() as u64
+    }
+
+    /// What it shows if `op` leaves all that it may: a discard zeroes its edges too.
+    pub(crate) fn at_most(&self, op: &Op) -> View {
+        let mut view = self.view.clone();
+        if let Op::Discard { offset, len } = *op
+            && self.discards != Discards::Keep
+        {
+            view.disk[offset as usize..(offset + len) as usize].fill(0);
+        }
+        view
     }
 
     /// The guest range of a discard that must read as zeroes afterwards: its whole clusters; the disk's last
     /// one is whole where the discard reaches its end.
-    pub fn discarded(&self, offset: u64, len: u64) -> Range<usize> {
-        let Geometry { size, cluster, .. } = self.geometry;
+    pub(crate) fn discarded(&self, offset: u64, len: u64) -> Range<usize> {
+        let (size, cluster) = (self.size(), self.geometry.cluster);
         let start = offset.next_multiple_of(cluster).min(size);
         let end = if offset + len == size { size } else { (offset + len) / cluster * cluster };
-        if self.discards_zero { start as usize..end.max(start) as usize } else { 0..0 }
+        let certain = self.discards == Discards::Zero;
+        if certain { start as usize..end.max(start) as usize } else { 0..0 }
     }
 
-    /// Changes the bytes as `op` would, where that is certain; a discard's ragged ends stay as they are.
-    pub fn change(&mut self, op: &Op) {
-        match *op {
-            Op::Write { offset, len, seed } => {
-                self.bytes[offset as usize..(offset + len) as usize]
-                    .copy_from_slice(&pattern(seed, offset, len));
-            }
-            Op::WriteZeroes { offset, len, .. } => {
-                self.bytes[offset as usize..(offset + len) as usize].fill(0);
-            }
-            Op::Discard { offset, len } => {
-                let range = self.discarded(offset, len);
-                self.bytes[range].fill(0);
-            }
-            Op::Read { .. } | Op::Flush | Op::Reopen => {}
-        }
-    }
-
-    /// Does `op` to both; reads compare. [`Op::Reopen`] is the caller's, here it flushes.
+    /// Does `op` to both; reads compare. After [`Op::Reopen`], which flushes here, closing and opening is the caller's.
     pub fn apply(&mut self, image: &Image, op: &Op) -> Result<(), String> {
-        run(image, op).map_err(|e| format!("{op:?}: {e}"))?;
-        self.change(op);
-        match *op {
+        let op = op.fitted(self);
+        op.run(image, self).map_err(|e| format!("{op:?}: {e}"))?;
+        op.change(self);
+        match op {
             Op::Read { offset, len } => self.compare(image, offset, len),
             // Parts of clusters may be zeroed or left: whichever it was stays.
             Op::Discard { offset, len } if len > 0 => self.settle(image, offset, len),
@@ -131,49 +152,37 @@ impl Model {
     pub fn compare(&self, image: &Image, offset: u64, len: u64) -> Result<(), String> {
         let mut found = vec![0xa5; len as usize];
         image.read(&mut found, offset).map_err(|e| format!("read {len} at {offset}: {e}"))?;
-        let wanted = &self.bytes[offset as usize..(offset + len) as usize];
+        let wanted = &self.view.disk[offset as usize..(offset + len) as usize];
         match found.iter().zip(wanted).position(|(a, b)| a != b) {
             None => Ok(()),
             Some(i) => Err(format!("offset {:#x}: {:#x}, not {:#x}", offset + i as u64, found[i], wanted[i])),
         }
     }
 
+    /// Reads the whole disk and compares.
+    pub fn compare_all(&self, image: &Image) -> Result<(), String> {
+        if image.size() != self.size() {
+            return Err(format!("a disk of {} bytes, not {}", image.size(), self.size()));
+        }
+        self.compare(image, 0, self.size())
+    }
+
     fn settle(&mut self, image: &Image, offset: u64, len: u64) -> Result<(), String> {
         let mut found = vec![0; len as usize];
         image.read(&mut found, offset).map_err(|e| format!("read after discard: {e}"))?;
         let whole = self.discarded(offset, len);
+        let may_zero = self.discards != Discards::Keep;
+        let disk = &mut self.view.disk;
         for (at, &byte) in (offset as usize..).zip(&found) {
-            let zeroed_part = byte == 0 && self.discards_zero && !whole.contains(&at);
-            if byte != self.bytes[at] && !zeroed_part {
+            let zeroed = byte == 0 && may_zero && !whole.contains(&at);
+            if byte != disk[at] && !zeroed {
                 return Err(format!(
                     "after the discard, offset {at:#x} shows {byte:#x}, not {:#x}",
-                    self.bytes[at]
+                    disk[at]
                 ));
             }
-            self.bytes[at] = byte;
+            disk[at] = byte;
         }
         Ok(())
     }
-}
-
-/// Does `op` to an image. [`Op::Reopen`] is a flush here.
-pub fn run(image: &Image, op: &Op) -> imago_core::Result<()> {
-    match *op {
-        Op::Read { offset, len } => image.read(&mut vec![0; len as usize], offset),
-        Op::Write { offset, len, seed } => image.write(&pattern(seed, offset, len), offset),
-        Op::WriteZeroes { offset, len, unmap } => {
-            image.write_zeroes(offset, len, if unmap { ZeroIntent::Unmap } else { ZeroIntent::Keep })
-        }
-        Op::Discard { offset, len } => image.discard(offset, len),
-        Op::Flush | Op::Reopen => image.flush(),
-    }
-}
-
-/// The same script every time for one seed.
-pub fn fixed_script(geometry: Geometry, ops: usize, seed: u8) -> Vec<Op> {
-    use proptest::strategy::ValueTree;
-    use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]);
-    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    script(geometry, ops..ops + 1).new_tree(&mut runner).expect("a script without conditions").current()
 }

@@ -5,6 +5,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use crate::model::View;
+use crate::qcow2::Qcow2;
+
 /// Whether `qemu-img` and `qemu-io` are there.
 pub fn have_qemu() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
@@ -113,6 +116,17 @@ pub fn content(path: &Path) -> Vec<u8> {
 #[track_caller]
 pub fn snapshot_content(path: &Path, snapshot: &str) -> Vec<u8> {
     convert_to_raw(path, &["-l", snapshot])
+}
+
+/// What the image shows, as `qemu-img convert` has it; only the names of the snapshots are the oracle's.
+#[track_caller]
+pub fn view(path: &Path) -> View {
+    let bytes = std::fs::read(path).expect("an image");
+    let names = Qcow2::parse(&bytes).expect("an image").snapshots.into_iter().map(|snapshot| snapshot.name);
+    View {
+        disk: content(path),
+        snapshots: names.map(|name| (name.clone(), snapshot_content(path, &name).into())).collect(),
+    }
 }
 
 #[track_caller]

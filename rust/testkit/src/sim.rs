@@ -17,11 +17,15 @@
 //! A zeroing or a discard is a write of what it left. A discard leaves zeroes in every other sector and the
 //! old bytes in the rest: whoever reckons with one of the two meets the other.
 //!
+//! Several storages can share one power supply ([`SimStorage::beside`]): syncs, calls and faults are counted over all of them. A sync
+//! is a barrier for its own storage only; changes of the others stay in doubt until one of theirs.
+//!
 //! A call that fails ([`SimStorage::fail_call`]) reports `EIO`; a write or zeroing that fails has had none, half or all of its
 //! effect, by turns. After a failed sync no epoch ends any more: no later sync makes up for it.
 //!
 //! [`Storage::try_readv_at`] fills nothing, half or all of it by turns.
 
+use std::backtrace::Backtrace;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -52,22 +56,32 @@ pub enum Failing {
 /// Bytes in memory with a history, see the [module](self).
 pub struct SimStorage {
     limits: Limits,
-    state: Mutex<State>,
+    /// Which of the power supply's media it is.
+    medium: usize,
+    state: Arc<Mutex<State>>,
 }
 
+/// Everything that loses power together.
+#[derive(Default)]
 struct State {
-    /// What reads see.
-    bytes: Vec<u8>,
-    /// What the medium certainly held when the history began.
-    base: Vec<u8>,
+    media: Vec<Medium>,
     /// Epochs that have ended, oldest first.
     ended: Vec<Arc<Epoch>>,
     current: Epoch,
-    sync_failed: bool,
     calls: u64,
     fault: Option<(u64, Failing)>,
     /// The number of the sync that is to be no barrier.
     broken_sync: Option<u64>,
+    /// Who called for each sync that reported success, if that is noted.
+    barriers: Option<Vec<String>>,
+}
+
+struct Medium {
+    /// What reads see.
+    bytes: Vec<u8>,
+    /// What it certainly held when the history began.
+    base: Vec<u8>,
+    sync_failed: bool,
 }
 
 #[derive(Clone, Default)]
@@ -75,32 +89,39 @@ struct Epoch {
     /// Syncs that had reported success when it began.
     number: u64,
     changes: Vec<Change>,
-    /// The sync that ended it made its changes durable; otherwise the next epoch has them too.
-    durable: bool,
+    /// The medium whose changes the sync that ended it made durable; the next epoch has the others too.
+    durable: Option<usize>,
 }
 
 #[derive(Clone)]
-enum Change {
+struct Change {
+    medium: usize,
+    what: What,
+}
+
+#[derive(Clone)]
+enum What {
     /// The length became this.
     Len(usize),
     /// The sectors from `first` on became this; the last one may be short.
     Sectors { first: usize, after: Vec<u8> },
 }
 
-/// What a medium may hold after power was lost.
+/// What the media may hold after power was lost.
 #[derive(Clone)]
 pub struct CrashImage {
     /// Syncs that had succeeded: all that was written before the last of them is here.
     pub epoch: u64,
     /// The image's number among those of its epoch; with the seed it names the image.
     pub index: usize,
-    /// The medium's bytes.
-    pub bytes: Vec<u8>,
+    /// The bytes of each medium, the first storage's first.
+    pub media: Vec<Vec<u8>>,
 }
 
 impl fmt::Debug for CrashImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "crash image {} of epoch {}, {} bytes", self.index, self.epoch, self.bytes.len())
+        let lens: Vec<usize> = self.media.iter().map(Vec::len).collect();
+        write!(f, "crash image {} of epoch {}, {lens:?} bytes", self.index, self.epoch)
     }
 }
 
@@ -108,7 +129,7 @@ impl fmt::Debug for SimStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state.lock();
         f.debug_struct("SimStorage")
-            .field("len", &state.bytes.len())
+            .field("len", &state.media[self.medium].bytes.len())
             .field("epoch", &state.current.number)
             .field("calls", &state.calls)
             .finish_non_exhaustive()
@@ -118,19 +139,9 @@ impl fmt::Debug for SimStorage {
 impl From<Vec<u8>> for SimStorage {
     /// A storage that holds `bytes`, durable.
     fn from(bytes: Vec<u8>) -> Self {
-        SimStorage {
-            limits: Limits::default(),
-            state: Mutex::new(State {
-                base: bytes.clone(),
-                bytes,
-                ended: Vec::new(),
-                current: Epoch::default(),
-                sync_failed: false,
-                calls: 0,
-                fault: None,
-                broken_sync: None,
-            }),
-        }
+        let state = Arc::new(Mutex::new(State::default()));
+        let medium = state.lock().plug_in(bytes);
+        SimStorage { limits: Limits::default(), medium, state }
     }
 }
 
@@ -141,6 +152,18 @@ impl Default for SimStorage {
 }
 
 impl SimStorage {
+    /// Another storage that holds `bytes`, durable, and loses power together with this one.
+    ///
+    /// # Panics
+    /// When something was written already.
+    #[must_use]
+    pub fn beside(&self, bytes: Vec<u8>) -> SimStorage {
+        let mut state = self.state.lock();
+        assert!(state.ended.is_empty() && state.current.changes.is_empty(), "the history has begun");
+        let medium = state.plug_in(bytes);
+        SimStorage { limits: Limits::default(), medium, state: Arc::clone(&self.state) }
+    }
+
     /// Refuses requests that miss these alignments, as direct I/O does.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
@@ -170,6 +193,17 @@ impl SimStorage {
         self.state.lock().fault = None;
     }
 
+    /// Notes from now on who calls for each sync, see [`barriers`](Self::barriers). Slow.
+    pub fn note_barriers(&self) {
+        let state = &mut *self.state.lock();
+        state.barriers = Some(vec![String::new(); state.current.number as usize]);
+    }
+
+    /// The places in the engine that called for the syncs so far, by their number: function, file and line.
+    pub fn barriers(&self) -> Vec<String> {
+        self.state.lock().barriers.clone().unwrap_or_default()
+    }
+
     /// Lets the `nth` sync from now on (0: the next one) report success and do nothing: a barrier that
     /// somebody forgot. A test of power loss must notice.
     pub fn break_sync(&self, nth: u64) {
@@ -179,28 +213,32 @@ impl SimStorage {
 
     /// What reads see.
     pub fn contents(&self) -> Vec<u8> {
-        self.state.lock().bytes.clone()
+        self.state.lock().media[self.medium].bytes.clone()
     }
 
     /// Makes the epochs that have ended count as tested: later crash images begin with the current epoch.
     pub fn forget_history(&self) {
         let state = &mut *self.state.lock();
+        let mut bases = state.bases();
         for epoch in state.ended.drain(..) {
-            epoch.harden(&mut state.base);
+            epoch.harden(&mut bases);
+        }
+        for (medium, base) in state.media.iter_mut().zip(bases) {
+            medium.base = base;
         }
     }
 
-    /// What the medium may hold if power is lost at any time up to now, at most `n` images for each epoch: all there
+    /// What the media may hold if power is lost at any time up to now, at most `n` images for each epoch: all there
     /// are, or else a sample by `seed` that begins with the epoch's last and first state and has whole changes lost as well as torn ones.
     pub fn crash_images(&self, seed: u64, n: usize) -> impl Iterator<Item = CrashImage> + use<> {
         let state = self.state.lock();
         let mut epochs = state.ended.clone();
         epochs.push(Arc::new(state.current.clone()));
-        let mut base = state.base.clone();
+        let mut bases = state.bases();
         drop(state);
         epochs.into_iter().flat_map(move |epoch| {
-            let images = epoch.crash_images(base.clone(), seed, n);
-            epoch.harden(&mut base);
+            let images = epoch.crash_images(bases.clone(), seed, n);
+            epoch.harden(&mut bases);
             images
         })
     }
@@ -245,6 +283,15 @@ impl SimStorage {
 }
 
 impl State {
+    fn plug_in(&mut self, bytes: Vec<u8>) -> usize {
+        self.media.push(Medium { base: bytes.clone(), bytes, sync_failed: false });
+        self.media.len() - 1
+    }
+
+    fn bases(&self) -> Vec<Vec<u8>> {
+        self.media.iter().map(|medium| medium.base.clone()).collect()
+    }
+
     /// None, half or all of something, by turns.
     fn share(&self, whole: usize) -> usize {
         match self.calls % 3 {
@@ -254,45 +301,65 @@ impl State {
         }
     }
 
-    /// The part of a range that is inside the length.
-    fn inside(&self, offset: u64, len: u64) -> Range<usize> {
-        let end = self.bytes.len() as u64;
+    /// The part of a range that is inside a medium's length.
+    fn inside(&self, medium: usize, offset: u64, len: u64) -> Range<usize> {
+        let end = self.media[medium].bytes.len() as u64;
         offset.min(end) as usize..offset.saturating_add(len).min(end) as usize
     }
 
-    fn resize(&mut self, len: u64) -> Result<()> {
+    fn resize(&mut self, medium: usize, len: u64) -> Result<()> {
         let too_long = || Error::io("grow", io::ErrorKind::StorageFull.into()).at(len);
         let len = usize::try_from(len).map_err(|_| too_long())?;
-        self.bytes.try_reserve(len.saturating_sub(self.bytes.len())).map_err(|_| too_long())?;
-        self.bytes.resize(len, 0);
-        self.current.changes.push(Change::Len(len));
+        let bytes = &mut self.media[medium].bytes;
+        bytes.try_reserve(len.saturating_sub(bytes.len())).map_err(|_| too_long())?;
+        bytes.resize(len, 0);
+        self.current.changes.push(Change { medium, what: What::Len(len) });
         Ok(())
     }
 
     /// Puts a range that has changed into the history.
-    fn record(&mut self, range: Range<usize>) {
+    fn record(&mut self, medium: usize, range: Range<usize>) {
         if range.is_empty() {
             return;
         }
+        let bytes = &self.media[medium].bytes;
         let first = range.start / SECTOR * SECTOR;
-        let end = range.end.next_multiple_of(SECTOR).min(self.bytes.len());
-        self.current.changes.push(Change::Sectors { first, after: self.bytes[first..end].to_vec() });
+        let end = range.end.next_multiple_of(SECTOR).min(bytes.len());
+        let what = What::Sectors { first, after: bytes[first..end].to_vec() };
+        self.current.changes.push(Change { medium, what });
     }
 
-    fn zero(&mut self, range: Range<usize>) {
-        self.bytes[range.clone()].fill(0);
-        self.record(range);
+    fn zero(&mut self, medium: usize, range: Range<usize>) {
+        self.media[medium].bytes[range.clone()].fill(0);
+        self.record(medium, range);
     }
 
-    fn end_epoch(&mut self, durable: bool) {
+    /// Ends the epoch; with `durable`, that medium's changes are certain from now on.
+    fn end_epoch(&mut self, durable: Option<usize>) {
         let mut ended = std::mem::take(&mut self.current);
         ended.durable = durable;
         self.current.number = ended.number + 1;
-        if !durable {
-            self.current.changes.clone_from(&ended.changes);
-        }
+        let in_doubt = ended.changes.iter().filter(|change| Some(change.medium) != durable);
+        self.current.changes = in_doubt.cloned().collect();
         self.ended.push(Arc::new(ended));
     }
+}
+
+/// The function and line of the engine that is waiting for this call.
+fn caller() -> String {
+    let trace = Backtrace::force_capture().to_string();
+    let mut function = "";
+    for line in trace.lines().map(str::trim) {
+        let Some(place) = line.strip_prefix("at ") else {
+            function = line.split_once(": ").map_or(line, |(_, function)| function);
+            continue;
+        };
+        if let Some((_, place)) = place.split_once("src/format/").or(place.split_once("src/access/")) {
+            let line = place.rsplit_once(':').map_or(place, |(line, _column)| line);
+            return format!("{} ({line})", function.rsplit("::").next().unwrap_or(function));
+        }
+    }
+    "nobody in the engine".into()
 }
 
 /// Which changes of an epoch a crash image has.
@@ -309,104 +376,126 @@ enum Survivors {
     Torn(u64),
 }
 
+/// A sector of a medium.
+type Place = (usize, usize);
+
 impl Epoch {
-    /// Applies its changes to the durable bytes, if its sync made them so.
-    fn harden(&self, base: &mut Vec<u8>) {
-        if self.durable {
-            *base = self.image(base, usize::MAX, |_, _| true);
+    /// Applies its changes to the durable bytes of the medium for which its sync made them so.
+    fn harden(&self, bases: &mut Vec<Vec<u8>>) {
+        if let Some(medium) = self.durable {
+            let all = vec![usize::MAX; bases.len()];
+            bases[medium] = self.media(bases, &all, |_, _| true).swap_remove(medium);
         }
     }
 
-    /// The medium with the first `lens` changes of the length and the sectors that survive (change, sector).
-    fn image(&self, base: &[u8], mut lens: usize, mut survives: impl FnMut(usize, usize) -> bool) -> Vec<u8> {
-        let reach = self.changes.iter().map(|change| match change {
-            Change::Len(len) => *len,
-            Change::Sectors { first, after } => first + after.len(),
-        });
-        let mut bytes = base.to_vec();
-        bytes.resize(reach.max().unwrap_or(0).max(base.len()), 0);
-        let mut len = base.len();
-        for (index, change) in self.changes.iter().enumerate() {
-            match change {
-                Change::Len(_) if lens == 0 => {}
-                Change::Len(new) => {
-                    lens -= 1;
-                    len = *new;
-                    bytes[len..].fill(0);
+    /// The media with the first `lens` changes of the length of each and the sectors that survive (change, place).
+    fn media(
+        &self,
+        bases: &[Vec<u8>],
+        lens: &[usize],
+        mut survives: impl FnMut(usize, Place) -> bool,
+    ) -> Vec<Vec<u8>> {
+        let mut media = bases.to_vec();
+        let mut lens = lens.to_vec();
+        let mut ends: Vec<usize> = bases.iter().map(Vec::len).collect();
+        for change in &self.changes {
+            let reach = match &change.what {
+                What::Len(len) => *len,
+                What::Sectors { first, after } => first + after.len(),
+            };
+            let bytes = &mut media[change.medium];
+            bytes.resize(bytes.len().max(reach), 0);
+        }
+        for (index, Change { medium, what }) in self.changes.iter().enumerate() {
+            let bytes = &mut media[*medium];
+            match what {
+                What::Len(_) if lens[*medium] == 0 => {}
+                What::Len(new) => {
+                    lens[*medium] -= 1;
+                    ends[*medium] = *new;
+                    bytes[*new..].fill(0);
                 }
-                Change::Sectors { first, after } => {
+                What::Sectors { first, after } => {
                     for (sector, after) in (first / SECTOR..).zip(after.chunks(SECTOR)) {
-                        if survives(index, sector) {
+                        if survives(index, (*medium, sector)) {
                             bytes[sector * SECTOR..][..after.len()].copy_from_slice(after);
                         }
                     }
                 }
             }
         }
-        bytes.truncate(len);
-        bytes
+        for (bytes, end) in media.iter_mut().zip(ends) {
+            bytes.truncate(end);
+        }
+        media
     }
 
     /// For each sector that changed the changes that did it, in order.
-    fn versions(&self) -> BTreeMap<usize, Vec<usize>> {
-        let mut versions = BTreeMap::<usize, Vec<usize>>::new();
+    fn versions(&self) -> BTreeMap<Place, Vec<usize>> {
+        let mut versions = BTreeMap::<Place, Vec<usize>>::new();
         for (index, change) in self.changes.iter().enumerate() {
-            if let Change::Sectors { first, after } = change {
+            if let What::Sectors { first, after } = &change.what {
                 for sector in first / SECTOR..(first + after.len()).div_ceil(SECTOR) {
-                    versions.entry(sector).or_default().push(index);
+                    versions.entry((change.medium, sector)).or_default().push(index);
                 }
             }
         }
         versions
     }
 
+    /// How often the length of each medium changed.
+    fn lens(&self, media: usize) -> Vec<usize> {
+        let mut lens = vec![0; media];
+        for change in self.changes.iter().filter(|change| matches!(change.what, What::Len(_))) {
+            lens[change.medium] += 1;
+        }
+        lens
+    }
+
     fn crash_images(
         self: &Arc<Self>,
-        base: Vec<u8>,
+        bases: Vec<Vec<u8>>,
         seed: u64,
         n: usize,
     ) -> impl Iterator<Item = CrashImage> + use<> {
         let epoch = Arc::clone(self);
         let versions = epoch.versions();
-        let lens = epoch.changes.iter().filter(|change| matches!(change, Change::Len(_))).count();
-        let all = versions
-            .values()
-            .try_fold(lens + 1, |product, versions| product.checked_mul(versions.len() + 1))
+        let lens = epoch.lens(bases.len());
+        let all = (lens.iter().copied().chain(versions.values().map(Vec::len)))
+            .try_fold(1_usize, |product, choices| product.checked_mul(choices + 1))
             .filter(|all| *all <= n);
         (0..all.unwrap_or(n)).map(move |index| {
-            let bytes = match all {
-                Some(_) => epoch.nth_image(&base, lens, &versions, index),
-                None => epoch.sampled_image(&base, seed, index),
+            let media = match all {
+                Some(_) => epoch.nth_image(&bases, &lens, &versions, index),
+                None => epoch.sampled_image(&bases, seed, index),
             };
-            CrashImage { epoch: epoch.number, index, bytes }
+            CrashImage { epoch: epoch.number, index, media }
         })
     }
 
-    /// The image whose choices are the digits of `index`: how many lengths, and of each sector which version.
+    /// The image whose choices are the digits of `index`: how many lengths of each medium, and of each sector which version.
     fn nth_image(
         &self,
-        base: &[u8],
-        lens: usize,
-        versions: &BTreeMap<usize, Vec<usize>>,
+        bases: &[Vec<u8>],
+        lens: &[usize],
+        versions: &BTreeMap<Place, Vec<usize>>,
         index: usize,
-    ) -> Vec<u8> {
+    ) -> Vec<Vec<u8>> {
         let mut digits = index;
         let mut digit = |bound: usize| {
             let digit = digits % bound;
             digits /= bound;
             digit
         };
-        let lens = digit(lens + 1);
-        let chosen: BTreeMap<usize, usize> = versions
+        let lens: Vec<usize> = lens.iter().map(|len| digit(len + 1)).collect();
+        let chosen: BTreeMap<Place, usize> = versions
             .iter()
-            .filter_map(|(sector, changes)| {
-                Some((*sector, changes[digit(changes.len() + 1).checked_sub(1)?]))
-            })
+            .filter_map(|(place, changes)| Some((*place, changes[digit(changes.len() + 1).checked_sub(1)?])))
             .collect();
-        self.image(base, lens, |change, sector| chosen.get(&sector) == Some(&change))
+        self.media(bases, &lens, |change, place| chosen.get(&place) == Some(&change))
     }
 
-    fn sampled_image(&self, base: &[u8], seed: u64, index: usize) -> Vec<u8> {
+    fn sampled_image(&self, bases: &[Vec<u8>], seed: u64, index: usize) -> Vec<Vec<u8>> {
         let mut rng = Rng::new(seed ^ self.number.rotate_left(32) ^ (index as u64).rotate_left(48));
         let changes = self.changes.len();
         let one = rng.below(changes as u64) as usize;
@@ -429,11 +518,15 @@ impl Epoch {
                 Survivors::Some(chance) | Survivors::Torn(chance) => rng.below(8) < chance,
             })
             .collect();
-        let lens = (self.changes.iter().zip(&whole))
-            .filter(|(change, _)| matches!(change, Change::Len(_)))
-            .take_while(|(_, survives)| **survives)
-            .count();
-        self.image(base, lens, |change, _| match survivors {
+        let lens: Vec<usize> = (0..bases.len())
+            .map(|medium| {
+                (self.changes.iter().zip(&whole))
+                    .filter(|(change, _)| change.medium == medium && matches!(change.what, What::Len(_)))
+                    .take_while(|(_, survives)| **survives)
+                    .count()
+            })
+            .collect();
+        self.media(bases, &lens, |change, _| match survivors {
             Survivors::Torn(chance) => rng.below(8) < chance,
             _ => whole[change],
         })
@@ -445,8 +538,8 @@ impl Storage for SimStorage {
         self.check(bufs.as_iovecs().iter().map(|region| (region.iov_base.addr(), region.iov_len)), offset)?;
         let (state, result) = self.enter("read");
         result.map_err(|error| error.at(offset))?;
-        let inside = state.inside(offset, bufs.len() as u64);
-        bufs.take_front(inside.len()).copy_from_slice(&state.bytes[inside]);
+        let inside = state.inside(self.medium, offset, bufs.len() as u64);
+        bufs.take_front(inside.len()).copy_from_slice(&state.media[self.medium].bytes[inside]);
         bufs.fill_zero();
         Ok(())
     }
@@ -454,9 +547,9 @@ impl Storage for SimStorage {
     fn try_readv_at(&self, mut bufs: IoVectorMut<'_>, offset: u64) -> Result<usize> {
         let (state, result) = self.enter("read");
         result.map_err(|error| error.at(offset))?;
-        let inside = state.inside(offset, bufs.len() as u64);
+        let inside = state.inside(self.medium, offset, bufs.len() as u64);
         let filled = state.share(inside.len());
-        bufs.take_front(filled).copy_from_slice(&state.bytes[inside][..filled]);
+        bufs.take_front(filled).copy_from_slice(&state.media[self.medium].bytes[inside][..filled]);
         Ok(filled)
     }
 
@@ -472,12 +565,12 @@ impl Storage for SimStorage {
             let end = offset
                 .checked_add(bytes.len() as u64)
                 .ok_or_else(|| Error::invalid_input("a write past all offsets").at(offset))?;
-            if end > state.bytes.len() as u64 {
-                state.resize(end)?;
+            if end > state.media[self.medium].bytes.len() as u64 {
+                state.resize(self.medium, end)?;
             }
-            let range = state.inside(offset, bytes.len() as u64);
-            state.bytes[range.clone()].copy_from_slice(&bytes);
-            state.record(range);
+            let range = state.inside(self.medium, offset, bytes.len() as u64);
+            state.media[self.medium].bytes[range.clone()].copy_from_slice(&bytes);
+            state.record(self.medium, range);
         }
         result.map_err(|error| error.at(offset))
     }
@@ -485,11 +578,11 @@ impl Storage for SimStorage {
     fn write_zeroes_at(&self, offset: u64, len: u64, _mode: ZeroMode) -> Result<()> {
         self.check_range(offset, len)?;
         let (mut state, result) = self.enter("write zeroes");
-        let mut range = state.inside(offset, len);
+        let mut range = state.inside(self.medium, offset, len);
         if result.is_err() {
             range.end = range.start + state.share(range.len());
         }
-        state.zero(range);
+        state.zero(self.medium, range);
         result.map_err(|error| error.at(offset))
     }
 
@@ -497,10 +590,10 @@ impl Storage for SimStorage {
         self.check_range(offset, len)?;
         let (mut state, result) = self.enter("discard");
         result.map_err(|error| error.at(offset))?;
-        let range = state.inside(offset, len);
+        let range = state.inside(self.medium, offset, len);
         let whole = range.start.div_ceil(SECTOR)..range.end / SECTOR;
         for sector in whole.filter(|sector| sector.is_multiple_of(2)) {
-            state.zero(sector * SECTOR..(sector + 1) * SECTOR);
+            state.zero(self.medium, sector * SECTOR..(sector + 1) * SECTOR);
         }
         Ok(())
     }
@@ -512,23 +605,26 @@ impl Storage for SimStorage {
 
     fn len(&self) -> Result<u64> {
         let (state, result) = self.enter("ask for the length");
-        result.map(|()| state.bytes.len() as u64)
+        result.map(|()| state.media[self.medium].bytes.len() as u64)
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
         let (mut state, result) = self.enter("change the length");
         result?;
-        state.resize(len)
+        state.resize(self.medium, len)
     }
 
     fn sync(&self) -> Result<()> {
         let (mut state, result) = self.enter("sync");
         if let Err(error) = result {
-            state.sync_failed = true;
+            state.media[self.medium].sync_failed = true;
             return Err(error);
         }
-        let durable = !state.sync_failed && state.broken_sync != Some(state.current.number);
-        state.end_epoch(durable);
+        let lies = state.media[self.medium].sync_failed || state.broken_sync == Some(state.current.number);
+        state.end_epoch((!lies).then_some(self.medium));
+        if let Some(barriers) = &mut state.barriers {
+            barriers.push(caller());
+        }
         Ok(())
     }
 
@@ -559,7 +655,7 @@ mod tests {
     fn states(storage: &SimStorage, n: usize) -> BTreeSet<(u64, Vec<u8>)> {
         storage
             .crash_images(7, n)
-            .map(|image| (image.epoch, image.bytes.iter().step_by(SECTOR).copied().collect()))
+            .map(|image| (image.epoch, image.media[0].iter().step_by(SECTOR).copied().collect()))
             .collect()
     }
 
@@ -603,7 +699,7 @@ mod tests {
         storage.writev_at(b"a".as_slice().into(), 0).expect("write");
         storage.writev_at(b"b".as_slice().into(), 1).expect("write");
         let found: BTreeSet<Vec<u8>> =
-            storage.crash_images(0, 100).map(|image| image.bytes[..2].to_vec()).collect();
+            storage.crash_images(0, 100).map(|image| image.media[0][..2].to_vec()).collect();
         assert_eq!(found, [b"\0\0".to_vec(), b"a\0".to_vec(), b"ab".to_vec()].into());
     }
 
@@ -613,14 +709,14 @@ mod tests {
         for at in 0..64 {
             write(&storage, at, 1);
         }
-        let images = || storage.crash_images(3, 50).map(|image| image.bytes).collect::<Vec<_>>();
+        let images = || storage.crash_images(3, 50).map(|image| image.media).collect::<Vec<_>>();
         let first = images();
         assert_eq!(first.len(), 50);
         assert_eq!(first, images());
-        assert_eq!(first[0], storage.contents());
-        assert_eq!(first[1], vec![0; 64 * SECTOR]);
+        assert_eq!(first[0], [storage.contents()]);
+        assert_eq!(first[1], [vec![0; 64 * SECTOR]]);
         assert!(first.iter().collect::<BTreeSet<_>>().len() > 30, "the images differ");
-        assert_ne!(first, storage.crash_images(4, 50).map(|image| image.bytes).collect::<Vec<_>>());
+        assert_ne!(first, storage.crash_images(4, 50).map(|image| image.media).collect::<Vec<_>>());
     }
 
     #[test]
@@ -647,6 +743,25 @@ mod tests {
         storage.sync().expect_err("injected");
         storage.sync().expect("the next one says yes");
         assert!(states(&storage, 100).contains(&(1, vec![0])), "and means nothing by it");
+    }
+
+    #[test]
+    fn a_sync_is_a_barrier_for_its_own_storage_only() {
+        let storage = SimStorage::from(sector(0));
+        let other = storage.beside(sector(0));
+        write(&storage, 0, 1);
+        write(&other, 0, 2);
+        storage.sync().expect("sync");
+        other.sync().expect("sync");
+        assert_eq!((storage.epoch(), other.epoch()), (2, 2));
+        let found: BTreeSet<(u64, u8, u8)> = storage
+            .crash_images(7, 100)
+            .map(|image| (image.epoch, image.media[0][0], image.media[1][0]))
+            .collect();
+        assert_eq!(
+            found,
+            [(0, 0, 0), (0, 0, 2), (0, 1, 0), (0, 1, 2), (1, 1, 0), (1, 1, 2), (2, 1, 2)].into()
+        );
     }
 
     #[test]

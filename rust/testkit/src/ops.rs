@@ -1,0 +1,154 @@
+//! Operations on an open image, and scripts of them.
+//!
+//! A new operation is a variant of [`Op`] and a line or two in each of these, where the compiler asks for it:
+//!
+//! - [`Op::run`]: do it to the image;
+//! - [`Op::change`]: what the [`View`](crate::model::View) is afterwards;
+//! - [`Op::crash`]: how much of it a loss of power in the middle of it may leave;
+//! - [`Op::fitted`]: if it depends on what is there (the disk's size, which snapshots there are);
+//! - `any_op`: how often scripts have it, and with what. If not every image can take it, [`Geometry`] gets a field that says so.
+//!
+//! It is then part of the model test, of the differential test and of every test of power loss and failing storage.
+
+use std::ops::Range;
+
+use imago_core::access::image::Image;
+use imago_core::format::ZeroIntent;
+use proptest::prelude::*;
+use proptest::strategy::{Union, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use crate::model::{Geometry, Model, pattern};
+
+/// One operation on an image; offsets and lengths in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the operations' arguments")]
+pub enum Op {
+    Read { offset: u64, len: u64 },
+    Write { offset: u64, len: u64, seed: u8 },
+    WriteZeroes { offset: u64, len: u64, unmap: bool },
+    Discard { offset: u64, len: u64 },
+    Flush,
+    Reopen,
+}
+
+/// What a loss of power leaves of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// Each sector of the disk shows the old or the new content; the new one is durable after the next flush.
+    Sectors,
+    /// All of it or nothing of it; what was before it is durable first, and it is durable itself when it has returned.
+    Whole,
+    /// It changes nothing; what was before it is durable when it has returned.
+    Durable,
+}
+
+impl Op {
+    /// What a loss of power in the middle of it leaves.
+    pub fn crash(&self) -> Crash {
+        match self {
+            Op::Read { .. } | Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard { .. } => {
+                Crash::Sectors
+            }
+            Op::Flush | Op::Reopen => Crash::Durable,
+        }
+    }
+
+    /// The same for an image that is as the model is now: inside its disk.
+    #[must_use]
+    pub fn fitted(&self, model: &Model) -> Op {
+        let mut op = self.clone();
+        match &mut op {
+            Op::Read { offset, len }
+            | Op::Write { offset, len, .. }
+            | Op::WriteZeroes { offset, len, .. }
+            | Op::Discard { offset, len } => {
+                *offset = (*offset).min(model.size());
+                *len = (*len).min(model.size() - *offset);
+            }
+            Op::Flush | Op::Reopen => {}
+        }
+        op
+    }
+
+    /// Does it to an image, which is as `before` says. [`Op::Reopen`] is a flush here: closing and opening is the caller's.
+    pub fn run(&self, image: &Image, before: &Model) -> imago_core::Result<()> {
+        debug_assert_eq!(self, &self.fitted(before), "it fits");
+        match *self {
+            Op::Read { offset, len } => image.read(&mut vec![0; len as usize], offset),
+            Op::Write { offset, len, seed } => image.write(&pattern(seed, offset, len), offset),
+            Op::WriteZeroes { offset, len, unmap } => {
+                image.write_zeroes(offset, len, if unmap { ZeroIntent::Unmap } else { ZeroIntent::Keep })
+            }
+            Op::Discard { offset, len } => image.discard(offset, len),
+            Op::Flush | Op::Reopen => image.flush(),
+        }
+    }
+
+    /// Changes the model as it changes an image, where that is certain; a discard's ragged ends stay as they are.
+    pub fn change(&self, model: &mut Model) {
+        match *self {
+            Op::Write { offset, len, seed } => {
+                model.view.disk[offset as usize..(offset + len) as usize]
+                    .copy_from_slice(&pattern(seed, offset, len));
+            }
+            Op::WriteZeroes { offset, len, .. } => {
+                model.view.disk[offset as usize..(offset + len) as usize].fill(0);
+            }
+            Op::Discard { offset, len } => {
+                let range = model.discarded(offset, len);
+                model.view.disk[range].fill(0);
+            }
+            Op::Read { .. } | Op::Flush | Op::Reopen => {}
+        }
+    }
+}
+
+/// Ranges inside the disk, biased to start or end at, or just beside, an edge.
+fn range(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
+    let Geometry { size, cluster, subcluster, table } = geometry;
+    let unit = prop_oneof![1 => Just(512), 4 => Just(subcluster), 4 => Just(cluster), 2 => Just(table), 1 => Just(1)];
+    let point =
+        (unit, any::<prop::sample::Index>(), prop_oneof![3 => Just(0i64), 1 => -2i64..3, 1 => -600i64..600])
+            .prop_map(move |(unit, index, beside)| {
+                let edge = index.index((size / unit + 1) as usize) as u64 * unit;
+                edge.saturating_add_signed(beside).min(size)
+            });
+    let longest = (4 * cluster).max(table + cluster).min(512 * 1024).max(cluster + 600);
+    let len = prop_oneof![1..1025u64, Just(subcluster), Just(cluster), Just(2 * cluster), 1..longest];
+    prop_oneof![
+        (point.clone(), len).prop_map(|(start, len)| (start, len)),
+        (point.clone(), point).prop_map(move |(a, b)| (a.min(b), a.abs_diff(b).min(longest))),
+    ]
+    .prop_map(move |(start, len)| (start, len.min(size - start)))
+}
+
+/// An operation for an image of that geometry, with its weight.
+fn any_op(geometry: Geometry) -> impl Strategy<Value = Op> {
+    let range = range(geometry).boxed();
+    let write = (range.clone(), any::<u8>());
+    let zeroes = (range.clone(), any::<bool>());
+    let ops = vec![
+        (4, range.clone().prop_map(|(offset, len)| Op::Read { offset, len }).boxed()),
+        (8, write.prop_map(|((offset, len), seed)| Op::Write { offset, len, seed }).boxed()),
+        (4, zeroes.prop_map(|((offset, len), unmap)| Op::WriteZeroes { offset, len, unmap }).boxed()),
+        (3, range.prop_map(|(offset, len)| Op::Discard { offset, len }).boxed()),
+        (1, Just(Op::Flush).boxed()),
+        (1, Just(Op::Reopen).boxed()),
+    ];
+    Union::new_weighted(ops)
+}
+
+/// A script for an image of that geometry.
+pub fn script(geometry: Geometry, ops: Range<usize>) -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(any_op(geometry), ops)
+}
+
+/// The same script every time for one seed.
+pub fn fixed_script(geometry: Geometry, ops: usize, seed: u64) -> Vec<Op> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    script(geometry, ops..ops + 1).new_tree(&mut runner).expect("a script without conditions").current()
+}
