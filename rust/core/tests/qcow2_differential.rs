@@ -279,5 +279,6 @@ fn geometry(path: &Path) -> Geometry {
         cluster,
         subcluster: header.subcluster_size(),
         table: header.l2_entries() * cluster,
+        snapshots: if header.data_file() || header.refcount_order < 4 { 0 } else { 4 },
     }
 }

@@ -19,6 +19,8 @@ pub struct Geometry {
     pub subcluster: u64,
     /// Guest bytes that one L2 table maps.
     pub table: u64,
+    /// Snapshots that a script may have at once; 0 where there can be none.
+    pub snapshots: usize,
 }
 
 /// The bytes that a write with that seed puts at `offset`; seed 0 writes zeroes.
@@ -107,6 +109,10 @@ impl Model {
     /// An image that shows `view` now.
     pub fn new(view: View, geometry: Geometry, discards: Discards) -> Self {
         Model { view, geometry, discards }
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// Size of the disk now, in bytes.

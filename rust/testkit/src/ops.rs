@@ -28,6 +28,10 @@ pub enum Op {
     Write { offset: u64, len: u64, seed: u8 },
     WriteZeroes { offset: u64, len: u64, unmap: bool },
     Discard { offset: u64, len: u64 },
+    TakeSnapshot { name: u8 },
+    ApplySnapshot { index: usize },
+    DeleteSnapshot { index: usize },
+    RenameSnapshot { index: usize, name: u8 },
     Flush,
     Reopen,
 }
@@ -50,11 +54,16 @@ impl Op {
             Op::Read { .. } | Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard { .. } => {
                 Crash::Sectors
             }
+            Op::TakeSnapshot { .. }
+            | Op::ApplySnapshot { .. }
+            | Op::DeleteSnapshot { .. }
+            | Op::RenameSnapshot { .. } => Crash::Whole,
             Op::Flush | Op::Reopen => Crash::Durable,
         }
     }
 
-    /// The same for an image that is as the model is now: inside its disk.
+    /// The same for an image that is as the model is now: inside its disk, and of a snapshot that is there. Without any, and where there
+    /// can be no more, a flush.
     #[must_use]
     pub fn fitted(&self, model: &Model) -> Op {
         let mut op = self.clone();
@@ -65,6 +74,17 @@ impl Op {
             | Op::Discard { offset, len } => {
                 *offset = (*offset).min(model.size());
                 *len = (*len).min(model.size() - *offset);
+            }
+            Op::TakeSnapshot { .. } => {
+                if model.view.snapshots.len() >= model.geometry().snapshots {
+                    op = Op::Flush;
+                }
+            }
+            Op::ApplySnapshot { index } | Op::DeleteSnapshot { index } | Op::RenameSnapshot { index, .. } => {
+                match index.checked_rem(model.view.snapshots.len()) {
+                    Some(there) if model.geometry().snapshots > 0 => *index = there,
+                    _ => op = Op::Flush,
+                }
             }
             Op::Flush | Op::Reopen => {}
         }
@@ -81,6 +101,12 @@ impl Op {
                 image.write_zeroes(offset, len, if unmap { ZeroIntent::Unmap } else { ZeroIntent::Keep })
             }
             Op::Discard { offset, len } => image.discard(offset, len),
+            Op::TakeSnapshot { name } => image.create_snapshot(&snapshot_name(name), None).map(drop),
+            Op::ApplySnapshot { index } => image.apply_snapshot(&id(image, index)?),
+            Op::DeleteSnapshot { index } => image.delete_snapshot(&id(image, index)?),
+            Op::RenameSnapshot { index, name } => {
+                image.rename_snapshot(&id(image, index)?, &snapshot_name(name))
+            }
             Op::Flush | Op::Reopen => image.flush(),
         }
     }
@@ -99,14 +125,31 @@ impl Op {
                 let range = model.discarded(offset, len);
                 model.view.disk[range].fill(0);
             }
+            Op::TakeSnapshot { name } => {
+                let disk = model.view.disk.clone().into();
+                model.view.snapshots.push((snapshot_name(name), disk));
+            }
+            Op::ApplySnapshot { index } => model.view.disk = model.view.snapshots[index].1.to_vec(),
+            Op::DeleteSnapshot { index } => drop(model.view.snapshots.remove(index)),
+            Op::RenameSnapshot { index, name } => model.view.snapshots[index].0 = snapshot_name(name),
             Op::Read { .. } | Op::Flush | Op::Reopen => {}
         }
     }
 }
 
+/// No number, so that it is never taken for an id; of any length, so that the table's is too.
+fn snapshot_name(name: u8) -> String {
+    format!("s{name}{}", "-".repeat(usize::from(name) / 2))
+}
+
+fn id(image: &Image, index: usize) -> imago_core::Result<String> {
+    let gone = || imago_core::Error::invalid_input("there are fewer snapshots");
+    image.snapshots()?.get(index).map(|snapshot| snapshot.id.clone()).ok_or_else(gone)
+}
+
 /// Ranges inside the disk, biased to start or end at, or just beside, an edge.
 fn range(geometry: Geometry) -> impl Strategy<Value = (u64, u64)> {
-    let Geometry { size, cluster, subcluster, table } = geometry;
+    let Geometry { size, cluster, subcluster, table, .. } = geometry;
     let unit = prop_oneof![1 => Just(512), 4 => Just(subcluster), 4 => Just(cluster), 2 => Just(table), 1 => Just(1)];
     let point =
         (unit, any::<prop::sample::Index>(), prop_oneof![3 => Just(0i64), 1 => -2i64..3, 1 => -600i64..600])
@@ -128,11 +171,17 @@ fn any_op(geometry: Geometry) -> impl Strategy<Value = Op> {
     let range = range(geometry).boxed();
     let write = (range.clone(), any::<u8>());
     let zeroes = (range.clone(), any::<bool>());
+    let index = any::<usize>();
+    let rename = (index, any::<u8>());
     let ops = vec![
         (4, range.clone().prop_map(|(offset, len)| Op::Read { offset, len }).boxed()),
         (8, write.prop_map(|((offset, len), seed)| Op::Write { offset, len, seed }).boxed()),
         (4, zeroes.prop_map(|((offset, len), unmap)| Op::WriteZeroes { offset, len, unmap }).boxed()),
         (3, range.prop_map(|(offset, len)| Op::Discard { offset, len }).boxed()),
+        (2, any::<u8>().prop_map(|name| Op::TakeSnapshot { name }).boxed()),
+        (1, index.prop_map(|index| Op::ApplySnapshot { index }).boxed()),
+        (1, index.prop_map(|index| Op::DeleteSnapshot { index }).boxed()),
+        (1, rename.prop_map(|(index, name)| Op::RenameSnapshot { index, name }).boxed()),
         (1, Just(Op::Flush).boxed()),
         (1, Just(Op::Reopen).boxed()),
     ];
