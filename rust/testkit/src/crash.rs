@@ -50,29 +50,26 @@ pub struct Start {
     pub view: View,
 }
 
-/// What QEMU puts into a start image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ByQemu {
+/// What a start image holds. Compressed clusters and snapshots are QEMU's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content {
     /// Compressed clusters, in the disk's first half.
     pub compressed: bool,
+    /// What a script leaves that ran on it, so that later ones meet every kind of cluster.
+    pub used: bool,
     /// A snapshot of everything at last, so that all clusters are shared.
     pub snapshot: bool,
 }
 
 impl Start {
-    /// An image on which a script has run already, so that later ones meet every kind of cluster.
-    pub fn new(name: &'static str, config: Config) -> Self {
-        Self::build(name, config, ByQemu::default())
-    }
-
-    /// The same with what QEMU adds; `None` without QEMU.
-    pub fn with(name: &'static str, config: Config, by_qemu: ByQemu) -> Option<Self> {
-        qemu::qemu_or_skip().then(|| Self::build(name, config, by_qemu))
-    }
-
-    fn build(name: &'static str, config: Config, by_qemu: ByQemu) -> Self {
+    /// An image of that kind; `None` if it takes QEMU to make it, and that is not there.
+    pub fn new(name: &'static str, config: Config, content: Content) -> Option<Self> {
+        let by_qemu = content.compressed || content.snapshot;
+        if by_qemu && !qemu::qemu_or_skip() {
+            return None;
+        }
         let built = config.build();
-        if by_qemu.compressed {
+        if content.compressed {
             let cluster = config.geometry().cluster;
             let write = |n| format!("write -c -P {} {} {cluster}", n % 200 + 1, n * cluster);
             let clusters = (config.size / cluster / 2).clamp(1, 40);
@@ -81,18 +78,18 @@ impl Start {
         let mut model = config.model(&built.backing);
         model.view = built.checked_view().expect("a fresh image");
         let image = images::open(&built.path, true).expect("open");
-        for op in fixed_script(config.geometry(), 12, 200) {
+        for op in fixed_script(config.geometry(), if content.used { 12 } else { 0 }, 200) {
             model.apply(&image, &op).expect("the script of a start image");
         }
         image.close().expect("close");
         drop(image);
-        if by_qemu.snapshot {
+        if content.snapshot {
             qemu::img(&["snapshot", "-c", "shared", built.path.to_str().expect("a name")]);
         }
         let view = built.checked_view().expect("a clean image");
         let image = std::fs::read(&built.path).expect("the image");
         let media = [image].into_iter().chain(built.data_file()).collect();
-        Start { name, config, built, media, view }
+        Some(Start { name, config, built, media, view })
     }
 
     /// Opens storages that hold such an image: its own, and its data file's.
@@ -122,6 +119,17 @@ impl Start {
     pub fn script(&self, ops: usize, seed: u64) -> Vec<Op> {
         let ops = fixed_script(self.config.geometry(), ops, seed);
         ops.chunks(3).flat_map(|some| some.iter().cloned().chain([Op::Flush])).collect()
+    }
+
+    /// A script in which every flush has new data, dropped clusters and, where clusters are small, a new refcount block.
+    pub fn barrier_script(&self) -> Vec<Op> {
+        let size = self.config.size;
+        let round = |at: u64| {
+            let (offset, len) = (at * size / 5, size / 4);
+            let write = Op::Write { offset, len, seed: at as u8 + 1 };
+            [write, Op::Discard { offset, len: len / 3 }, Op::Flush]
+        };
+        (0..4).flat_map(round).collect()
     }
 
     /// Media after a crash or failure: checked by the oracle, compared with what may be there, opened, and written to.
@@ -213,7 +221,9 @@ impl Start {
         let images: Vec<CrashImage> = sim.crash_images(look.seed, look.images).collect();
         let step = images.len().checked_div(for_qemu).unwrap_or(0).max(1);
         for (n, crash) in images.iter().enumerate() {
-            if look.only.is_some_and(|only| only != (crash.epoch, crash.index)) {
+            // A missing barrier shows in the epoch after it: before it, and after the next one, all is as with it.
+            let broken = look.broken_sync.is_some_and(|nth| crash.epoch <= nth);
+            if broken || look.only.is_some_and(|only| only != (crash.epoch, crash.index)) {
                 continue;
             }
             let failure = |message| Failure { image: Some((crash.epoch, crash.index)), message };
@@ -384,14 +394,19 @@ pub enum Moment {
     After,
 }
 
+/// What a verb does to storages.
+pub type Run<'a> = dyn Fn(&[Arc<dyn Storage>]) -> Result<()> + 'a;
+/// What is held of the media after a loss of power.
+pub type Verify<'a> = dyn Fn(&[Vec<u8>], Moment) -> Result<(), String> + 'a;
+
 /// A verb on the storages of a closed image: the image's, and its data file's if it has one.
 pub struct Verb<'a> {
     /// What they hold when it begins.
     pub start: &'a [Vec<u8>],
     /// The verb.
-    pub run: &'a dyn Fn(&[Arc<dyn Storage>]) -> Result<()>,
+    pub run: &'a Run<'a>,
     /// Looks at what they hold after a loss of power; see [`survivor`].
-    pub verify: &'a dyn Fn(&[Vec<u8>], Moment) -> Result<(), String>,
+    pub verify: &'a Verify<'a>,
 }
 
 impl Verb<'_> {
@@ -419,15 +434,15 @@ impl Verb<'_> {
     /// When one of at most `images` crash images of each epoch fails, or one of the barriers can be left out
     /// and none of them does; `redundant` as [`assert_barriers_noticed`] has it.
     #[track_caller]
-    pub fn assert_crash_proof(&self, images: usize, redundant: &[(&str, &str)]) {
-        assert_barriers_noticed(redundant, |broken_sync| {
+    pub fn assert_crash_proof(&self, what: &str, images: usize, redundant: &[(&str, &str)]) {
+        assert_barriers_noticed(what, redundant, |broken_sync| {
             self.lose_power(Look { broken_sync, ..Look::at(images, 0) })
         });
     }
 }
 
 /// Holds that `run` succeeds with all of its barriers, and fails when one of them does nothing (`Some(nth)`): for each place in the
-/// engine that calls for barriers at least one of those it called for. `run` returns the places of its barriers in their order.
+/// engine that calls for barriers at least one of those it called for. `what` is for the failure's message, `run` returns the places of its barriers in their order.
 ///
 /// `redundant`: parts of places whose barriers are not needed in this case, and why; that they are not noticed is held too.
 ///
@@ -435,26 +450,29 @@ impl Verb<'_> {
 /// When that is not so.
 #[track_caller]
 pub fn assert_barriers_noticed(
+    what: &str,
     redundant: &[(&str, &str)],
     run: impl Fn(Option<u64>) -> Result<Vec<String>, Failure>,
 ) {
-    let barriers = run(None).unwrap_or_else(|e| panic!("with all barriers: {e:?}"));
-    assert!(!barriers.is_empty(), "no barrier at all");
+    let barriers = run(None).unwrap_or_else(|e| panic!("{what}, with all barriers: {e:?}"));
+    assert!(!barriers.is_empty(), "{what}: no barrier at all");
     let mut noticed = BTreeMap::<&str, (u32, u32)>::new();
     for (nth, place) in (0..).zip(&barriers) {
-        let count = noticed.entry(place).or_default();
-        count.0 += 1;
-        count.1 += u32::from(run(Some(nth)).is_err());
+        let (all, missed) = noticed.entry(place).or_default();
+        if *missed == 0 {
+            *all += 1;
+            *missed += u32::from(run(Some(nth)).is_err());
+        }
     }
     let wrong: Vec<String> = noticed
         .iter()
         .filter_map(|(place, (all, noticed))| {
             match (redundant.iter().find(|(part, _)| place.contains(part)), noticed) {
-                (None, 0) => Some(format!("{place}: none of {all} barriers was missed")),
-                (Some((_, why)), 1..) => Some(format!("{place}: {noticed} of {all} missed, though {why}")),
+                (None, 0) => Some(format!("{place}: none of {all} was missed")),
+                (Some((_, why)), 1..) => Some(format!("{place}: missed, though {why}")),
                 _ => None,
             }
         })
         .collect();
-    assert!(wrong.is_empty(), "{wrong:#?}\nall of them: {noticed:#?}");
+    assert!(wrong.is_empty(), "{what}: {wrong:#?}\nall of them: {noticed:#?}");
 }

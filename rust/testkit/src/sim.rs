@@ -345,21 +345,34 @@ impl State {
     }
 }
 
-/// The function and line of the engine that is waiting for this call.
+/// The functions and lines of the engine's format that are waiting for this call, innermost first, with its source.
 fn caller() -> String {
     let trace = Backtrace::force_capture().to_string();
     let mut function = "";
+    let mut callers = Vec::new();
     for line in trace.lines().map(str::trim) {
         let Some(place) = line.strip_prefix("at ") else {
             function = line.split_once(": ").map_or(line, |(_, function)| function);
             continue;
         };
-        if let Some((_, place)) = place.split_once("src/format/").or(place.split_once("src/access/")) {
-            let line = place.rsplit_once(':').map_or(place, |(line, _column)| line);
-            return format!("{} ({line})", function.rsplit("::").next().unwrap_or(function));
+        if let Some((room, file)) = place.split_once("src/format/") {
+            let place = file.rsplit_once(':').map_or(file, |(line, _column)| line);
+            let source = if callers.is_empty() { source(room, place) } else { String::new() };
+            callers.push(format!("{}{source} ({place})", function.rsplit("::").next().unwrap_or(function)));
         }
     }
-    "nobody in the engine".into()
+    if callers.is_empty() { "nobody in the format".into() } else { callers.join(" < ") }
+}
+
+/// The text of a line of the format (`file:line`, in the crate at `room`), if the source is there.
+fn source(room: &str, place: &str) -> String {
+    let text = || {
+        let (file, line) = place.split_once(':')?;
+        let text = std::fs::read_to_string(format!("{room}src/format/{file}")).ok()?;
+        let line = text.lines().nth(line.parse::<usize>().ok()?.checked_sub(1)?)?;
+        Some(format!(": {}", line.trim()))
+    };
+    text().unwrap_or_default()
 }
 
 /// Which changes of an epoch a crash image has.
@@ -381,7 +394,7 @@ type Place = (usize, usize);
 
 impl Epoch {
     /// Applies its changes to the durable bytes of the medium for which its sync made them so.
-    fn harden(&self, bases: &mut Vec<Vec<u8>>) {
+    fn harden(&self, bases: &mut [Vec<u8>]) {
         if let Some(medium) = self.durable {
             let all = vec![usize::MAX; bases.len()];
             bases[medium] = self.media(bases, &all, |_, _| true).swap_remove(medium);

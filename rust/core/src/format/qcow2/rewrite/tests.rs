@@ -137,7 +137,7 @@ fn crash_images(storage: &Simulated, seed: u64) -> impl Iterator<Item = CrashIma
 
 /// Whether a crash image is the old header or the new one, or, going down to version 2, the new one with version 3.
 fn is_old_or_new(image: &CrashImage, old: &Said, new: &Said, returned: u64, down: bool) -> bool {
-    match said(&image.bytes) {
+    match said(&image.media[0]) {
         Ok(found) if image.epoch >= returned => found == *new,
         Ok(mut found) => {
             if down && !found.is(old) {
@@ -178,7 +178,7 @@ fn every_crash_leaves_the_old_or_the_new_header() {
             assert!(
                 is_old_or_new(&image, &old, &new, returned, down),
                 "seed {seed}, {shape:?}: {image:?}\nold {old:?}\nnew {new:?}\nfound {:?}",
-                said(&image.bytes)
+                said(&image.media[0])
             );
         }
     }
