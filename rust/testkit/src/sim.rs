@@ -20,7 +20,7 @@
 //! Several storages can share one power supply ([`SimStorage::beside`]): syncs, calls and faults are counted over all of them. A sync
 //! is a barrier for its own storage only; changes of the others stay in doubt until one of theirs.
 //!
-//! A call that fails ([`SimStorage::fail_call`]) reports `EIO`; a write or zeroing that fails has had none, half or all of its
+//! A call that fails ([`SimStorage::fail_call`]) reports `EIO`; a write or zeroing that fails has had none, half (in sectors) or all of its
 //! effect, by turns. After a failed sync no epoch ends any more: no later sync makes up for it.
 //!
 //! [`Storage::try_readv_at`] fills nothing, half or all of it by turns.
@@ -301,6 +301,14 @@ impl State {
         }
     }
 
+    /// What a failing change of `len` bytes at `offset` does of that, in whole sectors: a sector is never torn.
+    fn share_of_change(&self, offset: u64, len: usize) -> usize {
+        match self.share(len) {
+            share if share == len => len,
+            share => share.saturating_sub((offset as usize + share) % SECTOR),
+        }
+    }
+
     /// The part of a range that is inside a medium's length.
     fn inside(&self, medium: usize, offset: u64, len: u64) -> Range<usize> {
         let end = self.media[medium].bytes.len() as u64;
@@ -572,7 +580,7 @@ impl Storage for SimStorage {
         bufs.copy_to_slice(&mut bytes);
         let (mut state, result) = self.enter("write");
         if result.is_err() {
-            bytes.truncate(state.share(bytes.len()));
+            bytes.truncate(state.share_of_change(offset, bytes.len()));
         }
         if !bytes.is_empty() {
             let end = offset
@@ -593,7 +601,7 @@ impl Storage for SimStorage {
         let (mut state, result) = self.enter("write zeroes");
         let mut range = state.inside(self.medium, offset, len);
         if result.is_err() {
-            range.end = range.start + state.share(range.len());
+            range.end = range.start + state.share_of_change(offset, range.len());
         }
         state.zero(self.medium, range);
         result.map_err(|error| error.at(offset))
