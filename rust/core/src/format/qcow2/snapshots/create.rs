@@ -42,6 +42,7 @@ impl Driver {
 
         self.or_latch(|| {
             self.set_dirty(true)?;
+            self.metadata.sync()?;
             if self.flag_copied(&mut l1, |_| Ok(false))? {
                 self.rewrite_l1(&l1)?;
             }
@@ -51,7 +52,7 @@ impl Driver {
             self.metadata.sync()?;
             self.switch_table(&old, &new, table_row, &mut quarantine)?;
             self.take_off_dropped(&mut quarantine)?;
-            self.settle()
+            self.set_dirty(false)
         })?;
         Ok(info)
     }
@@ -64,12 +65,6 @@ impl Driver {
             entry.store(*word, Ordering::Release);
         }
         Ok(())
-    }
-
-    /// Makes flags and refcounts, which agree again, durable and says so.
-    pub(super) fn settle(&self) -> Result<()> {
-        self.metadata.sync()?;
-        self.set_dirty(false)
     }
 }
 

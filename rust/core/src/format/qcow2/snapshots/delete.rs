@@ -43,7 +43,8 @@ impl Driver {
             self.retire(l1_row.dropped(), &mut quarantine);
             quarantine.add(last);
             self.take_off_dropped(&mut quarantine)?;
-            self.settle()
+            self.metadata.sync()?;
+            self.set_dirty(false)
         })
     }
 }

@@ -160,7 +160,7 @@ impl Driver {
         self.write_refcounts(&writes)
     }
 
-    /// Says durably that refcounts and COPIED flags need not agree, or that they do again. Version 2 has no such bit.
+    /// Says that refcounts and COPIED flags need not agree, or that they do again; no barrier. Version 2 has no such bit.
     fn set_dirty(&self, dirty: bool) -> Result<()> {
         let header = self.header();
         if header.version < 3 {
@@ -169,7 +169,6 @@ impl Driver {
         let others = header.incompatible & !INCOMPATIBLE_DIRTY;
         let incompatible = if dirty { others | INCOMPATIBLE_DIRTY } else { others };
         header.rewrite_features(&self.metadata, incompatible, header.compatible, header.autoclear)?;
-        self.metadata.sync()?;
         self.change_header(|header| header.incompatible = incompatible);
         Ok(())
     }
