@@ -326,7 +326,6 @@ impl<'a> Check<'a> {
             };
             let line = format!("cluster {cluster:#x} ({usage}): refcount {found}, references {wanted}");
             match found.cmp(&wanted) {
-                std::cmp::Ordering::Less if self.report.dirty => {}
                 std::cmp::Ordering::Less => self.report.corruptions.push(line),
                 std::cmp::Ordering::Equal => {}
                 std::cmp::Ordering::Greater => self.report.leaks.push(line),
