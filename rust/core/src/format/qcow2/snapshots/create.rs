@@ -42,7 +42,9 @@ impl Driver {
 
         self.or_latch(|| {
             self.set_dirty(true)?;
-            self.metadata.sync()?;
+            if self.has_dirty_bit() {
+                self.metadata.sync()?;
+            }
             if self.flag_copied(&mut l1, |_| Ok(false))? {
                 self.rewrite_l1(&l1)?;
             }

@@ -43,7 +43,9 @@ impl Driver {
             self.retire(l1_row.dropped(), &mut quarantine);
             quarantine.add(last);
             self.take_off_dropped(&mut quarantine)?;
-            self.metadata.sync()?;
+            if self.has_dirty_bit() {
+                self.metadata.sync()?;
+            }
             self.set_dirty(false)
         })
     }

@@ -160,12 +160,17 @@ impl Driver {
         self.write_refcounts(&writes)
     }
 
-    /// Says that refcounts and COPIED flags need not agree, or that they do again; no barrier. Version 2 has no such bit.
+    /// Whether the header can say that refcounts and COPIED flags need not agree.
+    fn has_dirty_bit(&self) -> bool {
+        self.header().version >= 3
+    }
+
+    /// Says that they need not, or that they do again, where that can be said; no barrier.
     fn set_dirty(&self, dirty: bool) -> Result<()> {
-        let header = self.header();
-        if header.version < 3 {
+        if !self.has_dirty_bit() {
             return Ok(());
         }
+        let header = self.header();
         let others = header.incompatible & !INCOMPATIBLE_DIRTY;
         let incompatible = if dirty { others | INCOMPATIBLE_DIRTY } else { others };
         header.rewrite_features(&self.metadata, incompatible, header.compatible, header.autoclear)?;
