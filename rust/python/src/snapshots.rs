@@ -21,7 +21,10 @@ pub(crate) struct Snapshot(SnapshotInfo);
 impl Snapshot {
     #[classattr]
     fn __match_args__(py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
-        PyTuple::new(py, ["id", "name", "vm_state_size", "date_sec", "date_nsec", "vm_clock_sec", "vm_clock_nsec"])
+        PyTuple::new(
+            py,
+            ["id", "name", "vm_state_size", "date_sec", "date_nsec", "vm_clock_sec", "vm_clock_nsec"],
+        )
     }
 
     /// Its id, unique in the image.

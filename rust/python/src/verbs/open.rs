@@ -185,11 +185,8 @@ pub(crate) fn open(
     refcount_cache_size: Option<Offset>,
 ) -> PyResult<Py<PyAny>> {
     let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
-    Opening { write, format, snapshot, backing, data_file, implicit, secret, cache_sizes }.open::<Blocking, _>(
-        py,
-        path.0,
-        SyncFormatAccess::of,
-    )
+    Opening { write, format, snapshot, backing, data_file, implicit, secret, cache_sizes }
+        .open::<Blocking, _>(py, path.0, SyncFormatAccess::of)
 }
 
 /// As `open`, awaited, for awaited use.
