@@ -124,6 +124,41 @@ fn a_missing_barrier_is_noticed() {
     }
 }
 
+/// Each of the snapshot operations with something to lose before and behind it.
+#[test]
+fn a_missing_barrier_of_a_snapshot_is_noticed() {
+    for name in ["plain-512", "backing-512", "version-2"] {
+        let Some(start) = start(name) else { continue };
+        let size = start.config.size;
+        let write = |at: u64, seed| Op::Write { offset: size / 8 * at, len: size / 6, seed };
+        let script = [
+            write(1, 1),
+            Op::TakeSnapshot { name: 1 },
+            write(0, 2),
+            // Everything that is not overwritten is the disk's alone again.
+            Op::DeleteSnapshot { index: 0 },
+            write(5, 3),
+            Op::TakeSnapshot { name: 2 },
+            write(3, 4),
+            Op::ApplySnapshot { index: 0 },
+            write(2, 5),
+            Op::TakeSnapshot { name: 3 },
+            write(4, 6),
+            Op::RenameSnapshot { index: 1, name: 4 },
+            write(1, 7),
+            Op::DeleteSnapshot { index: 0 },
+            write(6, 8),
+            Op::DeleteSnapshot { index: 0 },
+            write(2, 9),
+            Op::Flush,
+        ];
+        assert_barriers_noticed(name, &[], |broken_sync| {
+            let images = if broken_sync.is_some() { 60 } else { 20 };
+            start.lose_power(&script, Look { broken_sync, ..Look::at(images, 0) })
+        });
+    }
+}
+
 #[test]
 fn every_failing_call_leaves_a_latched_or_consistent_image() {
     for name in ["plain-512", "snapshot-512", "subclusters"] {
