@@ -84,7 +84,10 @@ impl Start {
         let mut model = config.model(&built.backing);
         model.view = built.checked_view().expect("a fresh image");
         let image = images::open(&built.path, true).expect("open");
-        for op in fixed_script(config.geometry(), if content.used { 12 } else { 0 }, 200) {
+        let mut geometry = config.geometry();
+        // A cluster that several compressed ones share would have no count left for the snapshot.
+        geometry.compresses &= !(content.snapshot && config.refcount_bits < 8);
+        for op in fixed_script(geometry, if content.used { 12 } else { 0 }, 200) {
             model.apply(&image, &op).expect("the script of a start image");
         }
         if content.bitmaps {
@@ -365,6 +368,14 @@ impl Start {
             }
         }
         sim.heal();
+        if let Some(open) = image.as_ref().filter(|open| !open.is_closed()) {
+            // While every read failed nobody could see what the writes that failed came to.
+            let mut found = vec![0; open.size() as usize];
+            open.read(&mut found, 0).map_err(|e| format!("healed: {e}"))?;
+            let found = View { disk: found, ..model.view.clone() };
+            history.allows(&found, sim.epoch(), 1).map_err(|e| format!("healed: {e}"))?;
+            history.push(sim.epoch(), found, Crash::Sectors);
+        }
         if let Some(image) = image
             && image.close().is_ok()
         {

@@ -228,6 +228,8 @@ impl Storage for Memory {
         let cut = content.len.saturating_sub(len);
         if cut > 0 {
             content.clear(len, cut);
+            // The last chunk was not cleared whole: it went past the end.
+            content.chunks.split_off(&len.div_ceil(CHUNK));
         }
         content.len = len;
         Ok(())
@@ -275,6 +277,14 @@ mod tests {
         memory.write_zeroes_at(0, 1 << 50, ZeroMode::Unmap).expect("zeroes");
         assert_eq!(memory.allocated().expect("allocated"), Some(0));
         assert!(memory.to_vec().is_err(), "a petabyte is refused, not tried");
+    }
+
+    #[test]
+    fn what_was_cut_off_takes_no_memory() {
+        let memory = Memory::from(vec![1; 3 * CHUNK as usize / 2]);
+        memory.set_len(CHUNK).expect("cut");
+        assert_eq!(memory.allocated().expect("allocated"), Some(CHUNK));
+        assert_eq!(memory.to_vec().expect("bytes"), vec![1; CHUNK as usize]);
     }
 
     #[test]
