@@ -386,6 +386,14 @@ impl Start {
             }
         }
         sim.heal();
+        if let Some(open) = image.as_ref().filter(|open| !open.is_closed()) {
+            // While every read failed nobody could see what the writes that failed came to.
+            let mut found = vec![0; open.size() as usize];
+            open.read(&mut found, 0).map_err(|e| format!("healed: {e}"))?;
+            let found = View { disk: found, ..model.view.clone() };
+            history.allows(&found, sim.epoch(), 1).map_err(|e| format!("healed: {e}"))?;
+            history.push(sim.epoch(), found, Crash::Sectors);
+        }
         if let Some(image) = image
             && image.close().is_ok()
         {

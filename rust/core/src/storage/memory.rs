@@ -281,6 +281,14 @@ mod tests {
     }
 
     #[test]
+    fn what_was_cut_off_takes_no_memory() {
+        let memory = Memory::from(vec![1; 3 * CHUNK as usize / 2]);
+        memory.set_len(CHUNK).expect("cut");
+        assert_eq!(memory.allocated().expect("allocated"), Some(CHUNK));
+        assert_eq!(memory.to_vec().expect("bytes"), vec![1; CHUNK as usize]);
+    }
+
+    #[test]
     fn keeping_zeroes_keeps_the_space() {
         let memory = Memory::from(vec![1; 3 * CHUNK as usize]);
         memory.write_zeroes_at(1, 2 * CHUNK, ZeroMode::Keep).expect("zeroes");
