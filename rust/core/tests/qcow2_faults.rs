@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use imago_testkit::crash::{Look, Start, assert_barriers_noticed};
+use imago_testkit::ops::Op;
 use imago_testkit::replay::{self, Case, Fault};
 use imago_testkit::rng::Rng;
 use imago_testkit::scaled;
