@@ -23,12 +23,16 @@ STDOUT = 1
 """Its descriptor."""
 
 COMMANDS = {
+    "amend": "change the version of an image, its refcounts, the files it names",
+    "check": "check an image's metadata, and repair it",
     "compare": "say whether two images have the same content",
     "convert": "write the content of an image as a new image",
+    "create": "create an image",
     "hash": "print a hash of the content, equal for equal content",
     "info": "print what an image says of itself",
     "map": "print where the content is",
     "measure": "print how large a file a new image would need",
+    "rebase": "put another backing file below an image",
 }
 
 EXAMPLES = """\

@@ -7,9 +7,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from pyimago.cli._text import parse_size
+from pyimago.cli._text import UsageError, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
 FAILED = 1
@@ -100,6 +101,42 @@ def add_options(parser: Parser) -> None:
         default=[],
         help="how the new image is laid out; `-o help` tells",
     )
+
+
+def add_objects(parser: Parser) -> None:
+    """`--object`."""
+    parser.add_argument(
+        "--object",
+        metavar="secret,id=ID,...",
+        action="append",
+        default=[],
+        help="a secret for options to name: file=NAME has it, or data=TEXT; format=base64 if it is",
+    )
+
+
+def read_secrets(objects: Sequence[str]) -> dict[str, bytes]:
+    """The secrets that the `--object` arguments define, by id."""
+    from pathlib import Path
+
+    from pyimago.cli import _layout
+
+    secrets = {}
+    for text in objects:
+        members = _layout.members(text)
+        if members[""] != "secret" or "id" not in members:
+            raise UsageError("an object is secret,id=ID and file=NAME or data=TEXT")
+        if "file" in members:
+            secret = Path(members["file"]).read_bytes()
+        elif "data" in members:
+            secret = members["data"].encode("utf-8", "surrogateescape")
+        else:
+            raise UsageError(f"the secret {members['id']!r} has neither file nor data")
+        if members.get("format") == "base64":
+            from base64 import b64decode
+
+            secret = b64decode(secret)
+        secrets[members["id"]] = secret
+    return secrets
 
 
 def add_progress(parser: Parser) -> None:

@@ -1,73 +1,99 @@
-"""`-o`: how a new image is laid out, in qemu-img's words."""
+"""`-o`: what an image is or becomes, in qemu-img's words."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyimago.cli._text import UsageError, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
 
-VERSIONS: dict[str, Literal[2, 3]] = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
-COMPRESSIONS: dict[str, Literal["zlib", "zstd"]] = {"zlib": "zlib", "zstd": "zstd"}
-SWITCH = {
-    "on": True,
-    "yes": True,
-    "true": True,
-    "y": True,
-    "off": False,
-    "no": False,
-    "false": False,
-    "n": False,
+
+def _choice(choices: Mapping[str, T]) -> Callable[[str], T]:
+    """Reads one of some words."""
+
+    def read(value: str) -> T:
+        if value not in choices:
+            raise ValueError(f"is one of {', '.join(choices)}, not {value!r}")
+        return choices[value]
+
+    return read
+
+
+def _same(*words: str) -> Callable[[str], str]:
+    return _choice({word: word for word in words})
+
+
+def _size(value: str) -> int:
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise ValueError(f"cannot be: {error}") from None
+
+
+_switch = _choice(
+    dict.fromkeys(("on", "yes", "true", "y"), True) | dict.fromkeys(("off", "no", "false", "n"), False)
+)
+_version = _choice({"0.10": 2, "v2": 2, "1.1": 3, "v3": 3})
+
+OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "backing_file": ("backing", str, "the backing file's name"),
+    "backing_fmt": ("backing_format", str, "its format"),
+    "cluster_size": ("cluster_size", _size, "bytes of a cluster, or with k, M"),
+    "compat": ("version", _version, "version of the format: v2 [0.10] or v3 [1.1]"),
+    "compression_type": ("compression_type", _same("zlib", "zstd"), "how clusters are packed: zlib or zstd"),
+    "data_file": ("data_file", str, "the external data file's name"),
+    "data_file_raw": ("data_file_raw", _switch, "the data file is a raw image of the disk: on or off"),
+    "encrypt.format": ("encryption", _same("luks"), "encrypt the guest's data: luks"),
+    "encrypt.key-secret": ("secret", str, "the id of the --object secret that opens it"),
+    "extended_l2": ("extended_l2", _switch, "allocate in 32nds of a cluster: on or off"),
+    "lazy_refcounts": ("lazy_refcounts", _switch, "put off refcount updates: on or off"),
+    "preallocation": (
+        "preallocation",
+        _same("off", "metadata", "falloc", "full"),
+        "space set aside: off, metadata, falloc or full",
+    ),
+    "refcount_bits": ("refcount_bits", _size, "width of a refcount in bits"),
+    "size": ("size", _size, "size of the disk"),
 }
+"""For each name the keyword argument that it becomes, how its value is read, and what it means."""
 
-HELP = {
-    "cluster_size": "bytes of a cluster, or with k, M",
-    "compat": "version of the format: v2 [0.10] or v3 [1.1]",
-    "compression_type": "how clusters are packed: zlib or zstd",
-    "extended_l2": "allocate in 32nds of a cluster: on or off",
-    "lazy_refcounts": "put off refcount updates: on or off",
-    "refcount_bits": "width of a refcount in bits",
-}
+for _name in ("cipher-alg", "cipher-mode", "ivgen-alg", "ivgen-hash-alg", "hash-alg"):
+    OPTIONS[f"encrypt.{_name}"] = (_name.replace("-", "_"), str, f"{_name} of the encryption")
+OPTIONS["encrypt.iter-time"] = ("iter_time", _size, "milliseconds that trying a secret shall take")
 
 
-class Layout(TypedDict, total=False):
-    """How the target is laid out; what is absent is the library's choice."""
+def parse(options: Sequence[str], secrets: Mapping[str, bytes] | None = None) -> dict[str, Any]:
+    """The keyword arguments that the `-o name=value,...` arguments ask for; `,,` in a value is a comma.
 
-    cluster_size: int
-    refcount_bits: int
-    version: Literal[2, 3]
-    compression_type: Literal["zlib", "zstd"]
-    extended_l2: bool
-    lazy_refcounts: bool
-
-
-def parse(options: Sequence[str]) -> Layout:
-    """The layout that the `-o name=value,...` arguments ask for; `,,` in a value is a comma."""
-    layout = Layout()
+    `secrets` are those that `--object secret` defined, by id. LUKS images take the options of `encrypt.`
+    without that.
+    """
+    layout: dict[str, Any] = {}
     for option in _split(options):
         name, given, value = option.partition("=")
-        # As for QEMU, a name alone switches it on.
-        value = value if given else "on"
-        match name:
-            case "cluster_size":
-                layout["cluster_size"] = _size(name, value)
-            case "refcount_bits":
-                layout["refcount_bits"] = _size(name, value)
-            case "compat":
-                layout["version"] = _choice(name, value, VERSIONS)
-            case "compression_type":
-                layout["compression_type"] = _choice(name, value, COMPRESSIONS)
-            case "extended_l2":
-                layout["extended_l2"] = _choice(name, value, SWITCH)
-            case "lazy_refcounts":
-                layout["lazy_refcounts"] = _choice(name, value, SWITCH)
-            case _:
-                raise UsageError(f"no option {name!r}: there are {', '.join(HELP)}")
+        known = OPTIONS.get(name) or OPTIONS.get(f"encrypt.{name}")
+        if known is None:
+            raise UsageError(f"no option {name!r}: there are {', '.join(sorted(OPTIONS))}")
+        keyword, read, _ = known
+        try:
+            # As for QEMU, a name alone switches it on.
+            layout[keyword] = read(value if given else "on")
+        except ValueError as error:
+            raise UsageError(f"{name} {error}") from None
+    if "secret" in layout:
+        layout["secret"] = secret(layout["secret"], secrets or {})
     return layout
+
+
+def secret(name: str, secrets: Mapping[str, bytes]) -> bytes:
+    """The secret of that id."""
+    if name not in secrets:
+        raise UsageError(f"no secret with the id {name!r}: give it with --object secret,id={name},file=NAME")
+    return secrets[name]
 
 
 def help_asked(options: Sequence[str]) -> bool:
@@ -78,8 +104,8 @@ def help_asked(options: Sequence[str]) -> bool:
 def print_help() -> None:
     """Print the options."""
     print("Supported options:")
-    for name, text in HELP.items():
-        print(f"  {name:<18} {text}")
+    for name, (_, _, text) in sorted(OPTIONS.items()):
+        print(f"  {name:<22} {text}")
 
 
 def _split(options: Sequence[str]) -> list[str]:
@@ -87,14 +113,7 @@ def _split(options: Sequence[str]) -> list[str]:
     return [part.replace("\0", ",") for part in parts if part]
 
 
-def _size(name: str, text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from None
-
-
-def _choice(name: str, value: str, choices: dict[str, T]) -> T:
-    if value not in choices:
-        raise UsageError(f"{name} is one of {', '.join(choices)}, not {value!r}")
-    return choices[value]
+def members(text: str) -> dict[str, str]:
+    """The members of `type,name=value,...`; the first word has the name `""`."""
+    kind, *rest = _split([text])
+    return {"": kind} | {name: value for name, _, value in (part.partition("=") for part in rest)}

@@ -62,7 +62,7 @@ fn put(bytes: &mut [u8], at: u64, word: u64) {
 
 impl Patient {
     /// An image on which a script has run, and then `damage`.
-    fn new(config: &Config, damage: impl FnOnce(&mut Vec<u8>)) -> Self {
+    fn new(config: &Config, damage: impl FnOnce(&mut [u8])) -> Self {
         let built = config.build();
         let image = images::open(&built.path, true).unwrap();
         let mut model = config.model(&[]);
@@ -149,7 +149,7 @@ fn images_open(storage: Arc<Memory>) -> std::result::Result<(), String> {
 }
 
 /// Refcounts of 16 bits and flags made wrong here and there.
-fn damage_refcounts_and_flags(bytes: &mut Vec<u8>) {
+fn damage_refcounts_and_flags(bytes: &mut [u8]) {
     let image = Qcow2::parse(bytes).unwrap();
     let (header, mut rng) = (image.header.clone(), Rng::new(5));
     let tables: Vec<u64> = image.active_l1().unwrap().iter().map(|word| word & OFFSET).collect();
@@ -178,14 +178,14 @@ fn damage_refcounts_and_flags(bytes: &mut Vec<u8>) {
 }
 
 /// The refcount table names no block that can be used.
-fn break_refcount_table(bytes: &mut Vec<u8>) {
+fn break_refcount_table(bytes: &mut [u8]) {
     damage_refcounts_and_flags(bytes);
     let table = Qcow2::parse(bytes).unwrap().header.refcount_table_offset;
     let entry = word(bytes, table) | 8;
     put(bytes, table, entry);
 }
 
-fn only_leaks(bytes: &mut Vec<u8>) {
+fn only_leaks(bytes: &mut [u8]) {
     let image = Qcow2::parse(bytes).unwrap();
     let (block, size) = (image.refcount_table().unwrap()[0], image.header.cluster_size());
     for cluster in 0..size / 2 {

@@ -82,6 +82,7 @@ pub fn write_and_check(bytes: &[u8]) {
         cluster: header.cluster_size(),
         subcluster: header.subcluster_size(),
         table: header.l2_entries() * header.cluster_size(),
+        compresses: !header.data_file(),
     };
     let sound = sound && !header.data_file();
     let mut model = Model::new(view, geometry, Discards::Either);

@@ -200,6 +200,8 @@ impl Image {
         self.check_write(offset, len)?;
         let operation = self.enter()?;
         let writing = self.writing.read();
+        // The disk may have shrunk meanwhile.
+        self.check_range(offset, len)?;
         if len > 0 {
             self.format.record(GuestOffset(offset), len).map_err(|e| self.name(e))?;
         }

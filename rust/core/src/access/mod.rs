@@ -30,6 +30,7 @@ mod probe;
 mod range_lock;
 mod read;
 pub mod rebase;
+mod resize;
 mod snapshots;
 mod sweep;
 mod target;

@@ -22,6 +22,11 @@ impl Image {
     /// Makes `len` bytes at `offset` read as zeroes; `intent` says what becomes of the space.
     pub fn write_zeroes(&self, offset: u64, len: u64, intent: ZeroIntent) -> Result<()> {
         let _writing = self.begin_write(offset, len)?;
+        self.zero_range(offset, len, intent)
+    }
+
+    /// The same of a range that was checked, by whoever writes alone or has begun to.
+    pub(super) fn zero_range(&self, offset: u64, len: u64, intent: ZeroIntent) -> Result<()> {
         let _range = self.ranges.lock(offset, len, self.format.write_alignment());
         self.zero_locked(offset, len, intent)
     }

@@ -297,7 +297,7 @@ pub mod qcow2_info {
     }
 
     /// One snapshot.
-    #[derive(Clone, Debug)]
+    #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct SnapshotInfo {
         /// Unique id, as text.
         pub id: String,
@@ -324,6 +324,31 @@ pub mod qcow2_info {
         pub granularity: u64,
         /// `in-use` and `auto`, as in QEMU.
         pub flags: Vec<&'static str>,
+    }
+}
+
+/// The size of the disk, changed in steps, while nobody writes to the image; reads may go on.
+///
+/// To grow: [`check`](Resize::check), [`make_room`](Resize::make_room), whatever is to be written behind the old end,
+/// [`set_size`](Resize::set_size). To shrink: [`check`](Resize::check) and [`set_size`](Resize::set_size).
+pub trait Resize {
+    /// Refuses a size that cannot be; nothing is touched.
+    fn check(&self, size: u64) -> Result<()>;
+
+    /// Lets every call of [`Format`] reach up to `size`, although the disk ends where it did.
+    fn make_room(&self, size: u64) -> Result<()>;
+
+    /// Makes durable what was written, then the size, and drops what is behind it. With the disk's own size only the latter.
+    fn set_size(&self, size: u64) -> Result<()>;
+
+    /// The disk is the storage's bytes as they are: a growth has nothing to prepare, and what is set aside for it is so afterwards.
+    fn is_flat(&self) -> bool {
+        false
+    }
+
+    /// New parts of the disk have their place in the data file at once.
+    fn fills_places(&self) -> bool {
+        false
     }
 }
 
@@ -549,6 +574,11 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// Leaves the image clean, after a flush; nothing is written afterwards.
     fn close(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Changing the size of the disk, where that is possible.
+    fn resize(&self) -> Option<&dyn Resize> {
+        None
     }
 
     /// How the caches of its metadata have been used; `None` where there are none.

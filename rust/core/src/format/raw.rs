@@ -1,6 +1,7 @@
 //! The bytes of the disk as they are.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -8,7 +9,7 @@ use crate::storage::latched::Latched;
 use crate::units::{GuestOffset, HostOffset};
 
 use super::{
-    Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, InPlace, Lookup, Mapping, Place,
+    Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, InPlace, Lookup, Mapping, Place, Resize,
     WriteStep, ZeroIntent, ZeroStep, luks,
 };
 
@@ -21,7 +22,7 @@ pub struct Raw {
     storage: Arc<dyn Storage>,
     /// The same for flushes: after one that failed no later one says that all is durable.
     flushed: Latched,
-    size: u64,
+    size: AtomicU64,
     writable: bool,
     /// What the LUKS header says, where the storage decrypts what is behind one.
     luks: Option<luks::LuksInfo>,
@@ -33,7 +34,7 @@ impl Raw {
         if writable && !storage.capabilities().write {
             return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
         }
-        let size = storage.len()?;
+        let size = AtomicU64::new(storage.len()?);
         Ok(Raw { flushed: Latched::new(Arc::clone(&storage)), storage, size, writable, luks: None })
     }
 
@@ -46,6 +47,50 @@ impl Raw {
     fn place(&self, offset: GuestOffset, len: u64) -> Result<InPlace<'_>> {
         self.flushed.check()?;
         Ok(InPlace { len, storage: &self.storage, offset: HostOffset(offset.0) })
+    }
+}
+
+impl Raw {
+    /// Direct I/O writes whole sectors: the last one may have carried the file past the disk's end.
+    fn cut_carried(&self) -> Result<()> {
+        let size = self.size();
+        if self.storage.len()? > size && self.storage.capabilities().resize {
+            self.flushed.set_len(size)?;
+        }
+        Ok(())
+    }
+}
+
+impl Resize for Raw {
+    fn check(&self, _: u64) -> Result<()> {
+        self.flushed.check()?;
+        if self.luks.is_some() {
+            // What is new would have to be encrypted zeroes, all of it.
+            return Err(Error::unsupported("a LUKS image keeps its size"));
+        }
+        if self.storage.capabilities().resize {
+            return Ok(());
+        }
+        Err(Error::unsupported("the storage that the raw image is in has a length of its own"))
+    }
+
+    fn is_flat(&self) -> bool {
+        true
+    }
+
+    fn make_room(&self, _: u64) -> Result<()> {
+        // What is behind the end now must not show.
+        self.cut_carried()
+    }
+
+    fn set_size(&self, size: u64) -> Result<()> {
+        // Before the length: a flush meanwhile cuts the file to this. What is not in the file yet, or any more, reads as zeroes.
+        let old = self.size.swap(size, Ordering::AcqRel);
+        let set = self.flushed.set_len(size).and_then(|()| self.flushed.sync());
+        if set.is_err() {
+            self.size.store(old, Ordering::Release);
+        }
+        set
     }
 }
 
@@ -64,7 +109,7 @@ impl Format for Raw {
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     fn writable(&self) -> bool {
@@ -104,10 +149,11 @@ impl Format for Raw {
     }
 
     fn flush(&self) -> Result<()> {
-        // Direct I/O writes whole sectors: the last one may have carried the file past the disk's end.
-        if self.storage.len()? > self.size && self.storage.capabilities().resize {
-            self.flushed.set_len(self.size)?;
-        }
+        self.cut_carried()?;
         self.flushed.sync()
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
     }
 }

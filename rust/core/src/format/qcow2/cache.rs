@@ -3,7 +3,7 @@
 //! A slice is evicted only while nobody else holds it. Dirty slices are held by the driver's list of what a
 //! flush has to write, so a dirty slice is never evicted.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
@@ -119,19 +119,30 @@ pub(super) struct SliceCache {
     shards: [Counted; SHARDS],
     slice_bytes: usize,
     /// Slices that one shard may hold.
-    per_shard: usize,
+    per_shard: AtomicUsize,
 }
 
 impl SliceCache {
     /// A cache of about `bytes`, at least one slice a shard.
     pub(super) fn new(bytes: u64, slice_bytes: u64) -> Self {
-        let per_shard = (bytes / slice_bytes / SHARDS as u64).clamp(1, 1 << 24) as usize;
-        SliceCache { shards: Default::default(), slice_bytes: slice_bytes as usize, per_shard }
+        let cache = SliceCache {
+            shards: Default::default(),
+            slice_bytes: slice_bytes as usize,
+            per_shard: AtomicUsize::new(0),
+        };
+        cache.fit(bytes);
+        cache
+    }
+
+    /// Lets it hold about `bytes` from now on, at least one slice a shard.
+    pub(super) fn fit(&self, bytes: u64) {
+        let per_shard = (bytes / self.slice_bytes as u64 / SHARDS as u64).clamp(1, 1 << 24);
+        self.per_shard.store(per_shard as usize, Ordering::Relaxed);
     }
 
     /// Slices it may hold.
     pub(super) fn capacity(&self) -> usize {
-        self.per_shard * SHARDS
+        self.per_shard.load(Ordering::Relaxed) * SHARDS
     }
 
     /// How it has been used.
@@ -208,7 +219,7 @@ impl SliceCache {
         if let Some(slice) = shard.slices.get(&key) {
             return Arc::clone(slice);
         }
-        if shard.slices.len() >= self.per_shard {
+        if shard.slices.len() >= self.per_shard.load(Ordering::Relaxed) {
             shard.evict_one();
         }
         let slice = Arc::new(slice);

@@ -73,6 +73,11 @@ impl Geometry {
         self.cluster_size() / self.entry_size() * self.cluster_size()
     }
 
+    /// Bytes of all the L2 tables of a disk of `size` bytes, and of one more.
+    pub(super) fn l2_bytes(self, size: u64) -> u64 {
+        (size / self.table_span() + 1).saturating_mul(self.cluster_size())
+    }
+
     /// Bits of the host offset in the descriptor of a compressed cluster.
     fn packed_offset_bits(self) -> u32 {
         62 - (self.cluster_bits - 8)

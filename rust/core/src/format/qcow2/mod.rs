@@ -23,6 +23,7 @@ mod pack;
 mod pending;
 mod refcounts;
 mod references;
+mod resize;
 mod rewrite;
 mod snapshots;
 mod tables;
@@ -45,7 +46,8 @@ use self::refcounts::Refcounts;
 use super::inflight::Inflight;
 use super::{
     Allocation, Bitmaps, CacheSizes, CacheStats, Format, FormatInfo, FormatKind, FormatSpecificInfo,
-    ImplicitReference, InPlace, Lookup, Mapping, Packing, Snapshots, WriteStep, ZeroIntent, ZeroStep, luks,
+    ImplicitReference, InPlace, Lookup, Mapping, Packing, Resize, Snapshots, WriteStep, ZeroIntent, ZeroStep,
+    luks,
 };
 use crate::crypt::{Secret, SectorCipher};
 use crate::error::{Error, ErrorKind, Result};
@@ -185,7 +187,7 @@ impl Driver {
             }),
             Some(Encryption::Aes) | None => None,
         };
-        let l2_bytes = (header.size / geometry.table_span() + 1).saturating_mul(geometry.cluster_size());
+        let l2_bytes = geometry.l2_bytes(header.size);
         Ok(Driver {
             geometry,
             writable,
@@ -404,11 +406,18 @@ impl Format for Driver {
     fn close(&self) -> Result<()> {
         let stored = self.release_bitmaps().map_err(|e| self.located(e));
         // The flush before lowered the refcounts of what was freed and wrote them with no barrier.
-        let flushed = self.flush();
+        let flushed = self.flush().and_then(|()| {
+            let freed = self.refcounts.lock().freed;
+            if freed { self.trim_file().map_err(|e| self.located(e)) } else { Ok(()) }
+        });
         stored.and(flushed)
     }
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(self)
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
         Some(self)
     }
 

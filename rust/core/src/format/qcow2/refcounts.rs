@@ -5,6 +5,7 @@
 mod contiguous;
 mod packed;
 mod resized;
+mod structure;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 pub(super) use self::resized::Resized;
+pub(super) use self::structure::Structure;
 use super::header::Header;
 use super::l2::OFFSET_MASK;
 use super::pending::Dropped;
@@ -26,6 +28,9 @@ use crate::units::HostOffset;
 const CLEAN_BYTES: u64 = 4 << 20;
 /// The refcount table is at most 8 MiB (QEMU's limit).
 const TABLE_BYTES: u64 = 8 << 20;
+
+/// Refcount blocks that are looked through for the end of the file.
+const END_BLOCKS: u32 = 1024;
 
 /// One refcount block.
 #[derive(Debug)]
@@ -92,6 +97,8 @@ pub(super) struct Refcounts {
     cursor: u64,
     /// What the image file reads as zeroes from here on (bytes): nothing was ever written there.
     untouched: u64,
+    /// A cluster became free.
+    pub(super) freed: bool,
     /// Where the compressed clusters that were packed last end, inside a cluster that at least one of them holds (bytes).
     packed_end: Option<u64>,
     /// Clusters that became refcount blocks or table, and ceased to be, since the driver last asked.
@@ -128,6 +135,7 @@ impl Refcounts {
             counters: Arc::default(),
             cursor: 0,
             untouched: 0,
+            freed: false,
             packed_end: None,
             new_metadata: Vec::new(),
             old_metadata: Vec::new(),
@@ -285,16 +293,11 @@ impl Refcounts {
                 end += 1;
             }
             self.refuse_reserved(reserved, first..end)?;
-            let reads_zero = first << self.cluster_bits >= self.untouched;
-            if reads_zero && storage.capabilities().resize {
-                // At once, and whole: a file that ended within a sector of the guest's could lose the end of a later write
-                // of that sector, and show the rest of it.
-                storage.set_len(end << self.cluster_bits)?;
-            }
             for cluster in first..end {
                 self.set(storage, cluster, 1)?;
             }
             self.cursor = end;
+            let reads_zero = first << self.cluster_bits >= self.untouched;
             self.untouched = self.untouched.max(end << self.cluster_bits);
             return Ok(Some(Taken { first, count: end - first, reads_zero }));
         }
@@ -423,6 +426,7 @@ impl Refcounts {
             }
             if self.get(storage, cluster)? == 0 {
                 free.push(cluster);
+                self.freed = true;
                 self.packed_end = self.packed_end.filter(|end| end >> self.cluster_bits != cluster);
                 self.cursor = self.cursor.min(cluster);
             }
@@ -506,6 +510,37 @@ impl Refcounts {
     /// Whether the cluster at `host` has exactly one reference.
     pub(super) fn is_single(&mut self, storage: &dyn Storage, host: HostOffset) -> Result<bool> {
         Ok(self.get(storage, host.0 >> self.cluster_bits)? == 1)
+    }
+
+    /// Clusters up to the last one in use, of a file of `len` bytes. Where only free ones are found in [`END_BLOCKS`] blocks, what those count
+    /// is taken for used.
+    pub(super) fn end_of_use(&mut self, storage: &dyn Storage, len: u64) -> Result<u64> {
+        let (per_block, order) = (self.per_block(), self.order);
+        // What no block counts is free.
+        let mut end = len.div_ceil(self.cluster_size()).min(self.table.len() as u64 * per_block);
+        let mut looked_at = 0;
+        while end > 0 {
+            let index = (end - 1) / per_block;
+            let first = index * per_block;
+            if let Some(host) = self.block_offset(index)? {
+                let block = self.block(storage, index, host)?;
+                let used = (first..end).rev().find(|c| read_count(&block.bytes, order, c % per_block) != 0);
+                if let Some(last) = used {
+                    return Ok(last + 1);
+                }
+                looked_at += 1;
+                if looked_at == END_BLOCKS {
+                    return Ok(end);
+                }
+            }
+            end = first;
+        }
+        Ok(0)
+    }
+
+    /// The file ends at `end` now, or before: what comes behind it reads as zeroes.
+    pub(super) fn note_cut(&mut self, end: HostOffset) {
+        self.untouched = self.untouched.min(end.0);
     }
 
     /// Forgets every change since all was on disk; the caller knows that it was, that nothing was taken since, and holds `flushing`.

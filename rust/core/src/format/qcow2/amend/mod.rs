@@ -275,11 +275,11 @@ impl Amendment<'_> {
         let resized = Resized::plan(&mut old, storage, order, clusters.collect(), &mut || steps.step())?;
         resized.write(&mut old, storage, &mut || steps.step())?;
         storage.sync()?;
-        self.area.raw.refcount_table_offset = resized.table_offset().0.into();
-        self.area.raw.refcount_table_clusters = resized.table_clusters().into();
+        self.area.raw.refcount_table_offset = resized.structure.table_offset().0.into();
+        self.area.raw.refcount_table_clusters = resized.structure.table_clusters().into();
         self.area.install(storage)?;
         // Nothing counts or names the old structure any more; what cannot be given back stays in the file.
-        for run in resized.freed().chunk_by(|a, b| a + 1 == *b) {
+        for run in resized.freed.chunk_by(|a, b| a + 1 == *b) {
             let _ = storage.discard_at(run[0] << bits, (run.len() as u64) << bits);
         }
         Ok(())

@@ -11,20 +11,8 @@ use rustc_hash::FxHashMap;
 
 use super::Survey;
 use super::blocks::is_of_refcounts;
-use crate::error::{Error, Result};
-use crate::format::qcow2::header::MAX_REFCOUNT_TABLE_LEN;
-use crate::format::qcow2::refcounts::{read_count, write_count};
-use crate::units::HostOffset;
-
-/// Where the new structures stand.
-struct Plan {
-    /// Numbers of the blocks, in order.
-    blocks: Vec<u64>,
-    /// Clusters of the first block, of the table, and behind all.
-    first: u64,
-    table: u64,
-    end: u64,
-}
+use crate::error::Result;
+use crate::format::qcow2::refcounts::{Structure, read_count, write_count};
 
 impl Survey<'_> {
     /// Space behind the file must be free for good: nothing may point there.
@@ -41,8 +29,7 @@ impl Survey<'_> {
             claim.clusters.clone().for_each(|cluster| *old.entry(cluster).or_default() += 1);
         }
         let plan = self.plan()?;
-        let mut table = vec![0; ((plan.end - plan.table) << bits) as usize / 8];
-        for (place, &number) in (plan.first..).zip(&plan.blocks) {
+        for (number, place) in plan.blocks() {
             let mut bytes = vec![0; self.cluster_size() as usize];
             let first = number * per_block;
             let before = self.old_block(number)?;
@@ -53,7 +40,7 @@ impl Survey<'_> {
                     if let Some(before) = &before {
                         count = count.max(read_count(before, order, index));
                     }
-                    if (plan.first..plan.end).contains(&cluster) {
+                    if plan.clusters().contains(&cluster) {
                         count = 1;
                     }
                     if count > 0 {
@@ -62,13 +49,10 @@ impl Survey<'_> {
                 }
             });
             self.storage.writev_at((&bytes).into(), place << bits)?;
-            table[number as usize] = place << bits;
         }
-        let bytes: Vec<u8> = table.iter().flat_map(|word: &u64| word.to_be_bytes()).collect();
-        self.storage.writev_at((&bytes).into(), plan.table << bits)?;
+        self.storage.writev_at((&plan.table_bytes()).into(), plan.table_offset().0)?;
         self.storage.sync()?;
-        let clusters = (plan.end - plan.table) as u32;
-        self.header.rewrite_refcount_table(self.storage, HostOffset(plan.table << bits), clusters)?;
+        self.header.rewrite_refcount_table(self.storage, plan.table_offset(), plan.table_clusters())?;
         self.storage.sync()
     }
 
@@ -83,8 +67,8 @@ impl Survey<'_> {
         Ok(Some(bytes))
     }
 
-    fn plan(&self) -> Result<Plan> {
-        let (size, per_block) = (self.cluster_size(), self.per_block());
+    fn plan(&self) -> Result<Structure> {
+        let per_block = self.per_block();
         let mut blocks = BTreeSet::new();
         for clusters in self.counts.used() {
             self.counts.visit(clusters, |start, users| {
@@ -98,21 +82,7 @@ impl Survey<'_> {
             );
         }
         let first = self.file_clusters + u64::from(self.counts.get(self.file_clusters) > 0);
-        loop {
-            let entries = blocks.last().map_or(0, |last| last + 1);
-            let table_clusters = (entries * 8).div_ceil(size).max(1);
-            if table_clusters * size > MAX_REFCOUNT_TABLE_LEN {
-                return Err(Error::unsupported(format!(
-                    "the image file needs a refcount table of more than {MAX_REFCOUNT_TABLE_LEN} bytes"
-                )));
-            }
-            let table = first + blocks.len() as u64;
-            let end = table + table_clusters;
-            let before = blocks.len();
-            blocks.extend(first / per_block..=(end - 1) / per_block);
-            if blocks.len() == before {
-                return Ok(Plan { blocks: blocks.into_iter().collect(), first, table, end });
-            }
-        }
+        let used: Vec<u64> = blocks.into_iter().collect();
+        Structure::behind(first, &used, self.header.cluster_bits, self.header.refcount_order)
     }
 }

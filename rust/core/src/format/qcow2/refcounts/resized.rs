@@ -4,37 +4,37 @@
 //! durable before one write of the header's first sector puts it in force. It counts itself, and it does not
 //! count the old structure: with the switch the old clusters are free, and a crash leaves no leak on either side of it.
 
-use std::ops::Range;
-
 use rustc_hash::FxHashSet;
-use zerocopy::IntoBytes;
-use zerocopy::big_endian::U64;
 
+use super::structure::Structure;
 use super::{Refcounts, TABLE_BYTES, read_count, write_count};
 use crate::error::{Error, Result};
-use crate::format::qcow2::l2::OFFSET_MASK;
 use crate::ondisk::clusters_for;
 use crate::storage::Storage;
-use crate::units::HostOffset;
 
 /// Bytes gathered before they are written.
 const WRITE_SIZE: usize = 1 << 20;
 
-/// Where a structure of another width goes.
+/// Refcounts in another width.
 #[derive(Debug)]
 pub(in super::super) struct Resized {
+    pub(in super::super) structure: Structure,
     cluster_bits: u32,
     /// Base-2 logarithm of a refcount's bits.
     order: u32,
-    /// The first cluster of the table; the blocks follow it.
-    first: u64,
-    table_clusters: u64,
-    /// The numbers of the blocks that count anything, ascending.
-    blocks: Vec<u64>,
-    /// What loses one reference with the switch.
-    released: FxHashSet<u64>,
-    /// Those of them that nobody else holds, ascending.
-    freed: Vec<u64>,
+    released: Released,
+    /// The clusters that are free once the structure is in force, ascending.
+    pub(in super::super) freed: Vec<u64>,
+}
+
+/// What loses one reference with the switch.
+#[derive(Debug)]
+struct Released(FxHashSet<u64>);
+
+impl Released {
+    fn remaining(&self, cluster: u64, count: u64) -> u64 {
+        count - u64::from(self.0.contains(&cluster))
+    }
 }
 
 impl Refcounts {
@@ -95,22 +95,15 @@ impl Resized {
         step: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Self> {
         released.extend(old.metadata_clusters());
-        let mut resized = Resized {
-            cluster_bits: old.cluster_bits,
-            order,
-            first: 0,
-            table_clusters: 0,
-            blocks: Vec::new(),
-            released,
-            freed: Vec::new(),
-        };
-        let per_block = resized.per_block();
-        let mut used = Vec::new();
-        let mut first = clusters_for(storage.len()?, old.cluster_bits);
+        let released = Released(released);
+        let cluster_bits = old.cluster_bits;
+        let mut first = clusters_for(storage.len()?, cluster_bits);
+        let (mut used, mut freed) = (Vec::new(), Vec::new());
+        let empty = Structure::behind(0, &[], cluster_bits, order)?;
         old.for_each_used(storage, step, |cluster, count| {
             first = first.max(cluster + 1);
-            if resized.remaining(cluster, count) == 0 {
-                resized.freed.push(cluster);
+            if released.remaining(cluster, count) == 0 {
+                freed.push(cluster);
                 return Ok(());
             }
             if 64 - count.leading_zeros() > 1 << order {
@@ -118,72 +111,19 @@ impl Resized {
                     "a cluster has a refcount of {count}, more than {} bits can hold",
                     1 << order
                 ))
-                .at(cluster << resized.cluster_bits));
+                .at(cluster << cluster_bits));
             }
-            let index = cluster / per_block;
-            if index >= TABLE_BYTES / 8 {
-                return Err(resized.too_long());
+            let number = cluster / empty.per_block();
+            if number >= TABLE_BYTES / 8 {
+                return Err(empty.too_long());
             }
-            if used.last() != Some(&index) {
-                used.push(index);
+            if used.last() != Some(&number) {
+                used.push(number);
             }
             Ok(())
         })?;
-        resized.first = first;
-        // The structure counts itself: it grows until it counts all of it.
-        loop {
-            let own = resized.clusters();
-            let own_blocks = own.start / per_block..own.end.div_ceil(per_block);
-            let mut blocks = used.clone();
-            blocks.extend(own_blocks.filter(|index| used.last() != Some(index)));
-            let entries = blocks.last().map_or(1, |last| last + 1);
-            let table_clusters = clusters_for(entries * 8, resized.cluster_bits);
-            if (blocks.len(), table_clusters) == (resized.blocks.len(), resized.table_clusters) {
-                break;
-            }
-            (resized.blocks, resized.table_clusters) = (blocks, table_clusters);
-        }
-        let reach = OFFSET_MASK.next_power_of_two() >> resized.cluster_bits;
-        if resized.table_clusters << resized.cluster_bits > TABLE_BYTES || resized.clusters().end > reach {
-            return Err(resized.too_long());
-        }
-        Ok(resized)
-    }
-
-    fn too_long(&self) -> Error {
-        Error::unsupported(format!(
-            "refcounts of {} bits for this file do not fit in a refcount table of {TABLE_BYTES} bytes; use fewer bits, or \
-             convert the image to one with larger clusters",
-            1 << self.order
-        ))
-    }
-
-    /// Where the table is.
-    pub(in super::super) fn table_offset(&self) -> HostOffset {
-        HostOffset(self.first << self.cluster_bits)
-    }
-
-    /// Clusters of the table.
-    pub(in super::super) fn table_clusters(&self) -> u32 {
-        self.table_clusters as u32
-    }
-
-    /// The clusters that are free once the structure is in force, ascending.
-    pub(in super::super) fn freed(&self) -> &[u64] {
-        &self.freed
-    }
-
-    fn per_block(&self) -> u64 {
-        (8 << self.cluster_bits) >> self.order
-    }
-
-    /// Its own clusters.
-    fn clusters(&self) -> Range<u64> {
-        self.first..self.first + self.table_clusters + self.blocks.len() as u64
-    }
-
-    fn remaining(&self, cluster: u64, count: u64) -> u64 {
-        count - u64::from(self.released.contains(&cluster))
+        let structure = Structure::behind(first, &used, cluster_bits, order)?;
+        Ok(Resized { structure, cluster_bits, order, released, freed })
     }
 
     /// Writes table and blocks, with no barrier. Calls `step` once for each old block.
@@ -193,27 +133,18 @@ impl Resized {
         storage: &dyn Storage,
         step: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        let mut blocks = Blocks {
-            resized: self,
-            storage,
-            at: self.first + self.table_clusters,
-            written: 0,
-            gathered: Vec::new(),
-        };
-        old.for_each_used(storage, step, |cluster, count| match self.remaining(cluster, count) {
+        let mut places = self.structure.blocks();
+        let mut blocks =
+            Blocks { resized: self, storage, places: &mut places, first: 0, last: 0, gathered: Vec::new() };
+        old.for_each_used(storage, step, |cluster, count| match self.released.remaining(cluster, count) {
             0 => Ok(()),
             count => blocks.put(cluster, count),
         })?;
-        for cluster in self.clusters() {
+        for cluster in self.structure.clusters() {
             blocks.put(cluster, 1)?;
         }
         blocks.flush()?;
-
-        let mut table = vec![U64::ZERO; (self.table_clusters << self.cluster_bits) as usize / 8];
-        for (index, host) in self.blocks.iter().zip(self.first + self.table_clusters..) {
-            table[*index as usize] = (host << self.cluster_bits).into();
-        }
-        storage.writev_at(table.as_bytes().into(), self.table_offset().0)
+        storage.writev_at((&self.structure.table_bytes()).into(), self.structure.table_offset().0)
     }
 }
 
@@ -221,29 +152,32 @@ impl Resized {
 struct Blocks<'a> {
     resized: &'a Resized,
     storage: &'a dyn Storage,
-    /// The cluster of the first gathered block.
-    at: u64,
-    /// Blocks that are written.
-    written: usize,
-    /// Those behind them, whole.
+    /// Number and cluster of the blocks to come.
+    places: &'a mut dyn Iterator<Item = (u64, u64)>,
+    /// The cluster of the first gathered block, and the number of the last one.
+    first: u64,
+    last: u64,
+    /// Whole blocks in a row.
     gathered: Vec<u8>,
 }
 
 impl Blocks<'_> {
     /// Sets the refcount of a cluster, which is not before the last one.
     fn put(&mut self, cluster: u64, count: u64) -> Result<()> {
-        let (size, per_block) = (1 << self.resized.cluster_bits, self.resized.per_block());
-        let gathered = |blocks: &Self| blocks.gathered.len() / size;
-        let index = cluster / per_block;
-        let current = |blocks: &Self| {
-            gathered(blocks).checked_sub(1).map(|last| blocks.resized.blocks[blocks.written + last])
-        };
-        if current(self) != Some(index) {
+        let (size, per_block) = (1 << self.resized.cluster_bits, self.resized.structure.per_block());
+        let number = cluster / per_block;
+        if self.gathered.is_empty() || number != self.last {
             if self.gathered.len() >= WRITE_SIZE {
                 self.flush()?;
             }
+            let (planned, place) =
+                self.places.next().expect("the blocks were planned from the same refcounts");
+            debug_assert_eq!(planned, number);
+            if self.gathered.is_empty() {
+                self.first = place;
+            }
+            self.last = number;
             self.gathered.resize(self.gathered.len() + size, 0);
-            debug_assert_eq!(current(self), Some(index), "the blocks were planned from the same refcounts");
         }
         let start = self.gathered.len() - size;
         write_count(&mut self.gathered[start..], self.resized.order, cluster % per_block, count);
@@ -252,10 +186,7 @@ impl Blocks<'_> {
 
     fn flush(&mut self) -> Result<()> {
         if !self.gathered.is_empty() {
-            self.storage.writev_at((&self.gathered).into(), self.at << self.resized.cluster_bits)?;
-            let blocks = self.gathered.len() >> self.resized.cluster_bits;
-            self.at += blocks as u64;
-            self.written += blocks;
+            self.storage.writev_at((&self.gathered).into(), self.first << self.resized.cluster_bits)?;
             self.gathered.clear();
         }
         Ok(())

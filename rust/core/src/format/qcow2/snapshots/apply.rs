@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use rustc_hash::FxHashSet;
 
-use super::{Row, SnapshotTable};
+use super::SnapshotTable;
 use crate::error::{Error, Result};
 use crate::format::qcow2::Driver;
 use crate::format::qcow2::header::{MAX_L1_LEN, l1_entries_for};
@@ -57,19 +57,18 @@ impl Driver {
         });
         // A smaller size before what is behind it goes, a larger one after what is there has come.
         self.size.fetch_min(size, Ordering::AcqRel);
-        let old_l1 = Row { host: header.l1_offset, len: u64::from(header.l1_entries) * 8 };
         for (index, entry) in self.l1[..l1.len().max(header.l1_entries as usize)].iter().enumerate() {
             entry.store(l1.get(index).copied().unwrap_or(0), Ordering::Release);
         }
         self.size.store(size, Ordering::Release);
         self.slices.clear();
+        self.slices.fit(self.geometry.l2_bytes(size));
         self.or_latch(|| {
             // While the old tables are still known as metadata no data may be taken for one of them.
             let last = self.drop_shared_references(&gone)?;
             self.swap_metadata(&come, &gone);
-            self.retire(old_l1.dropped(), &mut quarantine);
+            self.retire_l1(&header, &mut quarantine);
             quarantine.add(last);
-            self.write_changed_refcounts()?;
             self.take_off_dropped(&mut quarantine)
         })?;
         drop(quarantine);

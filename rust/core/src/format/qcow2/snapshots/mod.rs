@@ -67,9 +67,9 @@ pub(super) fn show(storage: &dyn Storage, header: &mut Header, id_or_name: &str)
 
 /// Clusters in a row that a new table is in.
 #[derive(Clone, Copy, Debug)]
-struct Row {
+pub(super) struct Row {
     /// Where it starts; 0 if there is nothing to put there.
-    host: HostOffset,
+    pub(super) host: HostOffset,
     /// Bytes of the table.
     len: u64,
 }
@@ -109,7 +109,7 @@ impl Driver {
     }
 
     /// Writes `bytes` to clusters of their own, which nothing names: after a failure they are free again.
-    fn put_row(&self, bytes: &[u8], quarantine: &mut Quarantine) -> Result<Row> {
+    pub(super) fn put_row(&self, bytes: &[u8], quarantine: &mut Quarantine) -> Result<Row> {
         let len = bytes.len() as u64;
         if len == 0 {
             return Ok(Row { host: HostOffset(0), len });
@@ -155,8 +155,14 @@ impl Driver {
         }
     }
 
+    /// The same of the active L1 table that `header` names.
+    pub(super) fn retire_l1(&self, header: &Header, quarantine: &mut Quarantine) {
+        let row = Row { host: header.l1_offset, len: u64::from(header.l1_entries) * 8 };
+        self.retire(row.dropped(), quarantine);
+    }
+
     /// Writes the refcount blocks that changed.
-    fn write_changed_refcounts(&self) -> Result<()> {
+    pub(super) fn write_changed_refcounts(&self) -> Result<()> {
         let writes = self.refcounts.lock().take_dirty();
         self.write_refcounts(&writes)
     }
@@ -200,7 +206,7 @@ impl Driver {
     }
 
     /// Does what cannot be undone: a failure leaves it unknown what the file holds, and nothing is written on top of that.
-    fn or_latch<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(super) fn or_latch<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
         change().inspect_err(|error| self.metadata.close(error))
     }
 
