@@ -293,16 +293,11 @@ impl Refcounts {
                 end += 1;
             }
             self.refuse_reserved(reserved, first..end)?;
-            let reads_zero = first << self.cluster_bits >= self.untouched;
-            if reads_zero && storage.capabilities().resize {
-                // At once, and whole: a file that ended within a sector of the guest's could lose the end of a later write
-                // of that sector, and show the rest of it.
-                storage.set_len(end << self.cluster_bits)?;
-            }
             for cluster in first..end {
                 self.set(storage, cluster, 1)?;
             }
             self.cursor = end;
+            let reads_zero = first << self.cluster_bits >= self.untouched;
             self.untouched = self.untouched.max(end << self.cluster_bits);
             return Ok(Some(Taken { first, count: end - first, reads_zero }));
         }
