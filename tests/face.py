@@ -58,6 +58,30 @@ class Bitmaps:
         return [*found]
 
 
+class Snapshots:
+    """The snapshots of an open image of either class."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    async def list(self) -> list[pyimago.Snapshot]:
+        found: list[pyimago.Snapshot] = await settle(self.raw.list())
+        return found
+
+    async def create(self, name: str, **options: Any) -> pyimago.Snapshot:
+        made: pyimago.Snapshot = await settle(self.raw.create(name, **options))
+        return made
+
+    async def apply(self, snapshot: str) -> None:
+        await settle(self.raw.apply(snapshot))
+
+    async def delete(self, snapshot: str) -> None:
+        await settle(self.raw.delete(snapshot))
+
+    async def rename(self, snapshot: str, name: str) -> None:
+        await settle(self.raw.rename(snapshot, name))
+
+
 class Image:
     """An open image of either class."""
 
@@ -109,6 +133,13 @@ class Image:
 
     async def content(self) -> bytes:
         return await self.pread(self.size, 0)
+
+    async def resize(self, size: Any, **options: Any) -> None:
+        await settle(self.raw.resize(size, **options))
+
+    @property
+    def snapshots(self) -> Snapshots:
+        return Snapshots(self.raw.snapshots)
 
     @property
     def bitmaps(self) -> Bitmaps:

@@ -29,6 +29,7 @@ from pyimago._native import (
     Null,
     Qcow2,
     Raw,
+    Snapshot,
     Storage,
     StorageOpenOptions,
     SyncFormatAccess,
@@ -87,6 +88,7 @@ __all__ = [
     "FormatAccess",
     "Extent",
     "Bitmap",
+    "Snapshot",
     # Formats
     "Raw",
     "Qcow2",

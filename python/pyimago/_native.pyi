@@ -13,6 +13,7 @@ from pyimago._types import (
     DataFile,
     Format,
     Implicit,
+    Preallocation,
     Progress,
     Repair,
     Secret,
@@ -23,6 +24,7 @@ __all__ = [
     "AsyncBitmaps",
     "AsyncDirtyIterator",
     "AsyncExtentIterator",
+    "AsyncSnapshots",
     "Bitmap",
     "Bitmaps",
     "CompletedFuture",
@@ -35,6 +37,8 @@ __all__ = [
     "Null",
     "Qcow2",
     "Raw",
+    "Snapshot",
+    "Snapshots",
     "Storage",
     "StorageOpenOptions",
     "SyncFormatAccess",
@@ -181,6 +185,52 @@ class AsyncBitmaps:
     def ranges(self, name: str) -> AsyncDirtyIterator: ...
 
 @final
+class Snapshot:
+    __match_args__ = (
+        "id",
+        "name",
+        "vm_state_size",
+        "date_sec",
+        "date_nsec",
+        "vm_clock_sec",
+        "vm_clock_nsec",
+    )
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def vm_state_size(self) -> int: ...
+    @property
+    def date_sec(self) -> int: ...
+    @property
+    def date_nsec(self) -> int: ...
+    @property
+    def vm_clock_sec(self) -> int: ...
+    @property
+    def vm_clock_nsec(self) -> int: ...
+    @property
+    def icount(self) -> int | None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Snapshots:
+    def list(self) -> list[Snapshot]: ...
+    def create(self, name: str, *, id: str | None = None) -> Snapshot: ...
+    def apply(self, snapshot: str) -> None: ...
+    def delete(self, snapshot: str) -> None: ...
+    def rename(self, snapshot: str, name: str) -> None: ...
+
+@final
+class AsyncSnapshots:
+    def list(self) -> Awaitable[list[Snapshot]]: ...
+    def create(self, name: str, *, id: str | None = None) -> Awaitable[Snapshot]: ...
+    def apply(self, snapshot: str) -> Awaitable[None]: ...
+    def delete(self, snapshot: str) -> Awaitable[None]: ...
+    def rename(self, snapshot: str, name: str) -> Awaitable[None]: ...
+
+@final
 class StorageOpenOptions:
     def __new__(
         cls,
@@ -277,8 +327,11 @@ class SyncFormatAccess:
     def flush(self) -> None: ...
     def close(self) -> None: ...
     def file(self) -> ImageFile: ...
+    def resize(self, size: int, *, preallocation: Preallocation = "off") -> None: ...
     @property
     def bitmaps(self) -> Bitmaps: ...
+    @property
+    def snapshots(self) -> Snapshots: ...
     @property
     def size(self) -> int: ...
     @property
@@ -315,8 +368,11 @@ class FormatAccess:
     def cache_stats(self) -> CacheStats | None: ...
     def flush(self) -> Awaitable[None]: ...
     def close(self) -> Awaitable[None]: ...
+    def resize(self, size: int, *, preallocation: Preallocation = "off") -> Awaitable[None]: ...
     @property
     def bitmaps(self) -> AsyncBitmaps: ...
+    @property
+    def snapshots(self) -> AsyncSnapshots: ...
     @property
     def size(self) -> int: ...
     @property
@@ -341,6 +397,7 @@ def open(
     *,
     write: bool = False,
     format: Format | None = None,
+    snapshot: str | None = None,
     backing: Backing | Literal["implicit"] | None = "implicit",
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
@@ -353,6 +410,7 @@ def open_awaited(
     *,
     write: bool = False,
     format: Format | None = None,
+    snapshot: str | None = None,
     backing: Backing | Literal["implicit"] | None = "implicit",
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",

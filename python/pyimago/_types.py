@@ -19,6 +19,7 @@ Backing: TypeAlias = FormatAccess | SyncFormatAccess
 DataFile: TypeAlias = Storage | StrPath
 Implicit: TypeAlias = Literal["beside", "deny", "allow"] | Callable[[str, str], object]
 Repair: TypeAlias = Literal["none", "leaks", "all"]
+Preallocation: TypeAlias = Literal["off", "metadata", "falloc", "full"]
 Progress: TypeAlias = Callable[[int, int], object]
 
 
@@ -50,7 +51,7 @@ class Layout(TypedDict, total=False):
         iterations: Iterations of PBKDF2, instead; 1000 at least.
     """
 
-    preallocation: Literal["off", "metadata", "falloc", "full"] | None
+    preallocation: Preallocation | None
     cluster_size: int | None
     refcount_bits: int | None
     version: Literal[2, 3, "0.10", "1.1"] | None

@@ -8,6 +8,7 @@ use imago_core::access::create::{CreateOptions, create};
 use imago_core::access::info::info;
 use imago_core::access::job::Job;
 use imago_core::access::open::{Gate, OpenOptions};
+use imago_core::access::pack::CompressionLevel;
 use imago_core::crypt::{Algorithm, CipherSpec, Cost, Hash, IvGenerator, Mode, Options, Secret};
 use imago_core::format::preallocation::Preallocation;
 use imago_core::format::qcow2::create::Version;
@@ -372,4 +373,30 @@ fn a_snapshot_of_an_encrypted_image_opens_with_the_secret() {
     assert_eq!(bytes(&snapshot(Some(SECRET)).unwrap(), 0, 200_000), vec![1; 200_000]);
     assert_eq!(snapshot(None).unwrap_err().kind(), ErrorKind::WrongSecret);
     assert_eq!(bytes(&open(&path), 49_999, 2), [1, 2]);
+}
+
+#[test]
+fn compressed_clusters_are_refused_before_anything_is_touched() {
+    let directory = tempdir().unwrap();
+    let encryption = || Options { cost: Cost::Iterations(1000), ..Options::new(Secret::new(SECRET)) };
+    for kind in [FormatKind::Qcow2, FormatKind::Luks] {
+        let path = directory.path().join(kind.name());
+        new_image(&path, kind, encryption());
+        let before = std::fs::read(&path).unwrap();
+        let image = open(&path);
+        let error = image.write_compressed(&[1; 65536], 0, CompressionLevel::Default).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        image.close().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+    let target = directory.path().join("target");
+    let mut create = CreateOptions::qcow2(0);
+    if let CreateOptions::Qcow2(qcow2) = &mut create {
+        qcow2.encryption = Some(encryption());
+    }
+    let options = ConvertOptions { target: create, compress: Some(CompressionLevel::Default) };
+    let source = open(&directory.path().join("qcow2"));
+    let error = convert(&source, &target, options, &mut Job::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(!target.exists());
 }

@@ -7,6 +7,7 @@ use std::thread;
 
 use imago_core::access::image::Image;
 use imago_core::access::open::{Backing, OpenOptions};
+use imago_core::access::pack::CompressionLevel;
 use imago_core::format::{DirtyBitmap, FormatKind, Recording, ZeroIntent};
 use imago_core::storage::memory::Memory;
 use imago_core::{ErrorKind, Result};
@@ -64,12 +65,23 @@ fn an_enabled_bitmap_records_every_kind_of_write() {
     image.write_zeroes(9 * MIB + 1, 65536, ZeroIntent::Unmap).unwrap();
     image.discard(20 * MIB, 65536).unwrap();
     image.write(&[], 30 * MIB).unwrap();
-    let coarse = [(MIB, 131_072), (5 * MIB, 65536), (9 * MIB, 131_072), (20 * MIB, 65536)];
-    let fine =
-        [(MIB, 512), (MIB + 70_000 / 512 * 512, 512), (5 * MIB, 1024), (9 * MIB, 66_048), (20 * MIB, 65536)];
+    // One cluster packs, one is zeroes.
+    image.write_compressed(&[[7; 65536], [0; 65536]].concat(), 40 * MIB, CompressionLevel::Default).unwrap();
+    let refused = image.write_compressed(&[7; 65536], 50 * MIB + 512, CompressionLevel::Default);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
+    let coarse =
+        [(MIB, 131_072), (5 * MIB, 65536), (9 * MIB, 131_072), (20 * MIB, 65536), (40 * MIB, 131_072)];
+    let fine = [
+        (MIB, 512),
+        (MIB + 70_000 / 512 * 512, 512),
+        (5 * MIB, 1024),
+        (9 * MIB, 66_048),
+        (20 * MIB, 65536),
+        (40 * MIB, 131_072),
+    ];
     assert_eq!(ranges(&image, "all"), coarse);
     assert_eq!(ranges(&image, "fine"), fine);
-    assert_eq!(described(&image, "all").count, Some(6 * 65536));
+    assert_eq!(described(&image, "all").count, Some(8 * 65536));
     image.close().unwrap();
     drop(image);
     assert_eq!(stored(&built.path, "all"), coarse);

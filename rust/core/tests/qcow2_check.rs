@@ -1,8 +1,9 @@
 //! Checks and repairs of images, held against `qemu-img check` and against the independent checker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex};
 
 use imago_core::ErrorKind;
 use imago_core::access::check::FindingKind::{self, *};
@@ -60,13 +61,30 @@ fn make(options: &str) -> Made {
     make_with(options, Bitmaps::One)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Bitmaps {
     None,
     One,
 }
 
+/// Made once for each layout, and copied; but for the data file, which the image names by its path.
 fn make_with(options: &str, bitmaps: Bitmaps) -> Made {
+    type Images = HashMap<(String, Bitmaps), Vec<u8>>;
+    static IMAGES: LazyLock<Mutex<Images>> = LazyLock::new(Mutex::default);
+    if options.contains("data_file") {
+        return make_anew(options, bitmaps);
+    }
+    let key = (options.to_owned(), bitmaps);
+    let known = IMAGES.lock().unwrap().get(&key).cloned();
+    let bytes = known.unwrap_or_else(|| fs::read(make_anew(options, bitmaps).path).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    fs::write(&path, &bytes).unwrap();
+    IMAGES.lock().unwrap().insert(key, bytes);
+    Made { dir, path }
+}
+
+fn make_anew(options: &str, bitmaps: Bitmaps) -> Made {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image.qcow2");
     let data = dir.path().join("data");

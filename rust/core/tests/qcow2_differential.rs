@@ -280,5 +280,7 @@ fn geometry(path: &Path) -> Geometry {
         subcluster: header.subcluster_size(),
         table: header.l2_entries() * cluster,
         compresses: !header.data_file(),
+        snapshots: if header.data_file() || header.refcount_order < 4 { 0 } else { 4 },
+        resizes: !header.data_file() && header.version == 3,
     }
 }

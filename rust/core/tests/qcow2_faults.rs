@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use imago_testkit::crash::{Look, Start, assert_barriers_noticed};
+use imago_testkit::ops::Op;
 use imago_testkit::replay::{self, Case, Fault};
 use imago_testkit::rng::Rng;
 use imago_testkit::scaled;
@@ -72,10 +73,16 @@ fn redundant(name: &str) -> Vec<(&'static str, &'static str)> {
             "the closing flush makes the new directory durable too, before anything of the old one is free",
         ));
     }
-    if name == "bitmaps-snapshot" {
+    if name == "bitmaps-data-file" {
+        redundant.push((
+            "self.data()?.sync()..< release_bitmaps",
+            "the flush before the close had no data left over",
+        ));
+    }
+    if ["bitmaps-snapshot", "bitmaps-data-file"].contains(&name) {
         redundant.push((
             "write_flags: ..< hold_enabled",
-            "all clusters are shared: nothing is written in place before the first flush, whose barrier serves the flags too",
+            "nothing is written in place, and what is written elsewhere shows after the flush's own barrier",
         ));
     }
     if name == "data-file-raw" {
@@ -95,6 +102,41 @@ fn a_missing_barrier_is_noticed() {
         let script = start.barrier_script();
         assert_barriers_noticed(name, &redundant(name), |broken_sync| {
             let images = if broken_sync.is_some() { 60 } else { 4 };
+            start.lose_power(&script, Look { broken_sync, ..Look::at(images, 0) })
+        });
+    }
+}
+
+/// Each of the snapshot operations with something to lose before and behind it.
+#[test]
+fn a_missing_barrier_of_a_snapshot_is_noticed() {
+    for name in ["plain-512", "backing-512", "version-2"] {
+        let Some(start) = start(name) else { continue };
+        let size = start.config.size;
+        let write = |at: u64, seed| Op::Write { offset: size / 8 * at, len: size / 6, seed };
+        let script = [
+            write(1, 1),
+            Op::TakeSnapshot { name: 1 },
+            write(0, 2),
+            // Everything that is not overwritten is the disk's alone again.
+            Op::DeleteSnapshot { index: 0 },
+            write(5, 3),
+            Op::TakeSnapshot { name: 2 },
+            write(3, 4),
+            Op::ApplySnapshot { index: 0 },
+            write(2, 5),
+            Op::TakeSnapshot { name: 3 },
+            write(4, 6),
+            Op::RenameSnapshot { index: 1, name: 4 },
+            write(1, 7),
+            Op::DeleteSnapshot { index: 0 },
+            write(6, 8),
+            Op::DeleteSnapshot { index: 0 },
+            write(2, 9),
+            Op::Flush,
+        ];
+        assert_barriers_noticed(name, &[], |broken_sync| {
+            let images = if broken_sync.is_some() { 60 } else { 20 };
             start.lose_power(&script, Look { broken_sync, ..Look::at(images, 0) })
         });
     }

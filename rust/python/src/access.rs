@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use imago_core::access::image::Image;
 use imago_core::format::FormatKind;
@@ -27,7 +27,8 @@ pub(crate) struct Access {
     unflushed: AtomicBool,
     birth: fork::Generation,
     path: Option<PathBuf>,
-    size: u64,
+    /// The disk's, as it was last: known when the image is closed, too.
+    size: AtomicU64,
     kind: FormatKind,
     writable: bool,
 }
@@ -45,7 +46,7 @@ impl Access {
     pub(crate) fn new(image: Arc<Image>) -> Arc<Self> {
         Arc::new(Access {
             path: image.path().map(Into::into),
-            size: image.size(),
+            size: AtomicU64::new(image.size()),
             kind: image.kind(),
             writable: image.writable(),
             closing: AtomicBool::new(false),
@@ -69,7 +70,14 @@ impl Access {
     }
 
     pub(crate) fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Carries out what may change the size of the disk.
+    pub(crate) fn resizing<T>(&self, image: &Image, change: impl FnOnce(&Image) -> T) -> T {
+        let changed = change(image);
+        self.size.store(image.size(), Ordering::Relaxed);
+        changed
     }
 
     pub(crate) fn kind(&self) -> FormatKind {
@@ -92,7 +100,7 @@ impl Access {
     /// Whether a range is inside the image.
     #[inline]
     pub(crate) fn holds(&self, offset: u64, len: u64) -> bool {
-        offset.checked_add(len).is_some_and(|end| end <= self.size)
+        offset.checked_add(len).is_some_and(|end| end <= self.size())
     }
 
     /// Refuses a range that is not inside the image.
@@ -104,7 +112,7 @@ impl Access {
         Err(PyValueError::new_err(format!(
             "{what} of {len} bytes at offset {offset} goes past the end of {} ({} bytes)",
             self.name(),
-            self.size
+            self.size()
         )))
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use imago_core::access::image::Image;
+use imago_core::format::preallocation::Preallocation;
 use imago_core::format::{CacheUse, ZeroIntent};
 use pyo3::exceptions::{PyResourceWarning, PyTypeError};
 use pyo3::prelude::*;
@@ -14,7 +15,9 @@ use crate::errors::{Failure, exception};
 use crate::extents::{self, AsyncExtentIterator, ExtentIterator};
 use crate::formats;
 use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::snapshots::{AsyncSnapshots, Snapshots};
 use crate::transfer::{Level, Offset, Transfer};
+use crate::verbs::create::PreallocationMode;
 
 fn zero<F: Face>(
     py: Python<'_>,
@@ -51,7 +54,7 @@ fn close<F: Face>(py: Python<'_>, access: &Arc<Access>) -> PyResult<Py<PyAny>> {
 }
 
 macro_rules! image_class {
-    ($(#[$doc:meta])* $name:ident, $face:ty, $extents:ident, $bitmaps:ident, { $($own:tt)* }) => {
+    ($(#[$doc:meta])* $name:ident, $face:ty, $extents:ident, $bitmaps:ident, $snapshots:ident, { $($own:tt)* }) => {
         $(#[$doc])*
         #[pyclass(frozen, weakref, module = "pyimago")]
         pub(crate) struct $name {
@@ -157,6 +160,33 @@ macro_rules! image_class {
                 $bitmaps(Arc::clone(&self.access))
             }
 
+            /// The snapshots inside the image.
+            #[getter]
+            fn snapshots(&self) -> $snapshots {
+                $snapshots(Arc::clone(&self.access))
+            }
+
+            /// Make the disk `size` bytes long, for qcow2 a multiple of 512. What is new reads as zeroes, what is cut off is gone.
+            ///
+            /// `preallocation` sets space aside for what is new, as in `create`: "off", "metadata" (a place in the image), "falloc" (space on the medium
+            /// too), "full" (written full of zeroes).
+            #[pyo3(
+                signature = (size, *, preallocation = PreallocationMode(Preallocation::Off)),
+                text_signature = "($self, size, *, preallocation='off')"
+            )]
+            fn resize(
+                &self,
+                py: Python<'_>,
+                size: Offset,
+                preallocation: PreallocationMode,
+            ) -> PyResult<Py<PyAny>> {
+                self.access.check_writable()?;
+                let run = move |access: &Access, image: &Image| {
+                    access.resizing(image, |image| image.resize(size.0, preallocation.0))
+                };
+                <$face>::on_image(py, &self.access, run)
+            }
+
             /// Size of the disk in bytes.
             #[getter]
             fn size(&self) -> u64 {
@@ -206,7 +236,7 @@ image_class!(
     /// An open image, read and written at once.
     ///
     /// Any number of threads may use it. Used in a `with` statement it is closed at the end; dropped without that it is flushed.
-    SyncFormatAccess, Blocking, ExtentIterator, Bitmaps, {
+    SyncFormatAccess, Blocking, ExtentIterator, Bitmaps, Snapshots, {
         /// The disk as a standard file object, an `io.RawIOBase` with a position of its own.
         fn file(slf: Bound<'_, Self>) -> PyResult<Bound<'_, PyAny>> {
             slf.py().import("pyimago._file")?.getattr("ImageFile")?.call1((slf,))
@@ -229,7 +259,7 @@ image_class!(
     ///
     /// Each method returns a future of the running loop, a completed one where the answer was at hand. Used in an `async with` statement the image is closed at
     /// the end; otherwise flush or close one that was opened for writing: dropping it cannot, and warns.
-    FormatAccess, Awaited, AsyncExtentIterator, AsyncBitmaps, {
+    FormatAccess, Awaited, AsyncExtentIterator, AsyncBitmaps, AsyncSnapshots, {
         fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Py<PyAny>> {
             let py = slf.py();
             slf.get().access.image(py)?;

@@ -20,6 +20,7 @@ mod info;
 mod operation;
 mod path;
 mod secret;
+mod snapshots;
 mod storages;
 mod transfer;
 mod verbs;
@@ -46,6 +47,8 @@ mod _native {
     use crate::image::{FormatAccess, SyncFormatAccess};
     #[pymodule_export]
     use crate::info::{info, info_awaited};
+    #[pymodule_export]
+    use crate::snapshots::{AsyncSnapshots, Snapshot, Snapshots};
     #[pymodule_export]
     use crate::storages::{File, Memory, Null, Storage, StorageOpenOptions, Throttled};
     #[pymodule_export]

@@ -74,6 +74,10 @@ impl Config {
             subcluster: if self.extended_l2 { cluster / 32 } else { cluster },
             table: cluster / if self.extended_l2 { 16 } else { 8 } * cluster,
             compresses: self.data_file == DataFile::None,
+            // A host cluster of compressed ones has many owners already.
+            snapshots: if self.data_file == DataFile::None && self.refcount_bits >= 16 { 4 } else { 0 },
+            // In version 2 snapshots do not know their size.
+            resizes: self.data_file == DataFile::None && self.version == 3,
         }
     }
 
@@ -235,7 +239,7 @@ impl Built {
     pub fn checked_view(&self) -> Result<View, String> {
         let bytes = fs::read(&self.path).map_err(|e| e.to_string())?;
         let report = check(&bytes);
-        if !report.corruptions.is_empty() || !report.leaks.is_empty() || report.dirty {
+        if !report.is_clean() {
             return Err(report.to_string());
         }
         View::parse(&bytes, &self.backing, self.data_file().as_deref())

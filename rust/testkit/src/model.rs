@@ -21,6 +21,10 @@ pub struct Geometry {
     pub table: u64,
     /// Compressed clusters can be written.
     pub compresses: bool,
+    /// Snapshots that a script may have at once; 0 where there can be none.
+    pub snapshots: usize,
+    /// The disk's size can change.
+    pub resizes: bool,
 }
 
 /// The bytes that a write with that seed puts at `offset`; seed 0 writes zeroes.
@@ -121,6 +125,10 @@ impl Model {
     /// An image that shows `view` now.
     pub fn new(view: View, geometry: Geometry, discards: Discards) -> Self {
         Model { view, geometry, discards }
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// Size of the disk now, in bytes.

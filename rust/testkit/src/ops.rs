@@ -15,6 +15,7 @@ use std::ops::Range;
 use imago_core::access::image::Image;
 use imago_core::access::pack::CompressionLevel;
 use imago_core::format::ZeroIntent;
+use imago_core::format::preallocation::Preallocation;
 use proptest::prelude::*;
 use proptest::strategy::Union;
 
@@ -49,6 +50,22 @@ pub enum Op {
         offset: u64,
         len: u64,
     },
+    TakeSnapshot {
+        name: u8,
+    },
+    ApplySnapshot {
+        index: usize,
+    },
+    DeleteSnapshot {
+        index: usize,
+    },
+    RenameSnapshot {
+        index: usize,
+        name: u8,
+    },
+    Resize {
+        size: u64,
+    },
     Flush,
     Reopen,
 }
@@ -73,11 +90,17 @@ impl Op {
             | Op::WriteCompressed { .. }
             | Op::WriteZeroes { .. }
             | Op::Discard { .. } => Crash::Sectors,
+            Op::TakeSnapshot { .. }
+            | Op::ApplySnapshot { .. }
+            | Op::DeleteSnapshot { .. }
+            | Op::RenameSnapshot { .. }
+            | Op::Resize { .. } => Crash::Whole,
             Op::Flush | Op::Reopen => Crash::Durable,
         }
     }
 
-    /// The same for an image that is as the model is now: inside its disk.
+    /// The same for an image that is as the model is now: inside its disk, and of a snapshot that is there. Without any, and where there
+    /// can be no more, a flush.
     #[must_use]
     pub fn fitted(&self, model: &Model) -> Op {
         let mut op = self.clone();
@@ -89,6 +112,22 @@ impl Op {
             | Op::Discard { offset, len } => {
                 *offset = (*offset).min(model.size());
                 *len = (*len).min(model.size() - *offset);
+            }
+            Op::TakeSnapshot { .. } => {
+                if model.view.snapshots.len() >= model.geometry().snapshots {
+                    op = Op::Flush;
+                }
+            }
+            Op::ApplySnapshot { index } | Op::DeleteSnapshot { index } | Op::RenameSnapshot { index, .. } => {
+                match index.checked_rem(model.view.snapshots.len()) {
+                    Some(there) if model.geometry().snapshots > 0 => *index = there,
+                    _ => op = Op::Flush,
+                }
+            }
+            Op::Resize { .. } => {
+                if !model.geometry().resizes {
+                    op = Op::Flush;
+                }
             }
             Op::Flush | Op::Reopen => {}
         }
@@ -108,6 +147,13 @@ impl Op {
                 image.write_zeroes(offset, len, if unmap { ZeroIntent::Unmap } else { ZeroIntent::Keep })
             }
             Op::Discard { offset, len } => image.discard(offset, len),
+            Op::TakeSnapshot { name } => image.create_snapshot(&snapshot_name(name), None).map(drop),
+            Op::ApplySnapshot { index } => image.apply_snapshot(&id(image, index)?),
+            Op::DeleteSnapshot { index } => image.delete_snapshot(&id(image, index)?),
+            Op::RenameSnapshot { index, name } => {
+                image.rename_snapshot(&id(image, index)?, &snapshot_name(name))
+            }
+            Op::Resize { size } => image.resize(size, Preallocation::Off),
             Op::Flush | Op::Reopen => image.flush(),
         }
     }
@@ -130,9 +176,27 @@ impl Op {
                 let range = model.discarded(offset, len);
                 model.view.disk[range].fill(0);
             }
+            Op::TakeSnapshot { name } => {
+                let disk = model.view.disk.clone().into();
+                model.view.snapshots.push((snapshot_name(name), disk));
+            }
+            Op::ApplySnapshot { index } => model.view.disk = model.view.snapshots[index].1.to_vec(),
+            Op::DeleteSnapshot { index } => drop(model.view.snapshots.remove(index)),
+            Op::RenameSnapshot { index, name } => model.view.snapshots[index].0 = snapshot_name(name),
+            Op::Resize { size } => model.view.disk.resize(size as usize, 0),
             Op::Read { .. } | Op::Flush | Op::Reopen => {}
         }
     }
+}
+
+/// No number, so that it is never taken for an id; of any length, so that the table's is too.
+fn snapshot_name(name: u8) -> String {
+    format!("s{name}{}", "-".repeat(usize::from(name) / 2))
+}
+
+fn id(image: &Image, index: usize) -> imago_core::Result<String> {
+    let gone = || imago_core::Error::invalid_input("there are fewer snapshots");
+    image.snapshots()?.get(index).map(|snapshot| snapshot.id.clone()).ok_or_else(gone)
 }
 
 /// Ranges inside the disk, biased to start or end at, or just beside, an edge.
@@ -168,11 +232,18 @@ fn any_op(geometry: Geometry) -> impl Strategy<Value = Op> {
     let range = range(geometry).boxed();
     let write = (range.clone(), any::<u8>());
     let zeroes = (range.clone(), any::<bool>());
+    let index = any::<usize>();
+    let rename = (index, any::<u8>());
     let mut ops = vec![
         (4, range.clone().prop_map(|(offset, len)| Op::Read { offset, len }).boxed()),
         (8, write.prop_map(|((offset, len), seed)| Op::Write { offset, len, seed }).boxed()),
         (4, zeroes.prop_map(|((offset, len), unmap)| Op::WriteZeroes { offset, len, unmap }).boxed()),
         (3, range.prop_map(|(offset, len)| Op::Discard { offset, len }).boxed()),
+        (2, any::<u8>().prop_map(|name| Op::TakeSnapshot { name }).boxed()),
+        (1, index.prop_map(|index| Op::ApplySnapshot { index }).boxed()),
+        (1, index.prop_map(|index| Op::DeleteSnapshot { index }).boxed()),
+        (1, rename.prop_map(|(index, name)| Op::RenameSnapshot { index, name }).boxed()),
+        (1, (1..=geometry.size / 256 + 1).prop_map(|sectors| Op::Resize { size: sectors * 512 }).boxed()),
         (1, Just(Op::Flush).boxed()),
         (1, Just(Op::Reopen).boxed()),
     ];

@@ -59,6 +59,9 @@ pub fn convert(
             return Err(Error::unsupported(format!("{} has no compressed clusters", create.kind())));
         };
         level.of(options.compression)?;
+        if options.encryption.is_some() {
+            return Err(Error::unsupported("an encrypted image cannot have compressed clusters"));
+        }
         if options.preallocation != Preallocation::Off {
             return Err(Error::invalid_input(
                 "space that is set aside cannot be compressed: leave preallocation out",

@@ -297,7 +297,7 @@ pub mod qcow2_info {
     }
 
     /// One snapshot.
-    #[derive(Clone, Debug)]
+    #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct SnapshotInfo {
         /// Unique id, as text.
         pub id: String,

@@ -228,7 +228,7 @@ impl Storage for Memory {
         let cut = content.len.saturating_sub(len);
         if cut > 0 {
             content.clear(len, cut);
-            // The last chunk was not cleared whole: it went past the end.
+            // The last chunk may reach past the old end.
             content.chunks.split_off(&len.div_ceil(CHUNK));
         }
         content.len = len;

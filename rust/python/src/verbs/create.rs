@@ -54,7 +54,7 @@ impl<'py> FromPyObject<'_, 'py> for CompressionType {
 }
 
 /// What is set aside for the disk's bytes.
-struct PreallocationMode(Preallocation);
+pub(crate) struct PreallocationMode(pub(crate) Preallocation);
 
 impl<'py> FromPyObject<'_, 'py> for PreallocationMode {
     type Error = PyErr;

@@ -99,6 +99,7 @@ fn sizes(l2: Option<Offset>, refcount: Option<Offset>) -> CacheSizes {
 struct Opening {
     write: bool,
     format: Option<Format>,
+    snapshot: Option<String>,
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
@@ -117,7 +118,7 @@ impl Opening {
         A: Into<PyClassInitializer<A>> + PyClass + Send + 'static,
     {
         let run = move || {
-            let Opening { write, format, backing, data_file, implicit, secret, cache_sizes } = self;
+            let Opening { write, format, snapshot, backing, data_file, implicit, secret, cache_sizes } = self;
             let secret = PySecret::get_some(secret)?;
             let data_file = data_file.map(|file| file.open(write)).transpose()?;
             implicit.pass(|gate| {
@@ -125,6 +126,7 @@ impl Opening {
                 let options = OpenOptions {
                     write,
                     format,
+                    snapshot,
                     backing: backing.0,
                     data_file,
                     gate: gate.clone(),
@@ -145,6 +147,7 @@ impl Opening {
 ///     write: Open it for writing too; what is below it is only ever read.
 ///     format: "raw", "qcow2" or "luks"; None looks at the file's first bytes. A guest can write any bytes to a raw disk, so give the
 ///         format where it is known: a raw image whose format was guessed refuses writes that make it look like another.
+///     snapshot: The snapshot (an id or a name) to show instead of the disk as it is now, with its own size; it is only read.
 ///     backing: "implicit" opens the backing file that the image names, an open image is used instead of it, None leaves
 ///         it out: what the image does not hold reads as zeroes.
 ///     data_file: A storage or path to use as the external data file instead of the one that the image names.
@@ -164,15 +167,16 @@ impl Opening {
 ///     ImageLockedError: Somebody else uses the image in a way that excludes this.
 #[pyfunction]
 #[pyo3(
-    signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
+    signature = (path, *, write = false, format = None, snapshot = None, backing = Below(Backing::Implicit), data_file = None,
                  implicit = PyGate::default(), secret = None, l2_cache_size = None, refcount_cache_size = None),
-    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', secret=None, l2_cache_size=None, refcount_cache_size=None)"
+    text_signature = "(path, *, write=False, format=None, snapshot=None, backing='implicit', data_file=None, implicit='beside', secret=None, l2_cache_size=None, refcount_cache_size=None)"
 )]
 pub(crate) fn open(
     py: Python<'_>,
     path: StrPath,
     write: bool,
     format: Option<Format>,
+    snapshot: Option<String>,
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
@@ -181,25 +185,23 @@ pub(crate) fn open(
     refcount_cache_size: Option<Offset>,
 ) -> PyResult<Py<PyAny>> {
     let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
-    Opening { write, format, backing, data_file, implicit, secret, cache_sizes }.open::<Blocking, _>(
-        py,
-        path.0,
-        SyncFormatAccess::of,
-    )
+    Opening { write, format, snapshot, backing, data_file, implicit, secret, cache_sizes }
+        .open::<Blocking, _>(py, path.0, SyncFormatAccess::of)
 }
 
 /// As `open`, awaited, for awaited use.
 #[pyfunction]
 #[pyo3(
-    signature = (path, *, write = false, format = None, backing = Below(Backing::Implicit), data_file = None,
+    signature = (path, *, write = false, format = None, snapshot = None, backing = Below(Backing::Implicit), data_file = None,
                  implicit = PyGate::default(), secret = None, l2_cache_size = None, refcount_cache_size = None),
-    text_signature = "(path, *, write=False, format=None, backing='implicit', data_file=None, implicit='beside', secret=None, l2_cache_size=None, refcount_cache_size=None)"
+    text_signature = "(path, *, write=False, format=None, snapshot=None, backing='implicit', data_file=None, implicit='beside', secret=None, l2_cache_size=None, refcount_cache_size=None)"
 )]
 pub(crate) fn open_awaited(
     py: Python<'_>,
     path: StrPath,
     write: bool,
     format: Option<Format>,
+    snapshot: Option<String>,
     backing: Below,
     data_file: Option<DataFile>,
     implicit: PyGate,
@@ -208,7 +210,7 @@ pub(crate) fn open_awaited(
     refcount_cache_size: Option<Offset>,
 ) -> PyResult<Py<PyAny>> {
     let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
-    Opening { write, format, backing, data_file, implicit, secret, cache_sizes }.open::<Awaited, _>(
+    Opening { write, format, snapshot, backing, data_file, implicit, secret, cache_sizes }.open::<Awaited, _>(
         py,
         path.0,
         FormatAccess::of,

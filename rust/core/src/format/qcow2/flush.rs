@@ -35,8 +35,6 @@ impl Driver {
     /// The same by whoever holds `flushing`.
     pub(super) fn write_back_held(&self, quarantine: &mut Quarantine) -> Result<()> {
         self.metadata.check()?;
-        // Past the latch: what this writes nobody owns.
-        self.refcounts.lock().pad(&*self.storage)?;
         // Entries that change from here on belong to the next flush: their data may land after step 3.
         let (pending, slices, l1, refcounts) = {
             let mut pending = self.pending.lock();
@@ -64,6 +62,7 @@ impl Driver {
         slices: &[(u64, Vec<u8>)],
         l1: &[(u64, [u8; 8])],
     ) -> Result<()> {
+        self.refcounts.lock().pad(&self.metadata)?;
         if self.geometry.external_data {
             self.data()?.sync()?;
         }

@@ -1,0 +1,159 @@
+//! `image.snapshots`: snapshots inside an image.
+
+use std::sync::Arc;
+
+use imago_core::access::image::Image;
+use imago_core::format::qcow2_info::SnapshotInfo;
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+
+use crate::access::Access;
+use crate::errors::Failure;
+use crate::operation::{Awaited, Blocking, Face, Venue};
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// A snapshot inside an image, with the names of QEMU's JSON.
+#[pyclass(frozen, module = "pyimago")]
+pub(crate) struct Snapshot(SnapshotInfo);
+
+#[pymethods]
+impl Snapshot {
+    #[classattr]
+    fn __match_args__(py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
+        PyTuple::new(
+            py,
+            ["id", "name", "vm_state_size", "date_sec", "date_nsec", "vm_clock_sec", "vm_clock_nsec"],
+        )
+    }
+
+    /// Its id, unique in the image.
+    #[getter]
+    fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// Its name, which others may have too.
+    #[getter]
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Bytes of the virtual machine's state.
+    #[getter]
+    fn vm_state_size(&self) -> u64 {
+        self.0.vm_state_size
+    }
+
+    /// When it was taken: seconds since 1970.
+    #[getter]
+    fn date_sec(&self) -> u32 {
+        self.0.date_sec
+    }
+
+    /// And nanoseconds.
+    #[getter]
+    fn date_nsec(&self) -> u32 {
+        self.0.date_nsec
+    }
+
+    /// The virtual machine's clock: seconds.
+    #[getter]
+    fn vm_clock_sec(&self) -> u64 {
+        self.0.vm_clock_nsec / NANOSECONDS
+    }
+
+    /// And nanoseconds.
+    #[getter]
+    fn vm_clock_nsec(&self) -> u64 {
+        self.0.vm_clock_nsec % NANOSECONDS
+    }
+
+    /// Instruction count; None where none was recorded.
+    #[getter]
+    fn icount(&self) -> Option<u64> {
+        self.0.icount
+    }
+
+    fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
+        other.cast::<Snapshot>().is_ok_and(|other| other.get().0 == self.0)
+    }
+
+    fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
+        (self.id(), self.name(), self.date_sec()).into_pyobject(py)?.hash()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let texts = (self.id(), self.name()).into_pyobject(py)?;
+        let text = |index| texts.get_item(index).and_then(|text| text.repr());
+        Ok(format!("Snapshot(id={}, name={}, date_sec={})", text(0)?, text(1)?, self.date_sec()))
+    }
+}
+
+fn change<F: Face>(
+    py: Python<'_>,
+    access: &Arc<Access>,
+    change: impl FnOnce(&Image) -> imago_core::Result<()> + Send + 'static,
+) -> PyResult<Py<PyAny>> {
+    access.check_writable()?;
+    F::on_image(py, access, move |access, image| access.resizing(image, change))
+}
+
+macro_rules! snapshots_class {
+    ($(#[$doc:meta])* $name:ident, $face:ty) => {
+        $(#[$doc])*
+        #[pyclass(frozen, module = "pyimago._native")]
+        pub(crate) struct $name(pub(crate) Arc<Access>);
+
+        #[pymethods]
+        impl $name {
+            /// All of them, a list of `Snapshot`.
+            fn list(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+                let lease = self.0.lease(py)?;
+                let run = move || lease.image().snapshots().map_err(Failure::from);
+                <$face>::call(py, Venue::Pool, run, |py, snapshots| {
+                    let list = PyList::empty(py);
+                    for snapshot in snapshots {
+                        list.append(Snapshot(snapshot))?;
+                    }
+                    Ok(list.into_any().unbind())
+                })
+            }
+
+            /// Keep the disk as it is now under a name of at most 255 bytes, which others may have too: a `Snapshot`. Its `id` is the next
+            /// number unless given.
+            #[pyo3(signature = (name, *, id = None))]
+            fn create(&self, py: Python<'_>, name: String, id: Option<String>) -> PyResult<Py<PyAny>> {
+                self.0.check_writable()?;
+                let lease = self.0.lease(py)?;
+                let run = move || lease.image().create_snapshot(&name, id.as_deref()).map_err(Failure::from);
+                <$face>::call(py, Venue::Pool, run, |py, snapshot| Ok(Py::new(py, Snapshot(snapshot))?.into_any()))
+            }
+
+            /// Make the disk what it was when the snapshot (an id or a name) was taken, its size included. What was written since is lost.
+            fn apply(&self, py: Python<'_>, snapshot: String) -> PyResult<Py<PyAny>> {
+                change::<$face>(py, &self.0, move |image| image.apply_snapshot(&snapshot))
+            }
+
+            /// Remove the snapshot (an id or a name); the space that only it takes is free.
+            fn delete(&self, py: Python<'_>, snapshot: String) -> PyResult<Py<PyAny>> {
+                change::<$face>(py, &self.0, move |image| image.delete_snapshot(&snapshot))
+            }
+
+            /// Give the snapshot (an id or a name) another name.
+            fn rename(&self, py: Python<'_>, snapshot: String, name: String) -> PyResult<Py<PyAny>> {
+                change::<$face>(py, &self.0, move |image| image.rename_snapshot(&snapshot, &name))
+            }
+        }
+    };
+}
+
+snapshots_class!(
+    /// The snapshots inside an open image.
+    Snapshots, Blocking
+);
+
+snapshots_class!(
+    /// The snapshots inside an open image, awaited.
+    AsyncSnapshots, Awaited
+);
