@@ -24,6 +24,7 @@ STDOUT = 1
 
 COMMANDS = {
     "amend": "change the version of an image, its refcounts, the files it names",
+    "bitmap": "change a persistent dirty bitmap in an image",
     "check": "check an image's metadata, and repair it",
     "compare": "say whether two images have the same content",
     "convert": "write the content of an image as a new image",
@@ -33,6 +34,8 @@ COMMANDS = {
     "map": "print where the content is",
     "measure": "print how large a file a new image would need",
     "rebase": "put another backing file below an image",
+    "resize": "make the disk of an image larger or smaller",
+    "snapshot": "list, take, apply or delete snapshots in an image",
 }
 
 EXAMPLES = """\
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = import_module(f"pyimago.cli._{command}")
             parser = Parser(prog=f"{name()} {command}", description=module.__doc__)
             module.add_arguments(parser)
-            arguments = parser.parse_args(words)
+            arguments = parser.parse_args(getattr(module, "prepare", list)(words))
             return module.run(arguments) or 0
         finally:
             # --help and --version end by SystemExit. There is no stdout at all where it was closed (`>&-`).

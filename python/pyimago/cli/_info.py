@@ -73,7 +73,7 @@ def _common(document: Mapping[str, Any]) -> Iterator[str]:
     if "backing-filename-format" in document:
         yield f"backing file format: {escape(document['backing-filename-format'])}"
     if document.get("snapshots"):
-        yield from _snapshots(document["snapshots"])
+        yield from snapshot_lines(document["snapshots"])
     if data := document.get("format-specific", {}).get("data"):
         yield "Format specific information:"
         yield from (INDENT + line for line in _tree(data))
@@ -86,7 +86,8 @@ def _backing(document: Mapping[str, Any]) -> str:
     return escape(name) if path == name else f"{escape(name)} (actual path: {escape(path)})"
 
 
-def _snapshots(snapshots: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def snapshot_lines(snapshots: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The table that tells a person of them."""
     yield "Snapshot list:"
     yield _snapshot_row("ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT")
     for snapshot in snapshots:

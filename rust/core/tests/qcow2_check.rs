@@ -779,3 +779,32 @@ fn a_dirty_image_that_cannot_be_made_right_is_not_opened_for_writing() {
     assert!(shown == contents(&made), "the content has changed");
     images::open(&made.path, false).unwrap().close().unwrap();
 }
+
+#[test]
+fn an_encryption_header_is_no_leak_and_needs_no_secret() {
+    if !qemu::qemu_or_skip() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    let name = path.to_str().unwrap();
+    qemu::img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "--object",
+        "secret,id=s,data=abc",
+        "-o",
+        options,
+        name,
+        "4M",
+    ]);
+    let before = fs::read(&path).unwrap();
+    for repair in [Repair::None, Repair::Leaks, Repair::All] {
+        let report = checked(&path, repair);
+        assert!(report.is_clean() && report.findings.is_empty(), "{:#?}", report.findings);
+        assert!(fs::read(&path).unwrap() == before, "{repair:?} wrote to a clean image");
+    }
+}

@@ -135,7 +135,7 @@ fn a_missing_barrier_of_a_snapshot_is_noticed() {
             write(2, 9),
             Op::Flush,
         ];
-        assert_barriers_noticed(name, &[], |broken_sync| {
+        assert_barriers_noticed(name, &redundant(name), |broken_sync| {
             let images = if broken_sync.is_some() { 60 } else { 20 };
             start.lose_power(&script, Look { broken_sync, ..Look::at(images, 0) })
         });

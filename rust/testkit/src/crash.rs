@@ -340,7 +340,8 @@ impl Start {
         let mut model = self.model(self.view.clone());
         let mut image = self.open_sims(&sims).ok();
         let mut flush_failed = false;
-        for op in script {
+        // The history cannot tell yet what a size that did not change leaves for later writes.
+        for op in script.iter().filter(|op| !matches!(op, Op::Resize { .. })) {
             let Some(open) = &image else {
                 // It could not be opened: it may be tried again.
                 image = self.open_sims(&sims).ok();

@@ -114,7 +114,8 @@ impl Memory {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| too_long())?;
         bytes.resize(len, 0);
-        for (index, chunk) in &content.chunks {
+        // A cut leaves the last chunk, zeroed, behind the end.
+        for (index, chunk) in content.chunks.iter().filter(|(index, _)| *index * CHUNK < content.len) {
             let start = (index * CHUNK) as usize;
             let part = (len - start).min(CHUNK as usize);
             bytes[start..start + part].copy_from_slice(&chunk.read()[..part]);

@@ -140,7 +140,7 @@ impl<'a> Survey<'a> {
         self.active_l1()?;
         self.snapshots()?;
         self.bitmaps()?;
-        self.encryption_header()?;
+        self.encryption_header();
         self.walk(control)?;
         self.compare(control)?;
         self.overlaps()

@@ -11,10 +11,8 @@ use super::report::{FindingKind, Place};
 use super::{READ, Survey};
 use crate::error::Result;
 use crate::format::qcow2::bitmaps::{self, BitmapTable};
-use crate::format::qcow2::extensions::CRYPTO_HEADER;
-use crate::format::qcow2::header::MAX_L1_LEN;
+use crate::format::qcow2::header::{Encryption, MAX_L1_LEN};
 use crate::format::qcow2::l2::OFFSET_MASK;
-use crate::format::qcow2::rewrite::HeaderArea;
 use crate::format::qcow2::snapshots::{MAX_EXTRA_LEN, MAX_TABLE_LEN};
 use crate::ondisk::{RawSnapshot, bytes_fit};
 
@@ -186,15 +184,10 @@ impl Survey<'_> {
     }
 
     /// Counts the space of a LUKS header.
-    pub(super) fn encryption_header(&mut self) -> Result<()> {
-        let area = HeaderArea::read(self.storage)?;
-        let Some(pointer) = area.extension(CRYPTO_HEADER) else { return Ok(()) };
-        if let ([offset, len], _) = pointer.as_chunks::<8>()
-            && let (offset, len) = (u64::from_be_bytes(*offset), u64::from_be_bytes(*len))
-        {
-            self.claim(ENCRYPTION_HEADER, offset, len);
+    pub(super) fn encryption_header(&mut self) {
+        if let Some(Encryption::Luks(place)) = self.header.encryption {
+            self.claim(ENCRYPTION_HEADER, place.offset.0, place.len);
         }
-        Ok(())
     }
 
     fn bitmap_table(&self, offset: u64, entries: u32, times: u64) -> Result<()> {

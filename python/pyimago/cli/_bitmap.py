@@ -1,0 +1,78 @@
+"""Change the persistent dirty bitmap NAME in IMAGE; several changes are made in the order given."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+import pyimago
+from pyimago.cli._arguments import add_format, size
+from pyimago.cli._text import UsageError
+
+if TYPE_CHECKING:
+    from pyimago.cli._arguments import Parser
+
+
+class Change(argparse.Action):
+    """One of the changes, kept in their order."""
+
+    def __call__(self, _: object, namespace: argparse.Namespace, value: object, *__: object) -> None:
+        """Remember it."""
+        namespace.changes = [*namespace.changes, (self.dest, value)]
+
+
+def add_arguments(parser: Parser) -> None:
+    """What `bitmap` takes."""
+    parser.set_defaults(changes=[])
+    parser.add_argument("image", metavar="IMAGE", help="the image's file")
+    parser.add_argument("name", metavar="NAME", help="the bitmap's name")
+    add_format(parser)
+    for name, text in (
+        ("add", "make it; it follows writes, unless --disable comes too"),
+        ("remove", "remove it"),
+        ("clear", "make everything clean in it"),
+        ("enable", "let it follow writes"),
+        ("disable", "let it follow writes no more"),
+    ):
+        parser.add_argument(f"--{name}", action=Change, nargs=0, help=text)
+    parser.add_argument("--merge", metavar="SOURCE", action=Change, help="mark in it what is dirty in SOURCE")
+    parser.add_argument("-b", "--source-file", metavar="FILE", help="the image that SOURCE is in (IMAGE)")
+    parser.add_argument("-F", "--source-format", metavar="FMT", help="its format (default: probed)")
+    parser.add_argument(
+        "-g", "--granularity", metavar="SIZE", type=size, help="of a bitmap that is made, in bytes"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Change as the command line says."""
+    changes = arguments.changes
+    if not changes:
+        raise UsageError("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge")
+    adds = any(change == "add" for change, _ in changes)
+    if arguments.granularity is not None and not adds:
+        raise UsageError("granularity only supported with --add")
+    if arguments.source_file is not None and not any(change == "merge" for change, _ in changes):
+        raise UsageError("Merge bitmap source file only supported with --merge")
+    with pyimago.open(arguments.image, format=arguments.format, write=True, backing=None) as image:
+        for change, value in changes:
+            _change(image, arguments, change, value)
+
+
+def _change(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, change: str, value: str) -> None:
+    name, bitmaps = arguments.name, image.bitmaps
+    match change:
+        case "add":
+            bitmaps.add(name, granularity=arguments.granularity)
+        case "remove":
+            bitmaps.remove(name)
+        case "clear":
+            bitmaps.clear(name)
+        case "enable":
+            bitmaps.enable(name)
+        case "disable":
+            bitmaps.disable(name)
+        case _ if arguments.source_file is None:
+            bitmaps.merge(name, value)
+        case _:
+            with pyimago.open(arguments.source_file, format=arguments.source_format, backing=None) as source:
+                bitmaps.merge(name, value, image=source)
