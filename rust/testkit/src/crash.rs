@@ -58,6 +58,7 @@ pub struct Start {
 
 /// What a start image holds. Compressed clusters and snapshots are QEMU's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent parts, read by name")]
 pub struct Content {
     /// Compressed clusters, in the disk's first half.
     pub compressed: bool,
