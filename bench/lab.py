@@ -193,8 +193,9 @@ class Lab:
         if not path.exists():
             size = str(self.scale.size * 256)
             run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(path), size)
-            for n in range(count):
-                run("qemu-img", "snapshot", "-q", "-c", str(n), str(path))
+            with pyimago.open(path, write=True, format="qcow2") as image:
+                for n in range(count):
+                    image.snapshots.create(f"snapshot-{n}")
         return path
 
     @contextmanager

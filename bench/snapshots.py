@@ -31,7 +31,7 @@ def qemu(path: Path, name: str) -> None:
 @contextmanager
 def deleting(lab: Lab, count: int) -> Generator[Sides]:
     """The one in the middle of `count` snapshots."""
-    source, copy, name = lab.snapshots(count), lab.folder / "copy.qcow2", str(count // 2)
+    source, copy, name = lab.snapshots(count), lab.folder / "copy.qcow2", f"snapshot-{count // 2}"
 
     def side(delete: Callable[[Path, str], None]) -> Cost:
         run("cp", "--reflink=auto", "--sparse=always", str(source), str(copy))
