@@ -130,7 +130,10 @@ fn qemu_reads_what_is_written_here() {
         pair.image.close().unwrap();
         assert!(content(&open(&path)) == pair.model);
         let stored = std::fs::read(&path).unwrap();
-        assert!(stored.windows(32).all(|window| window != &pair.model[900_000..900_032]), "the file shows plain data");
+        assert!(
+            stored.windows(32).all(|window| window != &pair.model[900_000..900_032]),
+            "the file shows plain data"
+        );
         if qemu::have_qemu() {
             assert!(peer(&path).content() == pair.model, "shape {number}");
             peer(&path).assert_clean();
@@ -150,7 +153,12 @@ fn what_qemu_writes_is_read_and_written_here() {
     for secret in &secrets[..scaled(3).min(3) as usize] {
         let peer = Encrypted { path: &path, format: "qcow2", secret };
         peer.create(SIZE as u64, &["format=aes"]);
-        peer.io(&["write -P 0xc1 0 1M", "write -P 0xc2 65536 1000", "write -z 131072 65536", "write -P 0xc3 513 5"]);
+        peer.io(&[
+            "write -P 0xc1 0 1M",
+            "write -P 0xc2 65536 1000",
+            "write -z 131072 65536",
+            "write -P 0xc3 513 5",
+        ]);
         let mut model = vec![0xc1; SIZE];
         model[65_536..66_536].fill(0xc2);
         model[131_072..196_608].fill(0);

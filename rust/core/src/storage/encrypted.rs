@@ -36,7 +36,6 @@ impl Encrypted {
             Error::invalid_input(format!("{len} bytes at {offset} are not whole sectors of {SECTOR} bytes"))
         })
     }
-
 }
 
 /// Fills `bufs` with the whole sectors at `offset` of `storage`, decrypted. `number` is that of the first one, for the IV.

@@ -126,7 +126,9 @@ pub(super) fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, P
                 "luks" => encrypted = true,
                 "aes" => (encrypted, encryption.aes) = (true, true),
                 other => {
-                    return Err(PyValueError::new_err(format!("encryption is 'luks' or 'aes', not {other:?}")));
+                    return Err(PyValueError::new_err(format!(
+                        "encryption is 'luks' or 'aes', not {other:?}"
+                    )));
                 }
             }
             continue;
@@ -172,7 +174,9 @@ pub(super) fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, P
         _ => {}
     }
     if let (true, Some(name)) = (encryption.aes, of_luks) {
-        return Err(PyValueError::new_err(format!("{name} is chosen for LUKS only, not with encryption='aes'")));
+        return Err(PyValueError::new_err(format!(
+            "{name} is chosen for LUKS only, not with encryption='aes'"
+        )));
     }
     let options = match format {
         FormatKind::Qcow2 => CreateOptions::Qcow2(qcow2::CreateOptions { preallocation, ..options }),

@@ -44,7 +44,11 @@ impl Encryption {
 
     /// What a new qcow2 image is encrypted with; `without` is the secret where none was given.
     pub(super) fn of_qcow2(self, without: Option<Secret>) -> Result<qcow2::Encryption, Failure> {
-        if self.aes { self.secret(without).map(qcow2::Encryption::Aes) } else { self.luks(without).map(qcow2::Encryption::Luks) }
+        if self.aes {
+            self.secret(without).map(qcow2::Encryption::Aes)
+        } else {
+            self.luks(without).map(qcow2::Encryption::Luks)
+        }
     }
 
     fn secret(self, without: Option<Secret>) -> Result<Secret, Failure> {

@@ -517,6 +517,10 @@ fn check_combination(options: &CreateOptions) -> Result<()> {
         "a raw data file holds the whole disk and cannot have a backing file"
     } else if v2 && options.preallocation != Preallocation::Off && options.encryption.is_some() {
         "preallocated clusters of an encrypted image need version 3, which can say that they read as zeroes"
+    } else if let Some(Encryption::Aes(secret)) = &options.encryption
+        && secret.is_empty()
+    {
+        "the secret is empty"
     } else if options.preallocation != Preallocation::Off && options.backing.is_some() && !options.extended_l2
     {
         "over a backing file preallocation needs extended L2 entries: without subclusters a cluster that has a place hides what is below"
