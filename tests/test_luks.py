@@ -200,7 +200,11 @@ async def test_keys_of_an_image_in_use_or_without_any(face: Face, path: Path, tm
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"encryption": "rot13"}, "encryption is 'luks'"),
+        ({"encryption": "rot13"}, "encryption is 'luks' or 'aes'"),
+        ({"encryption": "aes"}, "needs a secret"),
+        ({"encryption": "aes", "secret": ""}, "empty"),
+        ({"encryption": "aes", "secret": "x", "hash_alg": "sha256"}, "hash_alg is chosen for LUKS"),
+        ({"encryption": "aes", "secret": "x", "version": 2, "preallocation": "full"}, "version 3"),
         ({"encryption": "luks"}, "needs a secret"),
         ({"encryption": "luks", "secret": ""}, "empty"),
         ({"secret": "x"}, "without encryption"),
@@ -222,6 +226,41 @@ async def test_what_cannot_be_made_is_refused(
     with pytest.raises(ValueError, match=says):
         await settle(verbs(face).create(tmp_path / "image", SIZE, format="qcow2", **options))
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_aes_of_qcow2_is_made_read_and_written(face: Face, tmp_path: Path, qemu: Qemu) -> None:
+    path = tmp_path / "image"
+    await settle(verbs(face).create(path, SIZE, format="qcow2", encryption="aes", secret="sesame"))
+    async with face.open(path, write=True, secret=lambda: b"sesame") as image:
+        await image.write(pattern(1, 300_000), 70_001)
+        await image.write_zeroes(1000, 100_000)
+        requests = [(bytearray(4096), at) for at in range(101_000, 370_001 - 4096, 4096)]
+        await image.read_many(requests)
+        assert (
+            b"".join(buffer for buffer, _ in requests) == pattern(1, 300_000)[30_000:][: 4096 * len(requests)]
+        )
+    wanted = bytearray(SIZE)
+    wanted[70_001:370_001] = pattern(1, 300_000)
+    wanted[100_000:101_000] = bytes(1000)
+    node = f"driver=qcow2,encrypt.format=aes,encrypt.key-secret=s,file.filename={path}"
+    flat = tmp_path / "flat"
+    flat.write_bytes(wanted)
+    qemu.img(
+        *("compare", "--object", "secret,id=s,data=sesame", "--image-opts", node),
+        f"driver=raw,file.filename={flat}",
+    )
+    with pytest.raises(pyimago.WrongSecretError, match="give the secret"):
+        async with face.open(path):
+            pass
+    async with face.open(path, secret="barley") as noise:
+        # Nothing tells that this secret is wrong.
+        assert await noise.pread(3000, 80_000) != bytes(wanted[80_000:83_000])
+        assert await noise.pread(1000, 500_000) == bytes(1000)
+    assert pyimago.info(path).encrypted
+    with pytest.raises(ValueError, match="not encrypted with LUKS"):
+        await settle(verbs(face).luks.key_slots(path))
+    with pytest.raises(ValueError, match="qcow2's own"):
+        await settle(verbs(face).create(tmp_path / "disk", SIZE, format="luks", encryption="aes", secret="x"))
 
 
 async def test_a_staged_opening_takes_the_secret(face: Face, tmp_path: Path) -> None:

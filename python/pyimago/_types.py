@@ -39,7 +39,8 @@ class Layout(TypedDict, total=False):
         compression_type: How clusters are packed, if any are: "zlib" (default) or "zstd".
         lazy_refcounts: Put off refcount updates while the image is open.
         encryption: "luks" encrypts the guest's data (qcow2); images of the format "luks" always are. What
-            follows goes with it.
+            follows goes with it. "aes" is qcow2's own, weak and for old programs only; it takes a `secret`
+            and nothing else.
         secret: What will open the image: bytes, str (as UTF-8), a function that returns one of them, or an
             `os.PathLike` for a file whose whole content counts.
         cipher_alg: "aes-256" (default), "aes-128", "serpent-256", "twofish-256" and the like, "cast5-128".
@@ -58,7 +59,7 @@ class Layout(TypedDict, total=False):
     extended_l2: bool
     compression_type: Literal["zlib", "zstd"] | None
     lazy_refcounts: bool
-    encryption: Literal["luks"] | None
+    encryption: Literal["luks", "aes"] | None
     secret: Secret | None
     cipher_alg: str | None
     cipher_mode: Literal["xts", "cbc", "ctr", "ecb"] | None

@@ -47,7 +47,7 @@ OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "compression_type": ("compression_type", _same("zlib", "zstd"), "how clusters are packed: zlib or zstd"),
     "data_file": ("data_file", str, "the external data file's name"),
     "data_file_raw": ("data_file_raw", _switch, "the data file is a raw image of the disk: on or off"),
-    "encrypt.format": ("encryption", _same("luks"), "encrypt the guest's data: luks"),
+    "encrypt.format": ("encryption", _same("luks", "aes"), "encrypt the guest's data: luks or aes"),
     "encrypt.key-secret": ("secret", str, "the id of the --object secret that opens it"),
     "extended_l2": ("extended_l2", _switch, "allocate in 32nds of a cluster: on or off"),
     "lazy_refcounts": ("lazy_refcounts", _switch, "put off refcount updates: on or off"),

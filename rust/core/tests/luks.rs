@@ -11,7 +11,7 @@ use imago_core::access::open::{Gate, OpenOptions};
 use imago_core::access::pack::CompressionLevel;
 use imago_core::crypt::{Algorithm, CipherSpec, Cost, Hash, IvGenerator, Mode, Options, Secret};
 use imago_core::format::preallocation::Preallocation;
-use imago_core::format::qcow2::create::Version;
+use imago_core::format::qcow2::create::{Encryption, Version};
 use imago_core::format::qcow2_info::EncryptionInfo;
 use imago_core::format::{FormatKind, FormatSpecificInfo, ZeroIntent};
 use imago_core::{ErrorKind, Image, Result};
@@ -29,7 +29,9 @@ fn options(cipher: CipherSpec, hash: Hash) -> Options {
 fn new_image(path: &Path, kind: FormatKind, encryption: Options) {
     let mut options = CreateOptions::qcow2(SIZE);
     match (&mut options, kind) {
-        (CreateOptions::Qcow2(qcow2), FormatKind::Qcow2) => qcow2.encryption = Some(encryption),
+        (CreateOptions::Qcow2(qcow2), FormatKind::Qcow2) => {
+            qcow2.encryption = Some(Encryption::Luks(encryption))
+        }
         _ => options = CreateOptions::Luks { size: SIZE, encryption },
     }
     create(path, &options).unwrap();
@@ -232,7 +234,7 @@ fn a_conversion_reads_and_makes_encrypted_images() {
     let wanted = bytes(&image, 0, SIZE as usize);
     let qcow2 = match CreateOptions::qcow2(0) {
         CreateOptions::Qcow2(mut options_of) => {
-            options_of.encryption = Some(options(CipherSpec::default(), Hash::Sha256));
+            options_of.encryption = Some(Encryption::Luks(options(CipherSpec::default(), Hash::Sha256)));
             CreateOptions::Qcow2(options_of)
         }
         _ => unreachable!(),
@@ -284,7 +286,7 @@ fn backing_images_open_with_the_same_secret() {
     let reference =
         imago_core::format::ImplicitReference { name: "base".into(), format: Some("luks".into()) };
     qcow2.backing = Some(reference);
-    qcow2.encryption = Some(options(CipherSpec::default(), Hash::Sha256));
+    qcow2.encryption = Some(Encryption::Luks(options(CipherSpec::default(), Hash::Sha256)));
     create(&top, &CreateOptions::Qcow2(qcow2)).unwrap();
     let image = open(&top);
     image.write(b"above", 65_000).unwrap();
@@ -299,7 +301,7 @@ fn an_encrypted_external_data_file_is_encrypted() {
     let CreateOptions::Qcow2(mut qcow2) = CreateOptions::qcow2(SIZE) else { unreachable!() };
     // An absolute name, which is where QEMU finds it too.
     qcow2.data_file = Some(data.clone());
-    qcow2.encryption = Some(options(CipherSpec::default(), Hash::Sha256));
+    qcow2.encryption = Some(Encryption::Luks(options(CipherSpec::default(), Hash::Sha256)));
     create(&path, &CreateOptions::Qcow2(qcow2.clone())).unwrap();
     let open = || {
         let secret = Some(Secret::new(SECRET));
@@ -334,7 +336,7 @@ fn preallocated_clusters_read_as_zeroes() {
         let path = directory.path().join("image");
         let CreateOptions::Qcow2(mut qcow2) = CreateOptions::qcow2(SIZE) else { unreachable!() };
         (qcow2.extended_l2, qcow2.preallocation) = (extended_l2, preallocation);
-        qcow2.encryption = Some(options(CipherSpec::default(), Hash::Sha256));
+        qcow2.encryption = Some(Encryption::Luks(options(CipherSpec::default(), Hash::Sha256)));
         create(&path, &CreateOptions::Qcow2(qcow2.clone())).unwrap();
         let len = path.metadata().unwrap().len();
         let image = open(&path);
@@ -392,7 +394,7 @@ fn compressed_clusters_are_refused_before_anything_is_touched() {
     let target = directory.path().join("target");
     let mut create = CreateOptions::qcow2(0);
     if let CreateOptions::Qcow2(qcow2) = &mut create {
-        qcow2.encryption = Some(encryption());
+        qcow2.encryption = Some(Encryption::Luks(encryption()));
     }
     let options = ConvertOptions { target: create, compress: Some(CompressionLevel::Default) };
     let source = open(&directory.path().join("qcow2"));

@@ -142,7 +142,7 @@ fn unknown_features_and_encryption_are_refused_by_name() {
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.message().contains("33"), "{error}");
     for (method, kind, name) in
-        [(1u32, ErrorKind::Unsupported, "AES"), (2, ErrorKind::InvalidImage, "no encryption header")]
+        [(3u32, ErrorKind::Unsupported, "method 3"), (2, ErrorKind::InvalidImage, "no encryption header")]
     {
         let mut bytes = image.clone();
         put(&mut bytes, 32, &method.to_be_bytes());

@@ -138,8 +138,7 @@ impl Link {
 
 /// Says where guest data of `driver` is, which is unlocked if it needs that: in `storage`, which takes any request.
 pub(super) fn set_data_storage(driver: &mut Driver, storage: Arc<dyn Storage>) -> Result<()> {
-    let data = match driver.cipher() {
-        // The IVs of a qcow2 image count the sectors of the file.
+    let data = match driver.host_cipher() {
         Some(cipher) => aligned(Arc::new(Encrypted::new(storage, Arc::clone(cipher), 0))),
         None => storage,
     };

@@ -60,10 +60,9 @@ impl CreateOptions {
     pub(super) fn secret(&self) -> Option<&Secret> {
         match self {
             CreateOptions::Raw { .. } => None,
-            CreateOptions::Qcow2(options) => options.encryption.as_ref(),
-            CreateOptions::Luks { encryption, .. } => Some(encryption),
+            CreateOptions::Qcow2(options) => options.encryption.as_ref().map(qcow2::Encryption::secret),
+            CreateOptions::Luks { encryption, .. } => Some(&encryption.secret),
         }
-        .map(|options| &options.secret)
     }
 
     /// What is set aside for the disk's bytes.

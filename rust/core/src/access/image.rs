@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
+use crate::crypt::SectorCipher;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::inflight::{Guard, Inflight, Ticket};
 use crate::format::{CacheStats, Format, FormatKind, ImplicitReference};
@@ -57,6 +58,8 @@ pub struct Image {
     /// Guest ranges in which someone allocates or zeroes.
     pub(super) ranges: RangeLocks,
     pub(super) unpacked: ClusterCache,
+    /// What encrypts the sectors of its data under their numbers in the disk, see [`guest_crypt`](super::guest_crypt).
+    pub(super) cipher: Option<Arc<SectorCipher>>,
     /// The format was guessed: writes must not make it look like another one.
     pub(super) probed_raw: bool,
     /// The files of the metadata and of the data, as extents name them.
@@ -89,6 +92,7 @@ impl Image {
         let file = |path: Option<&Path>| path.map(Arc::<Path>::from);
         let host_files = [file(format.storage().path()), file(format.data_storage().path())];
         Image {
+            cipher: format.guest_cipher().cloned(),
             format,
             base,
             below: OnceLock::new(),

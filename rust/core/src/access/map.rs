@@ -81,6 +81,9 @@ impl Image {
 
     #[cfg(unix)]
     fn direct_into(&self, mut offset: u64, len: u64, reads: &mut DirectReads) -> Result<bool> {
+        if self.cipher.is_some() {
+            return Ok(false);
+        }
         let end = offset + len;
         while offset < end {
             let mapping = self.format.map(GuestOffset(offset), end - offset, Lookup::Cached);

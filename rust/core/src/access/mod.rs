@@ -15,6 +15,7 @@ mod deflate;
 pub mod extent;
 pub mod facade;
 mod gate;
+mod guest_crypt;
 pub mod hash;
 pub mod image;
 pub mod info;

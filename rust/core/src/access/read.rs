@@ -45,7 +45,7 @@ impl Image {
             let mut part = bufs.take_front(len as usize);
             match place {
                 Place::Data { storage, offset: host } => {
-                    storage.readv_at(part, host.0).map_err(|e| self.name(e))?;
+                    self.read_data(&**storage, part, host, offset).map_err(|e| self.name(e))?;
                 }
                 Place::Zero { .. } => part.fill_zero(),
                 Place::Unallocated => self.read_base(part, offset)?,
@@ -151,6 +151,7 @@ impl Image {
             let mut part = bufs.take_front(len as usize);
             let len = part.len();
             let done = match place {
+                Place::Data { .. } if self.cipher.is_some() => 0,
                 Place::Data { storage, offset: host } => {
                     storage.try_readv_at(part, host.0).map_err(|e| self.name(e))?
                 }

@@ -28,7 +28,8 @@ impl Image {
             if preallocation != Preallocation::Off && size < old {
                 return Err(Error::invalid_input("nothing is preallocated when the disk shrinks"));
             }
-            if preallocation != Preallocation::Off && format.is_encrypted() {
+            let gives_space = preallocation != Preallocation::Off || size > old && resize.fills_places();
+            if gives_space && format.is_encrypted() {
                 return Err(Error::unsupported(
                     "space that was not written to decrypts to garbage: an encrypted disk grows without preallocation",
                 ));

@@ -22,6 +22,11 @@ impl Image {
         if self.probed_raw && offset < probe::LEN as u64 && !bufs.is_empty() {
             return self.write_start(bufs, offset);
         }
+        if self.cipher.is_some() {
+            // A sector that is written in part is read first: nobody else changes it meanwhile.
+            let _range = self.ranges.lock(offset, bufs.len() as u64, self.format.write_alignment());
+            return self.write_locked(bufs, offset);
+        }
         self.write_range(bufs, offset)
     }
 
@@ -49,7 +54,7 @@ impl Image {
             match step.map_err(|e| self.name(e))? {
                 WriteStep::InPlace(InPlace { len, storage, offset: host }) => {
                     let part = bufs.take_front(len as usize);
-                    storage.writev_at(part, host.0).map_err(|e| self.name(e))?;
+                    self.write_data(&**storage, part, host, offset).map_err(|e| self.name(e))?;
                     offset += len;
                 }
                 WriteStep::Allocate(allocation) => {
@@ -80,15 +85,15 @@ impl Image {
             Around::Skip => Around::Zero((after.next_multiple_of(SECTOR).min(end) - after) as usize),
             tail => tail,
         };
-        let host = match head {
-            Around::Skip => allocation.host.0 + (offset - start),
-            Around::Zero(_) | Around::Bytes(_) => allocation.host.0,
+        let from = match head {
+            Around::Skip => offset,
+            Around::Zero(_) | Around::Bytes(_) => start,
         };
         let mut bufs = head.vector();
         bufs.append(part);
         bufs.append(tail.vector());
         let storage = self.format.data_storage();
-        storage.writev_at(bufs, host).map_err(|e| self.name(e))
+        self.write_data(&**storage, bufs, allocation.host + (from - start), from).map_err(|e| self.name(e))
     }
 
     /// What has to be written to new space for the guest range from `start` to `end`, whose content does not change.

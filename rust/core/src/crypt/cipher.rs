@@ -198,7 +198,7 @@ impl CipherSpec {
 }
 
 /// A cipher with its key, over sectors.
-pub(crate) struct SectorCipher(Box<dyn Sectors>);
+pub struct SectorCipher(Box<dyn Sectors>);
 
 impl SectorCipher {
     /// Encrypts `bytes` in place; they start at sector number `first`. The last sector may be part of one, in whole blocks.

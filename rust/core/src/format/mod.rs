@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::crypt::SectorCipher;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
@@ -94,7 +95,7 @@ pub struct CompressedCluster {
 /// Where a run of guest bytes is.
 #[derive(Clone, Copy, Debug)]
 pub enum Place<'a> {
-    /// In `storage`, from `offset` on, as they are.
+    /// In `storage`, from `offset` on, as they are, or as [`Format::guest_cipher`] has encrypted them.
     Data {
         /// The storage that holds them.
         storage: &'a Arc<dyn Storage>,
@@ -517,6 +518,12 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// Whether guest data is encrypted: places in the data storage are then not those of bytes that others can use.
     fn is_encrypted(&self) -> bool {
         false
+    }
+
+    /// What encrypts guest data under the numbers of the *disk's* sectors, which no storage knows: whoever follows
+    /// [`Place::Data`], [`InPlace`] or an [`Allocation`] encrypts and decrypts. `None`: places hold bytes as the guest has them.
+    fn guest_cipher(&self) -> Option<&Arc<SectorCipher>> {
+        None
     }
 
     /// Operations in flight are counted here, so that freed space is not reused under them.

@@ -36,29 +36,57 @@ impl Encrypted {
             Error::invalid_input(format!("{len} bytes at {offset} are not whole sectors of {SECTOR} bytes"))
         })
     }
+}
 
-    /// Decrypts `bytes`, which `inner` had at `offset`.
-    fn decrypt(&self, offset: u64, bytes: &mut [u8]) {
-        self.cipher.decrypt(offset / SECTOR as u64, bytes);
+/// Fills `bufs` with the whole sectors at `offset` of `storage`, decrypted. `number` is that of the first one, for the IV.
+pub(crate) fn read_sectors(
+    storage: &dyn Storage,
+    cipher: &SectorCipher,
+    mut bufs: IoVectorMut<'_>,
+    mut offset: u64,
+    mut number: u64,
+) -> Result<()> {
+    let mut piece = vec![0; bufs.len().min(PIECE)];
+    while !bufs.is_empty() {
+        let mut part = bufs.take_front(PIECE.min(bufs.len()));
+        let bytes = &mut piece[..part.len()];
+        storage.readv_at((&mut *bytes).into(), offset)?;
+        cipher.decrypt(number, bytes);
+        part.copy_from_slice(bytes);
+        offset += bytes.len() as u64;
+        number += (bytes.len() / SECTOR) as u64;
     }
+    Ok(())
+}
+
+/// Writes `bufs`, whole sectors from `number` on, encrypted, to `offset` of `storage`.
+pub(crate) fn write_sectors(
+    storage: &dyn Storage,
+    cipher: &SectorCipher,
+    mut bufs: IoVector<'_>,
+    mut offset: u64,
+    mut number: u64,
+) -> Result<()> {
+    let mut piece = vec![0; bufs.len().min(PIECE)];
+    while !bufs.is_empty() {
+        let part = bufs.take_front(PIECE.min(bufs.len()));
+        let bytes = &mut piece[..part.len()];
+        part.copy_to_slice(bytes);
+        cipher.encrypt(number, bytes);
+        storage.writev_at((&*bytes).into(), offset)?;
+        offset += bytes.len() as u64;
+        number += (bytes.len() / SECTOR) as u64;
+    }
+    Ok(())
 }
 
 impl Storage for Encrypted {
-    fn readv_at(&self, mut bufs: IoVectorMut<'_>, mut offset: u64) -> Result<()> {
+    fn readv_at(&self, mut bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
         Self::check(offset, bufs.len() as u64)?;
         let within = self.len()?.saturating_sub(offset).min(bufs.len() as u64) as usize;
-        let mut there = bufs.take_front(within);
+        let there = bufs.take_front(within);
         bufs.fill_zero();
-        let mut piece = vec![0; there.len().min(PIECE)];
-        while !there.is_empty() {
-            let mut part = there.take_front(PIECE.min(there.len()));
-            let bytes = &mut piece[..part.len()];
-            self.inner.readv_at((&mut *bytes).into(), self.base + offset)?;
-            self.decrypt(offset, bytes);
-            part.copy_from_slice(bytes);
-            offset += bytes.len() as u64;
-        }
-        Ok(())
+        read_sectors(&*self.inner, &self.cipher, there, self.base + offset, offset / SECTOR as u64)
     }
 
     fn try_readv_at(&self, mut bufs: IoVectorMut<'_>, offset: u64) -> Result<usize> {
@@ -69,23 +97,14 @@ impl Storage for Encrypted {
         let mut piece = vec![0; bufs.len()];
         let there = self.inner.try_readv_at((&mut piece).into(), self.base + offset)?;
         let bytes = &mut piece[..there - there % SECTOR];
-        self.decrypt(offset, bytes);
+        self.cipher.decrypt(offset / SECTOR as u64, bytes);
         bufs.take_front(bytes.len()).copy_from_slice(bytes);
         Ok(bytes.len())
     }
 
-    fn writev_at(&self, mut bufs: IoVector<'_>, mut offset: u64) -> Result<()> {
+    fn writev_at(&self, bufs: IoVector<'_>, offset: u64) -> Result<()> {
         Self::check(offset, bufs.len() as u64)?;
-        let mut piece = vec![0; bufs.len().min(PIECE)];
-        while !bufs.is_empty() {
-            let part = bufs.take_front(PIECE.min(bufs.len()));
-            let bytes = &mut piece[..part.len()];
-            part.copy_to_slice(bytes);
-            self.cipher.encrypt(offset / SECTOR as u64, bytes);
-            self.inner.writev_at((&*bytes).into(), self.base + offset)?;
-            offset += bytes.len() as u64;
-        }
-        Ok(())
+        write_sectors(&*self.inner, &self.cipher, bufs, self.base + offset, offset / SECTOR as u64)
     }
 
     fn write_zeroes_at(&self, mut offset: u64, len: u64, _: ZeroMode) -> Result<()> {

@@ -88,12 +88,14 @@ impl Layout {
 
     fn with(self, secret: Option<Secret>) -> Result<CreateOptions, Failure> {
         let Layout { options, encryption } = self;
-        let encryption = encryption.map(|encryption| encryption.options(secret)).transpose()?;
         Ok(match (options, encryption) {
             (CreateOptions::Qcow2(options), encryption) => {
+                let encryption = encryption.map(|encryption| encryption.of_qcow2(secret)).transpose()?;
                 CreateOptions::Qcow2(qcow2::CreateOptions { encryption, ..options })
             }
-            (CreateOptions::Raw { size, .. }, Some(encryption)) => CreateOptions::Luks { size, encryption },
+            (CreateOptions::Raw { size, .. }, Some(encryption)) => {
+                CreateOptions::Luks { size, encryption: encryption.luks(secret)? }
+            }
             (options, _) => options,
         })
     }
@@ -105,6 +107,7 @@ pub(super) fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, P
     let mut encryption = Encryption::default();
     let mut encrypted = format == FormatKind::Luks;
     let mut first_of_encryption = None;
+    let mut of_luks = None;
     let mut options = qcow2::CreateOptions { size, ..qcow2::CreateOptions::default() };
     let mut backing_format = None;
     let mut preallocation = Preallocation::Off;
@@ -115,12 +118,18 @@ pub(super) fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, P
         let name_text = name.extract::<&str>()?;
         if encryption.take(name_text, &value)? {
             first_of_encryption = first_of_encryption.or(Some(name.to_string()));
+            of_luks = of_luks.or((name_text != "secret").then(|| name.to_string()));
             continue;
         }
         if name_text == "encryption" {
             match value.extract::<&str>()? {
                 "luks" => encrypted = true,
-                other => return Err(PyValueError::new_err(format!("encryption is 'luks', not {other:?}"))),
+                "aes" => (encrypted, encryption.aes) = (true, true),
+                other => {
+                    return Err(PyValueError::new_err(format!(
+                        "encryption is 'luks' or 'aes', not {other:?}"
+                    )));
+                }
             }
             continue;
         }
@@ -156,10 +165,18 @@ pub(super) fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, P
         Some(name) if !encrypted => {
             return Err(PyValueError::new_err(format!("{name} is given without encryption='luks'")));
         }
+        _ if encryption.aes && format != FormatKind::Qcow2 => {
+            return Err(PyValueError::new_err("encryption='aes' is qcow2's own"));
+        }
         _ if encrypted && format == FormatKind::Raw => {
             return Err(PyValueError::new_err("a raw image that is encrypted has the format 'luks'"));
         }
         _ => {}
+    }
+    if let (true, Some(name)) = (encryption.aes, of_luks) {
+        return Err(PyValueError::new_err(format!(
+            "{name} is chosen for LUKS only, not with encryption='aes'"
+        )));
     }
     let options = match format {
         FormatKind::Qcow2 => CreateOptions::Qcow2(qcow2::CreateOptions { preallocation, ..options }),

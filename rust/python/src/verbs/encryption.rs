@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use imago_core::crypt::{Algorithm, CipherSpec, Cost, Hash, IvGenerator, Mode, Options, Secret};
+use imago_core::format::qcow2::create as qcow2;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -12,7 +13,9 @@ use crate::secret::PySecret;
 /// How a new image is encrypted, under the names of QEMU's options.
 #[derive(Default)]
 pub(super) struct Encryption {
-    pub(super) secret: Option<PySecret>,
+    secret: Option<PySecret>,
+    /// With qcow2's own AES instead of LUKS.
+    pub(super) aes: bool,
     cipher_alg: Option<(Algorithm, u32)>,
     cipher_mode: Option<Mode>,
     ivgen_alg: Option<String>,
@@ -39,14 +42,27 @@ impl Encryption {
         Ok(true)
     }
 
-    /// The engine's options, with `secret` where none was given.
-    pub(super) fn options(self, without: Option<Secret>) -> Result<Options, Failure> {
-        let secret = match (self.secret, without) {
-            (Some(secret), _) => secret.get()?,
-            (None, Some(secret)) => secret,
-            (None, None) => return Err(PyValueError::new_err("an encrypted image needs a secret").into()),
-        };
-        let mut options = Options::new(secret);
+    /// What a new qcow2 image is encrypted with; `without` is the secret where none was given.
+    pub(super) fn of_qcow2(self, without: Option<Secret>) -> Result<qcow2::Encryption, Failure> {
+        if self.aes {
+            self.secret(without).map(qcow2::Encryption::Aes)
+        } else {
+            self.luks(without).map(qcow2::Encryption::Luks)
+        }
+    }
+
+    fn secret(self, without: Option<Secret>) -> Result<Secret, Failure> {
+        match (self.secret, without) {
+            (Some(secret), _) => Ok(secret.get()?),
+            (None, Some(secret)) => Ok(secret),
+            (None, None) => Err(PyValueError::new_err("an encrypted image needs a secret").into()),
+        }
+    }
+
+    /// The options of LUKS.
+    pub(super) fn luks(mut self, without: Option<Secret>) -> Result<Options, Failure> {
+        let asked = Encryption { secret: self.secret.take(), ..Encryption::default() };
+        let mut options = Options::new(asked.secret(without)?);
         let (algorithm, key_bits) = self.cipher_alg.unwrap_or((Algorithm::Aes, 256));
         let iv = match (self.ivgen_alg.as_deref(), self.ivgen_hash_alg) {
             (Some("plain"), _) => IvGenerator::Plain,

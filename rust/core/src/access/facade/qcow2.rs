@@ -76,7 +76,7 @@ impl Qcow2 {
     }
 
     fn check_unlocked(&self) -> Result<()> {
-        if self.driver.needs_secret() && self.driver.cipher().is_none() {
+        if self.driver.is_locked() {
             return Err(Error::new(ErrorKind::WrongSecret, "the image is encrypted: unlock it first"));
         }
         Ok(())
@@ -129,7 +129,7 @@ impl IntoImage for Qcow2 {
             (None, Some(reference)) => Base::Unopened(reference),
             (None, None) => Base::None,
         };
-        let locked = self.driver.needs_secret() && self.driver.cipher().is_none();
+        let locked = self.driver.is_locked();
         let image = Link::Qcow2(self.driver).into_image(base);
         Arc::new(match (self.has_data_file, locked) {
             (true, _) => image,

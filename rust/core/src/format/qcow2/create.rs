@@ -14,12 +14,12 @@ use super::features::{
     INCOMPATIBLE_EXTENDED_L2, MAX_CLUSTER_WITHOUT_NAMES, name_table,
 };
 use super::header::{
-    COMPRESSION_ZSTD, CRYPT_LUKS, MAGIC, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_TABLE_LEN,
+    COMPRESSION_ZSTD, CRYPT_AES, CRYPT_LUKS, MAGIC, MAX_CLUSTER_BITS, MAX_L1_LEN, MAX_REFCOUNT_TABLE_LEN,
     MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, V2_REFCOUNT_ORDER, in_file, l1_entries_for,
     order_of_refcount_bits,
 };
 use super::{names, refcounts};
-use crate::crypt;
+use crate::crypt::{self, Secret};
 use crate::error::{Error, Result};
 use crate::format::preallocation::Preallocation;
 use crate::format::{Compression, ImplicitReference, luks};
@@ -76,8 +76,50 @@ pub struct CreateOptions {
     /// What is set aside for the disk's bytes. Over a backing file it needs extended L2 entries, where a cluster has a place and its
     /// subclusters still show what is below.
     pub preallocation: Preallocation,
-    /// Encrypt guest data with LUKS.
-    pub encryption: Option<crypt::Options>,
+    /// Encrypt guest data.
+    pub encryption: Option<Encryption>,
+}
+
+/// How a new image is encrypted.
+#[derive(Clone, Debug)]
+pub enum Encryption {
+    /// With LUKS.
+    Luks(crypt::Options),
+    /// With qcow2's own AES, for who needs what old programs read: any secret opens such an image, only its first 16 bytes count, and no work
+    /// slows down who tries them all.
+    Aes(Secret),
+}
+
+impl Encryption {
+    /// What opens the image.
+    pub fn secret(&self) -> &Secret {
+        match self {
+            Encryption::Luks(options) => &options.secret,
+            Encryption::Aes(secret) => secret,
+        }
+    }
+
+    fn crypt_method(&self) -> u32 {
+        match self {
+            Encryption::Luks(_) => CRYPT_LUKS,
+            Encryption::Aes(_) => CRYPT_AES,
+        }
+    }
+
+    /// Bytes of the encryption header and what belongs to it.
+    pub(super) fn header_len(&self) -> Result<u64> {
+        match self {
+            Encryption::Luks(options) => luks::area_len(options),
+            Encryption::Aes(_) => Ok(0),
+        }
+    }
+
+    fn header(&self) -> Result<Vec<u8>> {
+        match self {
+            Encryption::Luks(options) => luks::create_inside(options),
+            Encryption::Aes(_) => Ok(Vec::new()),
+        }
+    }
 }
 
 impl Default for CreateOptions {
@@ -134,7 +176,7 @@ pub fn create(
     {
         return Err(in_file(data, too_small(data.len()?, plan.size)));
     }
-    let encryption = options.encryption.as_ref().map(luks::create_inside).transpose()?.unwrap_or_default();
+    let encryption = options.encryption.as_ref().map(Encryption::header).transpose()?.unwrap_or_default();
     plan.write(storage.as_ref(), data_file, &encryption).map_err(|error| in_file(storage.as_ref(), error))
 }
 
@@ -157,6 +199,8 @@ struct Plan {
     /// Clusters of LUKS header and key slots, and their bytes.
     encryption_clusters: u64,
     encryption_len: u64,
+    /// As the header says it.
+    crypt_method: u32,
     /// Clusters of this file that guest data has already.
     data_clusters: u64,
     /// Header, extensions and the backing file's name.
@@ -176,10 +220,8 @@ impl Plan {
             return Err(too_big(options));
         }
 
-        let encryption_len = match &options.encryption {
-            Some(encryption) => luks::area_len(encryption)?,
-            None => 0,
-        };
+        let encryption = options.encryption.as_ref();
+        let encryption_len = encryption.map_or(Ok(0), Encryption::header_len)?;
         let mut plan = Plan {
             cluster_bits,
             refcount_order,
@@ -194,6 +236,7 @@ impl Plan {
             l2_tables: 0,
             encryption_clusters: clusters_for(encryption_len, cluster_bits),
             encryption_len,
+            crypt_method: encryption.map_or(0, Encryption::crypt_method),
             data_clusters: 0,
             head: Vec::new(),
         };
@@ -282,7 +325,7 @@ impl Plan {
         raw.refcount_table_offset = self.cluster_size().into();
         raw.refcount_table_clusters = (self.table_clusters as u32).into();
         raw.refcount_order = self.refcount_order.into();
-        raw.crypt_method = if self.encryption_len == 0 { 0 } else { CRYPT_LUKS }.into();
+        raw.crypt_method = self.crypt_method.into();
         let bit = |set: bool, bit: u64| if set { bit } else { 0 };
         let zstd = options.compression == Compression::Zstd;
         raw.incompatible = (bit(options.data_file.is_some(), INCOMPATIBLE_DATA_FILE)
@@ -349,7 +392,7 @@ impl Plan {
             // Where there are subclusters, space alone shows nothing: what is below stays in sight.
             let bitmap = if self.raw { ALL_SUBCLUSTERS } else { 0 };
             // Zeroes of the file are no zeroes once they are decrypted.
-            let zero = if self.encryption_len > 0 && !self.extended_l2 { ZERO } else { 0 };
+            let zero = if self.crypt_method != 0 && !self.extended_l2 { ZERO } else { 0 };
             for cluster in first..first + clusters_for(self.size, self.cluster_bits) {
                 out.put(U64::new(cluster << self.cluster_bits | COPIED | zero).as_bytes())?;
                 if self.extended_l2 {
@@ -474,6 +517,10 @@ fn check_combination(options: &CreateOptions) -> Result<()> {
         "a raw data file holds the whole disk and cannot have a backing file"
     } else if v2 && options.preallocation != Preallocation::Off && options.encryption.is_some() {
         "preallocated clusters of an encrypted image need version 3, which can say that they read as zeroes"
+    } else if let Some(Encryption::Aes(secret)) = &options.encryption
+        && secret.is_empty()
+    {
+        "the secret is empty"
     } else if options.preallocation != Preallocation::Off && options.backing.is_some() && !options.extended_l2
     {
         "over a backing file preallocation needs extended L2 entries: without subclusters a cluster that has a place hides what is below"

@@ -104,24 +104,8 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// The header of an image whose data can be read.
+    /// The header of an image.
     pub(crate) fn read(storage: &dyn Storage) -> Result<Header> {
-        let header = Self::inspect(storage)?;
-        if header.encryption == Some(Encryption::Aes) {
-            return Err(in_file(
-                storage,
-                Error::unsupported(
-                    "images encrypted with qcow2's own AES cannot be opened yet; make one with LUKS of it first \
-                     (qemu-img convert)",
-                )
-                .at(offset_of!(RawHeader, crypt_method) as u64),
-            ));
-        }
-        Ok(header)
-    }
-
-    /// The header of any image, also of one of which no data can be read.
-    pub(crate) fn inspect(storage: &dyn Storage) -> Result<Header> {
         let read = || {
             let file_len = storage.len()?;
             parse(&first_cluster(storage, file_len)?, file_len)

@@ -188,7 +188,7 @@ impl Driver {
     /// The storage of guest data.
     pub(super) fn data(&self) -> Result<&Arc<dyn Storage>> {
         self.data.as_ref().ok_or_else(|| {
-            if self.needs_secret() && self.cipher().is_none() {
+            if self.is_locked() {
                 return Error::new(ErrorKind::WrongSecret, "the image is encrypted and was not unlocked");
             }
             Error::invalid_input("the image keeps its data in an external data file that was not opened")

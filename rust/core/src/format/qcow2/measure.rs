@@ -2,7 +2,6 @@
 
 use super::create::{self, CreateOptions};
 use crate::error::Result;
-use crate::format::luks;
 
 /// Bytes that an image of these options takes when every cluster of its disk is allocated, and how many of them are data.
 ///
@@ -17,7 +16,7 @@ pub fn fully_allocated(options: &CreateOptions) -> Result<(u64, u64)> {
     let l2_entries = (data / cluster_size).next_multiple_of(cluster_size / l2_entry_size);
     let l2 = l2_entries * l2_entry_size;
     let l1 = (l2 / cluster_size * 8).next_multiple_of(cluster_size);
-    let encryption = options.encryption.as_ref().map(luks::area_len).transpose()?.unwrap_or(0);
+    let encryption = options.encryption.as_ref().map_or(Ok(0), create::Encryption::header_len)?;
     let without_refcounts = cluster_size + l2 + l1 + data + encryption.next_multiple_of(cluster_size);
     let refcounts = refcount_clusters(without_refcounts / cluster_size, options) * cluster_size;
     Ok((without_refcounts + refcounts, data))

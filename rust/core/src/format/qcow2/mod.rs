@@ -49,7 +49,7 @@ use super::{
     ImplicitReference, InPlace, Lookup, Mapping, Packing, Resize, Snapshots, WriteStep, ZeroIntent, ZeroStep,
     luks,
 };
-use crate::crypt::{Secret, SectorCipher};
+use crate::crypt::{self, Secret, SectorCipher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 use crate::storage::latched::Latched;
@@ -71,7 +71,7 @@ pub struct Inspection {
 
 /// Reads what `info` shows of an image and nothing else; opens no other file.
 pub fn inspect(storage: &dyn Storage) -> Result<Inspection> {
-    let header = Header::inspect(storage)?;
+    let header = Header::read(storage)?;
     let info = format_info(storage, &header)?;
     Ok(Inspection { size: header.size, backing: header.backing, info })
 }
@@ -98,7 +98,8 @@ pub struct Driver {
     /// The image file. Metadata is written through the latch, so that nothing is ever written on top of unknown state.
     storage: Arc<dyn Storage>,
     metadata: Latched,
-    /// Where guest data is: the image file, or the external data file once it is known; of an encrypted image what decrypts one of them.
+    /// Where guest data is: the image file, or the external data file once it is known; of an encrypted image what decrypts one of them,
+    /// unless [`Format::guest_cipher`] does that.
     data: Option<Arc<dyn Storage>>,
     /// How it is encrypted.
     crypt: Option<Crypt>,
@@ -132,7 +133,8 @@ pub struct Driver {
 /// What guest data is encrypted with.
 #[derive(Debug)]
 struct Crypt {
-    volume: luks::Volume,
+    /// The LUKS header; `None`: qcow2's own AES, which has none.
+    volume: Option<luks::Volume>,
     /// The cipher, once a secret has given it.
     cipher: Option<Arc<SectorCipher>>,
 }
@@ -183,11 +185,12 @@ impl Driver {
             (Refcounts::absent(), Vec::new(), FxHashSet::default())
         };
         let crypt = match header.encryption {
-            Some(Encryption::Luks(place)) => Some(Crypt {
-                volume: luks::Volume::inside(Arc::clone(&storage), place.offset, place.len)?,
-                cipher: None,
-            }),
-            Some(Encryption::Aes) | None => None,
+            Some(Encryption::Luks(place)) => {
+                let volume = luks::Volume::inside(Arc::clone(&storage), place.offset, place.len)?;
+                Some(Crypt { volume: Some(volume), cipher: None })
+            }
+            Some(Encryption::Aes) => Some(Crypt { volume: None, cipher: None }),
+            None => None,
         };
         Ok(Driver {
             geometry,
@@ -257,19 +260,29 @@ impl Driver {
         self.crypt.is_some()
     }
 
-    /// Finds the key of guest data; [`ErrorKind::WrongSecret`] if `secret` does not open it.
+    /// Finds the key of guest data; [`ErrorKind::WrongSecret`] if `secret` does not open it. Nothing tells whether it is right where the
+    /// image is encrypted with qcow2's own AES: with a wrong one the disk is noise.
     pub fn unlock(&mut self, secret: &Secret) -> Result<()> {
         let Some(crypt) = &mut self.crypt else {
             return Err(self.located(Error::invalid_input("the image is not encrypted")));
         };
-        let unlocked = crypt.volume.unlock(secret)?;
-        crypt.cipher = Some(crypt.volume.cipher(&unlocked)?);
+        crypt.cipher = Some(match &crypt.volume {
+            Some(volume) => volume.cipher(&volume.unlock(secret)?)?,
+            None => Arc::new(crypt::qcow2_aes(secret)?),
+        });
         Ok(())
     }
 
-    /// What decrypts the storage of guest data, once the image is unlocked.
-    pub(crate) fn cipher(&self) -> Option<&Arc<SectorCipher>> {
-        self.crypt.as_ref()?.cipher.as_ref()
+    /// Whether guest data is encrypted and its key has not been found.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.crypt.as_ref().is_some_and(|crypt| crypt.cipher.is_none())
+    }
+
+    /// What decrypts the storage of guest data under the numbers of its own sectors, once the image is unlocked.
+    pub(crate) fn host_cipher(&self) -> Option<&Arc<SectorCipher>> {
+        let crypt = self.crypt.as_ref()?;
+        // In an external data file every sector has the number that it has in the disk.
+        crypt.cipher.as_ref().filter(|_| crypt.volume.is_some() || self.geometry.external_data)
     }
 
     /// The key slots, of an image that is encrypted with LUKS.
@@ -281,10 +294,11 @@ impl Driver {
                  them, before its keys are changed"
             ))));
         }
-        Ok(self.crypt.map(|crypt| crypt.volume))
+        Ok(self.crypt.and_then(|crypt| crypt.volume))
     }
 
-    /// Says where guest data is, for an image with an external data file and for an encrypted one, of which `data` decrypts either file.
+    /// Says where guest data is, for an image with an external data file and for an encrypted one, of which `data` decrypts either file (see
+    /// [`host_cipher`](Driver::host_cipher)).
     pub fn set_data_storage(&mut self, data: Arc<dyn Storage>) -> Result<()> {
         if !self.geometry.external_data && self.crypt.is_none() {
             return Err(self.located(Error::invalid_input("the image has no external data file")));
@@ -319,7 +333,7 @@ impl Driver {
 /// Whether the image in `storage` says that it was not closed, and not that somebody found it corrupt: what a repair before the first
 /// write is for.
 pub(crate) fn needs_cleaning(storage: &dyn Storage) -> Result<bool> {
-    let header = Header::inspect(storage)?;
+    let header = Header::read(storage)?;
     Ok(header.is_dirty() && !header.is_corrupt())
 }
 
@@ -361,6 +375,11 @@ impl Format for Driver {
 
     fn is_encrypted(&self) -> bool {
         self.crypt.is_some()
+    }
+
+    fn guest_cipher(&self) -> Option<&Arc<SectorCipher>> {
+        let crypt = self.crypt.as_ref()?;
+        crypt.cipher.as_ref().filter(|_| self.host_cipher().is_none())
     }
 
     fn inflight(&self) -> Option<&Inflight> {

@@ -79,7 +79,7 @@ pub fn amend(
         if !storage.capabilities().write {
             return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
         }
-        let header = Header::inspect(&**storage)?;
+        let header = Header::read(&**storage)?;
         refuse_unsafe_writes(&header)?;
         let mut area = HeaderArea::read(&**storage)?;
         change_fields(&mut area, &header, options)?;
@@ -273,7 +273,7 @@ impl Amendment<'_> {
     fn resize_refcounts(mut self, order: u32, released: &[Dropped], steps: &mut Steps<'_>) -> Result<()> {
         let storage = &**self.storage;
         let bits = self.old.cluster_bits;
-        let mut old = Refcounts::open(storage, &Header::inspect(storage)?)?;
+        let mut old = Refcounts::open(storage, &Header::read(storage)?)?;
         let clusters =
             released.iter().flat_map(|range| range.host.0 >> bits..=(range.host.0 + range.len - 1) >> bits);
         let resized = Resized::plan(&mut old, storage, order, clusters.collect(), &mut || steps.step())?;

@@ -20,7 +20,7 @@ fn open(path: &Path, write: bool) -> File {
 #[track_caller]
 fn info_of(path: &Path) -> Qcow2Info {
     let file = open(path, false);
-    info(&file, &Header::inspect(&file).unwrap()).unwrap()
+    info(&file, &Header::read(&file).unwrap()).unwrap()
 }
 
 /// QEMU's JSON without white space.

@@ -24,7 +24,7 @@ fn said(bytes: &[u8]) -> Result<Said> {
     let mut raw = area.raw;
     (raw.header_length, raw.backing_name_offset) = (0.into(), 0.into());
     Ok(Said {
-        header: format!("{:?}", Header::inspect(&memory)?),
+        header: format!("{:?}", Header::read(&memory)?),
         fields: raw.as_bytes().to_vec(),
         unknown_fields: area.unknown_fields,
         extensions: area.extensions,
