@@ -30,7 +30,7 @@ fn new_image(path: &Path, kind: FormatKind, encryption: Options) {
     let mut options = CreateOptions::qcow2(SIZE);
     match (&mut options, kind) {
         (CreateOptions::Qcow2(qcow2), FormatKind::Qcow2) => {
-            qcow2.encryption = Some(Encryption::Luks(encryption))
+            qcow2.encryption = Some(Encryption::Luks(encryption));
         }
         _ => options = CreateOptions::Luks { size: SIZE, encryption },
     }

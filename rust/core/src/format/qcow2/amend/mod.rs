@@ -237,7 +237,7 @@ impl Amendment<'_> {
             self.resize_refcounts(order, &released, &mut steps)
         } else {
             // The table moves when what was done before made it longer.
-            let now = Header::inspect(storage)?;
+            let now = Header::read(storage)?;
             self.area.raw.refcount_table_offset = now.refcount_table_offset.0.into();
             self.area.raw.refcount_table_clusters = now.refcount_table_clusters.into();
             self.area.install(storage)?;
