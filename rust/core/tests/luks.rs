@@ -30,7 +30,7 @@ fn new_image(path: &Path, kind: FormatKind, encryption: Options) {
     let mut options = CreateOptions::qcow2(SIZE);
     match (&mut options, kind) {
         (CreateOptions::Qcow2(qcow2), FormatKind::Qcow2) => {
-            qcow2.encryption = Some(Encryption::Luks(encryption))
+            qcow2.encryption = Some(Encryption::Luks(encryption));
         }
         _ => options = CreateOptions::Luks { size: SIZE, encryption },
     }
@@ -386,7 +386,7 @@ fn compressed_clusters_are_refused_before_anything_is_touched() {
         new_image(&path, kind, encryption());
         let before = std::fs::read(&path).unwrap();
         let image = open(&path);
-        let error = image.write_compressed(&[1; 65536], 0, CompressionLevel::Default).unwrap_err();
+        let error = image.write_compressed(&vec![1; 65536], 0, CompressionLevel::Default).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
         image.close().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), before);
