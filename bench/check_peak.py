@@ -1,7 +1,7 @@
 """Run by itself: checks an image, or has `qemu-img` do it, and prints the peak of memory in MiB.
 
-Our peak is the kernel's VmHWM, which begins with the process. A child's `ru_maxrss` begins with what
-its parent had, which here is less than `qemu-img` takes.
+Our peak is the kernel's VmHWM, which begins with the process. A child's `ru_maxrss` begins with
+what its parent had, which here is less than `qemu-img` takes.
 """
 
 from __future__ import annotations

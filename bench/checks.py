@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyimago
 
-from .lab import CLUSTER, Lab, run
+from .lab import CLUSTER, Lab, python, run
 from .measure import OURS, Cost, Sides, cost
 
 PEAK = Path(__file__).with_name("check_peak.py")
@@ -37,7 +36,7 @@ def memory(lab: Lab) -> Generator[Sides]:
     path = lab.tables()
 
     def above() -> Cost:
-        peaks = [float(run(sys.executable, "-I", str(PEAK), who, str(path))) for who in (OURS, "qemu-img")]
+        peaks = [float(python(str(PEAK), who, str(path))) for who in (OURS, "qemu-img")]
         return Cost(0, 0, peaks[0] - peaks[1])
 
     yield {OURS: above}

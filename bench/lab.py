@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,11 @@ def run(*command: str, stdin: str | None = None) -> str:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
     return done.stdout
+
+
+def python(*arguments: str) -> str:
+    """The output of a fresh interpreter; it imports the library that is measured, which `-I` might not."""
+    return run(sys.executable, "-s", "-P", *arguments)
 
 
 def settle(path: Path) -> None:
@@ -179,6 +185,17 @@ class Lab:
         if not path.exists():
             size = str(self.scale.size * KIB)
             run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(path), size)
+        return path
+
+    def snapshots(self, count: int) -> Path:
+        """The tables of a disk 256 times as large, all its clusters in each of `count` snapshots."""
+        path = self.folder / f"snapshots-{count}.qcow2"
+        if not path.exists():
+            size = str(self.scale.size * 256)
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(path), size)
+            with pyimago.open(path, write=True, format="qcow2") as image:
+                for n in range(count):
+                    image.snapshots.create(f"snapshot-{n}")
         return path
 
     @contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from .lab import Lab, run
+from .lab import Lab, python
 from .measure import OURS, Cost, Sides, cost
 
 PEAK = Path(__file__).with_name("peak.py")
@@ -23,7 +22,7 @@ print(time.process_time() - cpu, time.perf_counter() - wall)
 
 def imported(module: str) -> Cost:
     """What the import costs in a fresh interpreter, without the start of it."""
-    cpu, wall = run(sys.executable, "-I", "-c", IMPORT.format(module=module)).split()
+    cpu, wall = python("-c", IMPORT.format(module=module)).split()
     return Cost(float(cpu), float(wall))
 
 
@@ -41,8 +40,8 @@ def memory(lab: Lab, size: int, cluster: int, spread: int) -> Generator[Sides]:
 
     def ours() -> Cost:
         peaks: list[float] = []
-        command = (sys.executable, "-I", str(PEAK), str(path), str(count), str(places))
-        spent = cost(count, lambda: peaks.append(float(run(*command))))
+        arguments = (str(PEAK), str(path), str(count), str(places))
+        spent = cost(count, lambda: peaks.append(float(python(*arguments))))
         return Cost(spent.cpu, spent.wall, peaks[0])
 
     yield {OURS: ours}

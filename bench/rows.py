@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from . import checks, packing, processes, reads, writes
+from . import checks, packing, processes, reads, snapshots, writes
 from .lab import KIB, MIB, Lab
 from .measure import Bound, Sides
 
@@ -132,6 +132,23 @@ ROWS = (
     Row("allocate", "random 4 KiB allocating write", QEMU_BENCH, (Bound("≥", 3, "CPU"),), writes.allocating),
     *(
         Row(
+            f"allocate-{name}{suffix}",
+            f"the same, {how}",
+            against,
+            (Bound("≥", target, "wall"),),
+            partial(sides, way=way),
+        )
+        for name, how, way in (
+            ("64", "awaited in 64 tasks", writes.tasks(64)),
+            ("many", "`write_many` of 64, awaited", writes.many),
+        )
+        for suffix, against, target, sides in (
+            ("", "the same, awaited one by one", 1, writes.in_flight),
+            ("-qemu", QEMU_BENCH, 2, writes.in_flight_against_qemu),
+        )
+    ),
+    *(
+        Row(
             kind,
             f"sequential read of a {kind} image",
             CONVERT,
@@ -181,6 +198,13 @@ ROWS = (
         "-",
         (Bound("≤", 0, "MiB"),),
         checks.memory,
+    ),
+    Row(
+        "snapshot-delete",
+        "deleting one of 50 snapshots of a 256 GiB qcow2 (tables only)",
+        "`qemu-img snapshot -d`",
+        (Bound("≥", 1, "wall"),),
+        partial(snapshots.deleting, count=50),
     ),
     Row("import", "`import pyimago`", "`import asyncio`", (Bound("≤", 1.5, "wall"),), processes.imports),
     *(

@@ -1,7 +1,7 @@
 """Random writes against `qemu-img bench -w`, an equal image for each side.
 
 Both sides write 4 KiB at the same offsets in the same order (steps of 0.618 of the disk, which
-`qemu-img bench` takes modulo its size); QEMU keeps 64 requests in flight, its default. Neither waits for the
+`qemu-img bench` takes modulo its size); QEMU keeps 64 requests in flight. Neither waits for the
 device (QEMU: cache mode `unsafe`): what a barrier costs is the kernel's and the same for both. Opening, a
 start of `qemu-img`, and what is left to be written before the next round are off the clock; of ours that
 includes the metadata, a hundredth of what was written.
@@ -9,18 +9,22 @@ includes the metadata, a hundredth of what was written.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import pyimago
 
 from .lab import CLUSTER, Lab, run, stride, stride_step
-from .measure import OURS, Cost, Side, Sides, cost
-from .reads import BLOCK
+from .measure import OURS, Cost, Sides, cost
+from .reads import BATCH, BLOCK, drive
+
+Way: TypeAlias = Callable[[pyimago.FormatAccess, Sequence[int]], Awaitable[None]]
 
 ENGINES = {
     "threads": ("-i", "threads", "-t", "unsafe"),
@@ -52,33 +56,62 @@ def write_loop(image: pyimago.SyncFormatAccess, count: int, unit: int) -> None:
         write(data, n * unit)
 
 
+def tasks(count: int) -> Way:
+    """Writes awaited in so many tasks, each taking the next offset: in the order of `qemu-img bench`."""
+
+    async def written(image: pyimago.FormatAccess, offsets: Sequence[int]) -> None:
+        left, data = iter(offsets), b"\xa5" * BLOCK
+
+        async def task() -> None:
+            write = image.write
+            for offset in left:
+                await write(data, offset)
+
+        await asyncio.gather(*(task() for _ in range(count)))
+
+    return written
+
+
+async def many(image: pyimago.FormatAccess, offsets: Sequence[int]) -> None:
+    """One `write_many` of a batch of writes."""
+    data = b"\xa5" * BLOCK
+    for at in range(0, len(offsets), BATCH):
+        await image.write_many([(data, offset) for offset in offsets[at : at + BATCH]])
+
+
 def qemu_bench(options: tuple[str, ...], path: Path, count: int, unit: int, size: int) -> None:
     """The same by `qemu-img bench`."""
     step = stride_step(size // unit) * unit
-    shape = ("-w", "-c", str(count), "-s", str(BLOCK), "-S", str(step), "--pattern", "165")
+    shape = ("-w", "-d", str(BATCH), "-c", str(count), "-s", str(BLOCK), "-S", str(step), "--pattern", "165")
     run("qemu-img", "bench", "-f", "qcow2", *shape, *options, str(path))
 
 
-def against_qemu(lab: Lab, count: int, unit: int, image: Callable[[str], Path]) -> Sides:
-    """The sides; `image` gives a side its image before each round, off the clock."""
+def synced(path: Path) -> Path:
+    """Nothing is left to be written."""
+    os.sync()
+    return path
+
+
+def peers(lab: Lab, count: int, unit: int, image: Callable[[str], Path]) -> Sides:
+    """`qemu-img bench` with each of its engines; `image` gives a side its image before each round."""
     size = lab.scale.size
 
-    def fresh(name: str) -> Path:
-        path = image(name)
-        os.sync()
-        return path
-
-    def ours() -> Cost:
-        with pyimago.open(fresh(OURS), write=True) as written:
-            return cost(count, lambda: write_loop(written, count, unit))
-
     def peer(name: str, options: tuple[str, ...]) -> Cost:
-        path = fresh(name)
+        path = synced(image(name))
         start_up = cost(count, lambda: run("qemu-img", "--version"))
         return cost(count, lambda: qemu_bench(options, path, count, unit, size)) - start_up
 
-    peers: dict[str, Side] = {name: partial(peer, name, options) for name, options in engines(lab).items()}
-    return {OURS: ours, **peers}
+    return {name: partial(peer, name, options) for name, options in engines(lab).items()}
+
+
+def against_qemu(lab: Lab, count: int, unit: int, image: Callable[[str], Path]) -> Sides:
+    """The synchronous class against those."""
+
+    def ours() -> Cost:
+        with pyimago.open(synced(image(OURS)), write=True) as written:
+            return cost(count, lambda: write_loop(written, count, unit))
+
+    return {OURS: ours, **peers(lab, count, unit, image)}
 
 
 @contextmanager
@@ -98,8 +131,51 @@ def overwriting(lab: Lab) -> Generator[Sides]:
     shutil.rmtree(copies)
 
 
+def allocations(lab: Lab) -> int:
+    """How many there are in a round."""
+    return min(lab.scale.operations, lab.scale.size // CLUSTER)
+
+
 @contextmanager
 def allocating(lab: Lab) -> Generator[Sides]:
     """Each into a cluster of its own, of an image that is empty before every round."""
-    count = min(lab.scale.operations, lab.scale.size // CLUSTER)
-    yield against_qemu(lab, count, CLUSTER, lab.empty)
+    yield against_qemu(lab, allocations(lab), CLUSTER, lab.empty)
+
+
+def awaited(lab: Lab, runner: asyncio.Runner, name: str, way: Way) -> Cost:
+    """The same on the runner's loop, in some way."""
+    path = synced(lab.empty(name))
+    offsets = [n * CLUSTER for n in stride(allocations(lab), lab.scale.size // CLUSTER)]
+
+    async def opened() -> pyimago.FormatAccess:
+        return await pyimago.aio.open(path, write=True, format="qcow2")
+
+    image = runner.run(opened())
+
+    async def closed() -> None:
+        await image.close()
+
+    try:
+        return drive(runner, len(offsets), lambda: way(image, offsets))
+    finally:
+        runner.run(closed())
+
+
+@contextmanager
+def in_flight(lab: Lab, way: Way) -> Generator[Sides]:
+    """The same with many in flight, against one in flight."""
+    with asyncio.Runner(loop_factory=lab.loop) as runner:
+        yield {
+            OURS: lambda: awaited(lab, runner, OURS, way),
+            "one": lambda: awaited(lab, runner, "one", tasks(1)),
+        }
+
+
+@contextmanager
+def in_flight_against_qemu(lab: Lab, way: Way) -> Generator[Sides]:
+    """The same with many in flight on both sides."""
+    with asyncio.Runner(loop_factory=lab.loop) as runner:
+        yield {
+            OURS: lambda: awaited(lab, runner, OURS, way),
+            **peers(lab, allocations(lab), CLUSTER, lab.empty),
+        }

@@ -350,8 +350,8 @@ class KeySlot:
     @classmethod
     def all_of(cls, image: ImageInfo) -> list[KeySlot]:
         """The eight of `image`."""
-        data = image.format_specific["data"] if image.format_specific else {}
-        luks = data.get("encrypt", data)
+        data: dict[str, Any] = image.format_specific["data"] if image.format_specific else {}
+        luks: dict[str, Any] = data.get("encrypt", data)
         if "slots" not in luks:
             raise ValueError(f"{image.filename}: the image has no key slots: it is not encrypted with LUKS")
         return [

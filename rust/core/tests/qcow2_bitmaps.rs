@@ -66,8 +66,10 @@ fn an_enabled_bitmap_records_every_kind_of_write() {
     image.discard(20 * MIB, 65536).unwrap();
     image.write(&[], 30 * MIB).unwrap();
     // One cluster packs, one is zeroes.
-    image.write_compressed(&[[7; 65536], [0; 65536]].concat(), 40 * MIB, CompressionLevel::Default).unwrap();
-    let refused = image.write_compressed(&[7; 65536], 50 * MIB + 512, CompressionLevel::Default);
+    image
+        .write_compressed(&[vec![7; 65536], vec![0; 65536]].concat(), 40 * MIB, CompressionLevel::Default)
+        .unwrap();
+    let refused = image.write_compressed(&vec![7; 65536], 50 * MIB + 512, CompressionLevel::Default);
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
     let coarse =
         [(MIB, 131_072), (5 * MIB, 65536), (9 * MIB, 131_072), (20 * MIB, 65536), (40 * MIB, 131_072)];

@@ -335,7 +335,7 @@ fn power_loss_leaves_the_old_image_the_new_one_or_none() {
     let new = image_of(&rich());
     let none = Cell::new(0);
     let verb = Verb {
-        start: &[old.clone()],
+        start: std::slice::from_ref(&old),
         run: &|storages| create(&storages[0], None, &rich()),
         verify: &|media, moment| {
             let found = &media[0];

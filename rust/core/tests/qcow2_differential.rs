@@ -232,10 +232,17 @@ fn qemu_agrees_with_what_this_writes_into_its_images() {
     for (seed, case) in (0..).zip(matrix()) {
         let made = make(&case);
         let options = case.options;
-        let geometry = geometry(&made.path);
+        let mut geometry = geometry(&made.path);
+        let view = qemu::view(&made.path);
+        // QEMU shows a snapshot with the size that the disk has now: the one or the other.
+        if geometry.resizes && seed % 2 == 0 && view.snapshots.is_empty() {
+            geometry.snapshots = 0;
+        } else {
+            geometry.resizes = false;
+        }
         let keeps = case.version_2() && case.backing.is_some();
         let discards = if keeps { Discards::Keep } else { Discards::Zero };
-        let mut model = Model::new(qemu::view(&made.path), geometry, discards);
+        let mut model = Model::new(view, geometry, discards);
         let mut image = open(&made.path, true).unwrap_or_else(|e| panic!("{options}: {e}"));
         for op in fixed_script(geometry, 40, seed) {
             model.apply(&image, &op).unwrap_or_else(|e| panic!("{options}: {e}"));

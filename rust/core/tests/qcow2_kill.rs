@@ -53,6 +53,8 @@ fn script(config: &Config, seed: u64) -> Vec<Op> {
             let end = (offset + len) / cluster * cluster;
             Op::Discard { offset: start, len: end.saturating_sub(start) }
         }
+        // Killed in the middle of one, the image is dirty, and nothing here writes to it then.
+        op if op.crash() == Crash::Whole => Op::Flush,
         op => op,
     };
     fixed_script(config.geometry(), OPS, seed).into_iter().map(certain).collect()

@@ -177,7 +177,7 @@ fn a_guessed_raw_disk_does_not_become_another_format() {
 fn a_known_format_that_is_not_there_is_never_taken_for_raw() {
     let mut vdi = vec![0; 1024];
     vdi[0x40..0x44].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe]);
-    for (content, name) in [(b"KDMV".to_vec(), "vmdk"), (b"LUKS\xba\xbe".to_vec(), "luks"), (vdi, "vdi")] {
+    for (content, name) in [(b"KDMV".to_vec(), "vmdk"), (vdi, "vdi")] {
         let disk = Disk::new(&content);
         let error = OpenOptions::default().open(&disk.path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);

@@ -83,6 +83,8 @@ pub fn write_and_check(bytes: &[u8]) {
         subcluster: header.subcluster_size(),
         table: header.l2_entries() * header.cluster_size(),
         compresses: !header.data_file(),
+        snapshots: 0,
+        resizes: false,
     };
     let sound = sound && !header.data_file();
     let mut model = Model::new(view, geometry, Discards::Either);

@@ -58,6 +58,7 @@ pub struct Start {
 
 /// What a start image holds. Compressed clusters and snapshots are QEMU's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent parts, read by name")]
 pub struct Content {
     /// Compressed clusters, in the disk's first half.
     pub compressed: bool,
@@ -92,6 +93,11 @@ impl Start {
         let geometry = Geometry { compresses, ..geometry };
         for op in fixed_script(geometry, if content.used { 12 } else { 0 }, 200) {
             model.apply(&image, &op).expect("the script of a start image");
+        }
+        if content.bitmaps && content.used {
+            // The first write after the bitmaps came is to be one in place.
+            let write = Op::Write { offset: 0, len: model.size() / 4, seed: 77 };
+            model.apply(&image, &write).expect("a write");
         }
         if content.bitmaps {
             image.bitmaps().add("on", Some(GRANULE), Recording::Enabled).expect("a bitmap");
@@ -340,6 +346,7 @@ impl Start {
         let mut model = self.model(self.view.clone());
         let mut image = self.open_sims(&sims).ok();
         let mut flush_failed = false;
+        let mut other = self.view.clone();
         // The history cannot tell yet what a size that did not change leaves for later writes.
         for op in script.iter().filter(|op| !matches!(op, Op::Resize { .. })) {
             let Some(open) = &image else {
@@ -383,6 +390,10 @@ impl Start {
                 history.allows(&found, sim.epoch(), 1).map_err(|e| format!("{op:?}: {e}"))?;
                 history.push(sim.epoch(), found.clone(), Crash::Sectors);
                 model.view = found;
+            } else if done.is_err() && op.crash() == Crash::Whole {
+                // Nobody can see whether it was done: what comes on top of it is not known either.
+                other = before;
+                break;
             }
         }
         sim.heal();
@@ -390,8 +401,10 @@ impl Start {
             // While every read failed nobody could see what the writes that failed came to.
             let mut found = vec![0; open.size() as usize];
             open.read(&mut found, 0).map_err(|e| format!("healed: {e}"))?;
-            let found = View { disk: found, ..model.view.clone() };
-            history.allows(&found, sim.epoch(), 1).map_err(|e| format!("healed: {e}"))?;
+            let with = |beside: View| View { disk: found.clone(), ..beside };
+            let allowed = |found: &View| history.allows(found, sim.epoch(), 1);
+            let found = Some(with(other)).filter(|found| allowed(found).is_ok()).unwrap_or(with(model.view));
+            allowed(&found).map_err(|e| format!("healed: {e}"))?;
             history.push(sim.epoch(), found, Crash::Sectors);
         }
         if let Some(image) = image

@@ -131,6 +131,11 @@ impl Model {
         self.geometry
     }
 
+    /// Bytes of a cluster.
+    pub(crate) fn cluster(&self) -> u64 {
+        self.geometry.cluster
+    }
+
     /// Size of the disk now, in bytes.
     pub fn size(&self) -> u64 {
         self.view.disk.len() as u64

@@ -105,9 +105,15 @@ impl Op {
     pub fn fitted(&self, model: &Model) -> Op {
         let mut op = self.clone();
         match &mut op {
+            Op::WriteCompressed { offset, len, .. } => {
+                let (size, cluster) = (model.size(), model.cluster());
+                let end = (*offset + *len).min(size);
+                let end = if end == size { end } else { end / cluster * cluster };
+                *len = end.saturating_sub(*offset);
+                *offset = if *len == 0 { 0 } else { *offset };
+            }
             Op::Read { offset, len }
             | Op::Write { offset, len, .. }
-            | Op::WriteCompressed { offset, len, .. }
             | Op::WriteZeroes { offset, len, .. }
             | Op::Discard { offset, len } => {
                 *offset = (*offset).min(model.size());

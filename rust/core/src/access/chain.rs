@@ -60,6 +60,14 @@ impl Link {
         Ok(match found {
             FormatKind::Raw => Link::Raw { driver: Raw::open(storage, writable)?, probed: kind.is_none() },
             FormatKind::Qcow2 => {
+                if writable && needs_cleaning(&*storage)? {
+                    // What cannot be opened is not repaired either.
+                    drop(Self::unlocked(
+                        Driver::open(Arc::clone(&storage), false)?,
+                        Arc::clone(&storage),
+                        secret,
+                    )?);
+                }
                 let driver = open_qcow2(Arc::clone(&storage), writable)?;
                 Self::unlocked(driver, storage, secret)?
             }

@@ -93,14 +93,10 @@ impl Image {
         // All that can be refused, before bitmaps are told.
         self.check_write(offset, len)?;
         let packer = self.packer(level)?;
-        let cluster_size = packer.cluster_size as u64;
-        let end = offset + len;
-        if !offset.is_multiple_of(cluster_size) || (!end.is_multiple_of(cluster_size) && end != self.size()) {
-            return Err(self.name(Error::invalid_input(format!(
-                "compressed writes are of whole clusters: {len} bytes at offset {offset} are no multiples of {cluster_size}"
-            ))));
-        }
+        self.check_whole_clusters(offset, len, packer.cluster_size as u64)?;
         let _writing = self.begin_write(offset, len)?;
+        // The disk may have grown before.
+        self.check_whole_clusters(offset, len, packer.cluster_size as u64)?;
         let size = packer.batch_size(BATCH);
         let helpers = cores().min(bufs.len().div_ceil(size)).saturating_sub(1);
         let mut crew = Crew::new(helpers, move |(offset, bytes)| packer.pack(offset, bytes));
@@ -119,6 +115,16 @@ impl Image {
                 None => return Ok(()),
             }
         }
+    }
+
+    fn check_whole_clusters(&self, offset: u64, len: u64, cluster_size: u64) -> Result<()> {
+        let end = offset + len;
+        if offset.is_multiple_of(cluster_size) && (end.is_multiple_of(cluster_size) || end == self.size()) {
+            return Ok(());
+        }
+        Err(self.name(Error::invalid_input(format!(
+            "compressed writes are of whole clusters: {len} bytes at offset {offset} are no multiples of {cluster_size}"
+        ))))
     }
 
     /// How clusters of this image are packed; an error where there can be none.

@@ -43,14 +43,16 @@ impl Image {
                 if matches!(self.base, Base::Unopened(_)) {
                     return Err(self.unopened_base());
                 }
-                let grown = resize.make_room(size).and_then(|()| {
+                resize.make_room(size)?;
+                let grow = || {
                     if resize.is_flat() {
                         resize.set_size(size)?;
                         return preallocation.reserve(&**format.storage(), old, size - old);
                     }
                     self.prepare_growth(old, size, preallocation, resize)?;
                     resize.set_size(size)
-                });
+                };
+                let grown = grow();
                 if grown.is_err() {
                     // What was set aside is given back; the first failure is the one to report.
                     let _ = resize.set_size(old);

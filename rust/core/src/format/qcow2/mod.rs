@@ -107,6 +107,8 @@ pub struct Driver {
     /// disk after the next flush.
     l1: Box<[AtomicU64]>,
     slices: SliceCache,
+    /// What the caller wants `slices` to hold; otherwise the size of the disk decides.
+    l2_cache_size: Option<u64>,
     inflight: Inflight,
 
     /// The first write has happened: the header says so (autoclear bits, bitmaps in use).
@@ -190,7 +192,6 @@ impl Driver {
             Some(Encryption::Aes) => Some(Crypt { volume: None, cipher: None }),
             None => None,
         };
-        let l2_bytes = geometry.l2_bytes(header.size);
         Ok(Driver {
             geometry,
             writable,
@@ -199,7 +200,11 @@ impl Driver {
             data: (!geometry.external_data && crypt.is_none()).then(|| Arc::clone(&storage)),
             crypt,
             l1,
-            slices: SliceCache::new(l2_bytes.min(L2_CACHE_BYTES), geometry.slice_bytes()),
+            slices: SliceCache::new(
+                geometry.l2_bytes(header.size).min(L2_CACHE_BYTES),
+                geometry.slice_bytes(),
+            ),
+            l2_cache_size: None,
             inflight: Inflight::default(),
             started: AtomicBool::new(false),
             bitmaps: Mutex::new(bitmaps),
@@ -220,10 +225,18 @@ impl Driver {
     /// Says how much its caches of metadata may hold; what is not said stays as it is. The L2 cache holds 16 slices of a table at least.
     pub fn set_cache_sizes(&mut self, sizes: CacheSizes) {
         if let Some(bytes) = sizes.l2 {
+            self.l2_cache_size = Some(bytes);
             self.slices = SliceCache::new(bytes, self.geometry.slice_bytes());
         }
         if let Some(bytes) = sizes.refcount {
             self.refcounts.get_mut().set_budget(bytes);
+        }
+    }
+
+    /// Has the L2 cache hold what a disk of `size` bytes needs, unless the caller decided on that.
+    fn fit_slices(&self, size: u64) {
+        if self.l2_cache_size.is_none() {
+            self.slices.fit(self.geometry.l2_bytes(size).min(L2_CACHE_BYTES));
         }
     }
 
@@ -426,7 +439,7 @@ impl Format for Driver {
         let stored = self.release_bitmaps().map_err(|e| self.located(e));
         // The flush before lowered the refcounts of what was freed and wrote them with no barrier.
         let flushed = self.flush().and_then(|()| {
-            let freed = self.refcounts.lock().freed;
+            let freed = self.refcounts.lock().has_freed();
             if freed { self.trim_file().map_err(|e| self.located(e)) } else { Ok(()) }
         });
         stored.and(flushed)

@@ -111,6 +111,10 @@ impl Packing for Driver {
     }
 
     fn abandon_packed(&self, clusters: &[CompressedCluster]) {
+        // Where nothing is written any more nothing is freed either: the refcounts may be what is wrong.
+        if self.metadata.failure().is_some() {
+            return;
+        }
         let dropped =
             |cluster: &CompressedCluster| Dropped { host: cluster.host, len: u64::from(cluster.packed_len) };
         let dropped: Vec<_> = clusters.iter().map(dropped).collect();

@@ -7,7 +7,7 @@ mod packed;
 mod resized;
 mod structure;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +26,8 @@ use crate::units::HostOffset;
 
 /// Memory that clean blocks may take, in bytes, before they are dropped, where nobody says how much: with 64 KiB clusters this covers 128 GiB.
 const CLEAN_BYTES: u64 = 4 << 20;
+/// Ranges of clusters that became free and are remembered, 16 bytes each.
+const FREED_MAX: usize = 1 << 16;
 /// The refcount table is at most 8 MiB (QEMU's limit).
 const TABLE_BYTES: u64 = 8 << 20;
 
@@ -97,8 +99,8 @@ pub(super) struct Refcounts {
     cursor: u64,
     /// What the image file reads as zeroes from here on (bytes): nothing was ever written there.
     untouched: u64,
-    /// A cluster became free.
-    pub(super) freed: bool,
+    /// Clusters that became free here, from a first one up to a last one; those at the file's end are kept.
+    freed: BTreeMap<u64, u64>,
     /// Where the compressed clusters that were packed last end, inside a cluster that at least one of them holds (bytes).
     packed_end: Option<u64>,
     /// Clusters that became refcount blocks or table, and ceased to be, since the driver last asked.
@@ -135,7 +137,7 @@ impl Refcounts {
             counters: Arc::default(),
             cursor: 0,
             untouched: 0,
-            freed: false,
+            freed: BTreeMap::new(),
             packed_end: None,
             new_metadata: Vec::new(),
             old_metadata: Vec::new(),
@@ -307,7 +309,7 @@ impl Refcounts {
         match clusters.find(|cluster| reserved.contains(cluster)) {
             None => Ok(()),
             Some(cluster) => Err(Error::corrupt(
-                "metadata stands in a cluster that its refcount calls free; repair the image (qemu-img check -r all)",
+                "metadata stands in a cluster that its refcount calls free; repair the image (a check with repair \"all\")",
             )
             .at(cluster << self.cluster_bits)),
         }
@@ -426,12 +428,31 @@ impl Refcounts {
             }
             if self.get(storage, cluster)? == 0 {
                 free.push(cluster);
-                self.freed = true;
+                self.note_freed(cluster);
                 self.packed_end = self.packed_end.filter(|end| end >> self.cluster_bits != cluster);
                 self.cursor = self.cursor.min(cluster);
             }
         }
         Ok(free)
+    }
+
+    /// Whether a cluster became free here.
+    pub(super) fn has_freed(&self) -> bool {
+        !self.freed.is_empty()
+    }
+
+    fn note_freed(&mut self, cluster: u64) {
+        let end = self.freed.remove(&(cluster + 1)).unwrap_or(cluster + 1);
+        if let Some((_, before)) = self.freed.range_mut(..=cluster).next_back()
+            && *before >= cluster
+        {
+            *before = end.max(*before);
+            return;
+        }
+        self.freed.insert(cluster, end);
+        if self.freed.len() > FREED_MAX {
+            self.freed.pop_first();
+        }
     }
 
     /// What the width holds at most.
@@ -494,17 +515,25 @@ impl Refcounts {
         last: &mut Vec<Dropped>,
     ) -> Result<()> {
         let bits = self.cluster_bits;
-        self.update(storage, range, |cluster, count| {
+        let packed = self.packed_end.map(|end| end >> bits);
+        let mut ends_packing = false;
+        let updated = self.update(storage, range, |cluster, count| {
             if count > 1 {
                 return Ok(count - 1);
             }
+            ends_packing |= packed == Some(cluster);
             let host = HostOffset(cluster << bits);
             match last.last_mut() {
                 Some(before) if before.host + before.len == host => before.len += 1 << bits,
                 _ => last.push(Dropped { host, len: 1 << bits }),
             }
             Ok(count)
-        })
+        });
+        if ends_packing {
+            // It waits for its readers: what were packed into it now would be given back before theirs have ended.
+            self.packed_end = None;
+        }
+        updated
     }
 
     /// Whether the cluster at `host` has exactly one reference.
@@ -514,7 +543,7 @@ impl Refcounts {
 
     /// Clusters up to the last one in use, of a file of `len` bytes. Where only free ones are found in [`END_BLOCKS`] blocks, what those count
     /// is taken for used.
-    pub(super) fn end_of_use(&mut self, storage: &dyn Storage, len: u64) -> Result<u64> {
+    fn end_of_use(&mut self, storage: &dyn Storage, len: u64) -> Result<u64> {
         let (per_block, order) = (self.per_block(), self.order);
         // What no block counts is free.
         let mut end = len.div_ceil(self.cluster_size()).min(self.table.len() as u64 * per_block);
@@ -536,6 +565,18 @@ impl Refcounts {
             end = first;
         }
         Ok(0)
+    }
+
+    /// Clusters that a file of `len` bytes has to have: those behind are free, and were made so here. What was free before is left alone:
+    /// where refcounts are too low it may be somebody's, and a repair finds it only as long as it is there.
+    pub(super) fn end_to_keep(&mut self, storage: &dyn Storage, len: u64) -> Result<u64> {
+        let mut end = len.div_ceil(self.cluster_size());
+        while let Some((&first, &behind)) = self.freed.range(..end).next_back()
+            && behind >= end
+        {
+            end = first;
+        }
+        Ok(end.max(self.end_of_use(storage, len)?))
     }
 
     /// The file ends at `end` now, or before: what comes behind it reads as zeroes.
@@ -575,7 +616,7 @@ impl Refcounts {
 }
 
 pub(super) fn uncounted(host: u64) -> Error {
-    Error::corrupt("a cluster in use has refcount 0; repair the image (qemu-img check -r all)").at(host)
+    Error::corrupt("a cluster in use has refcount 0; repair the image (a check with repair \"all\")").at(host)
 }
 
 /// A refcount block of `size` bytes whose first `used` clusters have refcount 1.

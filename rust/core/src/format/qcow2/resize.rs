@@ -19,7 +19,10 @@ const SECTOR: u64 = 512;
 
 impl Resize for Driver {
     fn check(&self, size: u64) -> Result<()> {
-        self.check_writable().and_then(|()| self.check_size(size)).map_err(|e| self.located(e))
+        self.check_writable()
+            .and_then(|()| self.check_size(size))
+            .and_then(|()| self.check_bitmaps_for_resize(size))
+            .map_err(|e| self.located(e))
     }
 
     fn make_room(&self, size: u64) -> Result<()> {
@@ -109,7 +112,7 @@ impl Driver {
                 })?;
                 self.change_header(|header| header.size = size);
                 self.size.store(size, Ordering::Release);
-                self.slices.fit(self.geometry.l2_bytes(size));
+                self.fit_slices(size);
             }
         }
         self.resize_bitmaps();
@@ -204,7 +207,7 @@ impl Driver {
         let _one_flush = self.flushing.lock();
         let mut refcounts = self.refcounts.lock();
         let len = self.storage.len()?;
-        let end = HostOffset(refcounts.end_of_use(&*self.storage, len)? << self.geometry.cluster_bits);
+        let end = HostOffset(refcounts.end_to_keep(&*self.storage, len)? << self.geometry.cluster_bits);
         if end.0 < len {
             self.metadata.set_len(end.0)?;
             refcounts.note_cut(end);

@@ -67,7 +67,7 @@ pub(super) fn reserved_clusters(
         }
         if !reserved.insert(cluster) {
             return Err(Error::corrupt(format!(
-                "{what} overlaps other metadata: open the image read-only, or repair it first (qemu-img check -r all)"
+                "{what} overlaps other metadata: open the image read-only, or repair it first (a check with repair \"all\")"
             ))
             .at(cluster << bits));
         }

@@ -31,8 +31,10 @@ impl Driver {
         if !self.started.load(Ordering::Acquire) {
             self.clear_unknown_features(&mut self.flushing.lock())?;
             self.hold_enabled(&mut bitmaps)?;
+            // Whoever sees that writing has started marks what it writes.
+            let none = self.publish_recorder(&bitmaps);
             self.started.store(true, Ordering::Release);
-            self.refresh_recorder(&bitmaps);
+            self.recorder.set_idle(none);
         }
         Ok(())
     }
@@ -91,7 +93,7 @@ impl Driver {
         match (host.0 >> bits..=(host.0 + len - 1) >> bits).find(|cluster| reserved.contains(cluster)) {
             None => Ok(()),
             Some(cluster) => Err(Error::corrupt(
-                "an L2 entry maps guest data onto metadata, which was left alone; repair the image (qemu-img check -r all)",
+                "an L2 entry maps guest data onto metadata, which was left alone; repair the image (a check with repair \"all\")",
             )
             .at(cluster << bits)),
         }

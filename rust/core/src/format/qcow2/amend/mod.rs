@@ -236,6 +236,10 @@ impl Amendment<'_> {
         if resize {
             self.resize_refcounts(order, &released, &mut steps)
         } else {
+            // The table moves when what was done before made it longer.
+            let now = Header::read(storage)?;
+            self.area.raw.refcount_table_offset = now.refcount_table_offset.0.into();
+            self.area.raw.refcount_table_clusters = now.refcount_table_clusters.into();
             self.area.install(storage)?;
             // The new header is in force: an error leaves a leak, no more.
             let _ = release(self.storage, &released);

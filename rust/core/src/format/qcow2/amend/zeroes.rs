@@ -95,12 +95,14 @@ pub(super) fn expand(driver: &Driver, tables: &[Table], steps: &mut Steps<'_>) -
                 let new = driver.without_zero_flag(old, reserved, *table, references)?;
                 let kept = new.owned(geometry)?.map(|(host, len)| (host + len).0);
                 end = end.max(kept.unwrap_or(0));
+                // A leaked reference of the table's is none of the cluster's.
+                let drops = reserved.map_or(Ok(0), |host| driver.refcount(host))?.min(references);
                 let mut pending = driver.pending.lock();
                 slice.set(index, new, false);
                 pending.slices.insert(table.host.0 + geometry.slice_offset(start), Arc::clone(&slice));
                 let let_go = reserved.filter(|host| Some((*host + geometry.cluster_size()).0) != kept);
                 let dropped = let_go.map(|host| Dropped { host, len: geometry.cluster_size() });
-                (0..references).for_each(|_| pending.dropped.extend(dropped));
+                (0..drops).for_each(|_| pending.dropped.extend(dropped));
             }
             driver.flush_if_crowded()?;
         }

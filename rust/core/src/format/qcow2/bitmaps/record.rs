@@ -24,6 +24,12 @@ pub(in super::super) struct Recorder {
     enabled: ArcSwap<Vec<Arc<Bits>>>,
 }
 
+impl Recorder {
+    pub(in super::super) fn set_idle(&self, idle: bool) {
+        self.idle.store(idle, Ordering::Release);
+    }
+}
+
 impl Driver {
     /// Marks `len` bytes from `offset` on in the enabled bitmaps, which the first call prepares for it. Before the data: whatever
     /// becomes of that, no change of the disk is missing in them.
@@ -40,16 +46,22 @@ impl Driver {
         Ok(())
     }
 
-    /// Says which bitmaps are enabled now, once writing has started.
+    /// Says which bitmaps are enabled now.
     pub(in super::super) fn refresh_recorder(&self, bitmaps: &[Bitmap]) {
+        let none = self.publish_recorder(bitmaps);
+        self.recorder.set_idle(none && self.started.load(Ordering::Acquire));
+    }
+
+    /// Says which bitmaps writes are marked in; whether there are none.
+    pub(in super::super) fn publish_recorder(&self, bitmaps: &[Bitmap]) -> bool {
         let enabled: Vec<_> = bitmaps
             .iter()
             .filter_map(|bitmap| bitmap.held.as_ref().filter(|held| held.enabled))
             .map(|held| Arc::clone(&held.bits))
             .collect();
-        let idle = enabled.is_empty() && self.started.load(Ordering::Acquire);
+        let none = enabled.is_empty();
         self.recorder.enabled.store(Arc::new(enabled));
-        self.recorder.idle.store(idle, Ordering::Release);
+        none
     }
 
     /// Holds the enabled bitmaps; to be called before the first write of guest data.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::directory;
+use super::{Bitmap, directory};
 use crate::error::{Error, Result};
 use crate::format::qcow2::Driver;
 
@@ -16,7 +16,19 @@ impl Driver {
     /// change that then does not come about leaves the bitmaps as they were.
     pub(in super::super) fn hold_bitmaps_for_resize(&self, size: u64) -> Result<()> {
         let mut bitmaps = self.bitmaps.lock();
-        for bitmap in bitmaps.iter() {
+        self.check_bitmaps(&bitmaps, size)?;
+        self.clear_unknown_features(&mut self.flushing.lock())?;
+        let all: Vec<_> = (0..bitmaps.len()).collect();
+        self.hold(&mut bitmaps, &all)
+    }
+
+    /// Refuses a size that the bitmaps could not follow.
+    pub(in super::super) fn check_bitmaps_for_resize(&self, size: u64) -> Result<()> {
+        self.check_bitmaps(&self.bitmaps.lock(), size)
+    }
+
+    fn check_bitmaps(&self, bitmaps: &[Bitmap], size: u64) -> Result<()> {
+        for bitmap in bitmaps {
             let refusal = |problem: &str| {
                 let name = bitmap.entry.name();
                 Error::invalid_input(format!(
@@ -32,9 +44,7 @@ impl Driver {
             directory::check_size(size, bitmap.entry.granularity_bits, self.geometry.cluster_bits)
                 .map_err(|problem| refusal(&problem))?;
         }
-        self.clear_unknown_features(&mut self.flushing.lock())?;
-        let all: Vec<_> = (0..bitmaps.len()).collect();
-        self.hold(&mut bitmaps, &all)
+        Ok(())
     }
 
     /// What comes after the size in the header has changed: the bitmaps follow. New parts of the disk are clean, as in QEMU; closing the image

@@ -76,8 +76,24 @@ impl Survey<'_> {
                 _ => *word = 0,
             }
         }
-        self.blocks.table = table;
         self.blocks.by_place.sort_unstable();
+        // A block that counts more than one part of the file counts none of them: they are made anew.
+        let twice: Vec<_> = self
+            .blocks
+            .by_place
+            .windows(2)
+            .filter(|pair| pair[0].0 == pair[1].0)
+            .map(|pair| pair[1].1)
+            .collect();
+        for &index in &twice {
+            self.note(FindingKind::RefcountTable, Place::at(start.0 + index * 8), 1, || {
+                format!("entry {index} of the refcount table names a block that another one names too")
+            });
+            self.blocks.broken = true;
+            table[index as usize] = 0;
+        }
+        self.blocks.by_place.dedup_by_key(|(block, _)| *block);
+        self.blocks.table = table;
         Ok(())
     }
 

@@ -167,7 +167,7 @@ impl Survey<'_> {
             *tables.entry((offset.0, entries)).or_default() += 1;
             let bits = self.header.size.div_ceil(bitmap.granularity());
             let needed = bits.div_ceil(8).div_ceil(self.cluster_size());
-            if u64::from(entries) < needed && !bitmap.is_in_use() {
+            if u64::from(entries) != needed && !bitmap.is_in_use() {
                 let name = bitmap.name();
                 self.note(FindingKind::Bitmap, Place::at(offset.0), 1, || {
                     let name = name.escape_debug();

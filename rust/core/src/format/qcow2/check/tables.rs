@@ -63,12 +63,14 @@ impl Survey<'_> {
         let mut found = Vec::new();
         for (index, &word) in (0..).zip(&words).filter(|(_, word)| **word != 0) {
             let place = Place::at(offset + u64::from(index) * 8).guest(self.guest_of(index));
-            if word & L1_RESERVED != 0 {
+            let host = word & OFFSET_MASK;
+            if word & L1_RESERVED != 0 || host == 0 {
+                // What it should have named may be there still.
+                self.lost.store(true, Ordering::Relaxed);
                 self.note(FindingKind::ReservedBits, place, users, || {
                     format!("L1 entry {word:#x} has bits set that have to be 0")
                 });
             }
-            let host = word & OFFSET_MASK;
             let aligned = host.is_multiple_of(self.cluster_size());
             if host == 0 {
                 continue;
@@ -229,6 +231,7 @@ impl Survey<'_> {
         let has_zero_flag = geometry.zero_flag && !geometry.extended;
         let reserved = word & !(OFFSET_MASK | COPIED | if has_zero_flag { ZERO } else { 0 });
         if reserved != 0 {
+            self.lost.store(true, Ordering::Relaxed);
             self.note(FindingKind::ReservedBits, place, len * users, || {
                 format!("L2 entry {word:#x} has bits set that have to be 0")
             });
@@ -241,6 +244,10 @@ impl Survey<'_> {
                 self.note(FindingKind::Subclusters, place, users, || {
                     format!("subclusters ({bitmap:#x}) are marked allocated in a cluster that is not")
                 });
+            }
+            if copied {
+                // What it should have named may be there still.
+                self.lost.store(true, Ordering::Relaxed);
             }
             if copied && active > 0 {
                 self.note(FindingKind::Copied, place, active, || "COPIED is set without a cluster".into());

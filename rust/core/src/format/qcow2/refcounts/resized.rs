@@ -9,6 +9,7 @@ use rustc_hash::FxHashSet;
 use super::structure::Structure;
 use super::{Refcounts, TABLE_BYTES, read_count, write_count};
 use crate::error::{Error, Result};
+use crate::format::qcow2::l2::OFFSET_MASK;
 use crate::ondisk::clusters_for;
 use crate::storage::Storage;
 
@@ -59,6 +60,20 @@ impl Refcounts {
     }
 
     /// Calls `f` with every cluster in use and its refcount, in ascending order, and `step` after each block.
+    /// Refuses a table in which one block counts several parts of the file.
+    fn refuse_shared_blocks(&self) -> Result<()> {
+        let mut blocks: Vec<_> =
+            self.table.iter().map(|word| word & OFFSET_MASK).filter(|host| *host != 0).collect();
+        blocks.sort_unstable();
+        match blocks.windows(2).find(|pair| pair[0] == pair[1]) {
+            None => Ok(()),
+            Some(pair) => Err(Error::corrupt(
+                "two entries of the refcount table name one block; repair the image first (a check with repair \"all\")",
+            )
+            .at(pair[0])),
+        }
+    }
+
     fn for_each_used(
         &mut self,
         storage: &dyn Storage,
@@ -97,11 +112,17 @@ impl Resized {
         released.extend(old.metadata_clusters());
         let released = Released(released);
         let cluster_bits = old.cluster_bits;
-        let mut first = clusters_for(storage.len()?, cluster_bits);
+        old.refuse_shared_blocks()?;
+        let first = clusters_for(storage.len()?, cluster_bits);
         let (mut used, mut freed) = (Vec::new(), Vec::new());
         let empty = Structure::behind(0, &[], cluster_bits, order)?;
         old.for_each_used(storage, step, |cluster, count| {
-            first = first.max(cluster + 1);
+            if cluster >= first {
+                return Err(Error::corrupt(
+                    "a refcount counts a cluster past the end of the file; repair the image first (a check with repair \"all\")",
+                )
+                .at(cluster << cluster_bits));
+            }
             if released.remaining(cluster, count) == 0 {
                 freed.push(cluster);
                 return Ok(());

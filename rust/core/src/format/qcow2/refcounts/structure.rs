@@ -38,8 +38,9 @@ impl Structure {
             let own = structure.clusters();
             let per_block = structure.per_block();
             let mut blocks = used.to_vec();
-            let own_blocks = own.start / per_block..own.end.div_ceil(per_block);
-            blocks.extend(own_blocks.filter(|number| used.last().is_none_or(|last| number > last)));
+            blocks.extend(own.start / per_block..own.end.div_ceil(per_block));
+            blocks.sort_unstable();
+            blocks.dedup();
             let entries = blocks.last().map_or(1, |last| last + 1);
             if entries > TABLE_BYTES / 8 || own.end > reach {
                 return Err(structure.too_long());

@@ -62,7 +62,7 @@ impl Driver {
         }
         self.size.store(size, Ordering::Release);
         self.slices.clear();
-        self.slices.fit(self.geometry.l2_bytes(size));
+        self.fit_slices(size);
         self.or_latch(|| {
             // While the old tables are still known as metadata no data may be taken for one of them.
             let last = self.drop_shared_references(&gone)?;

@@ -62,6 +62,8 @@ pub(super) fn show(storage: &dyn Storage, header: &mut Header, id_or_name: &str)
         );
     }
     (header.size, header.l1_offset, header.l1_entries) = (size, snapshot.l1_offset, snapshot.l1_entries);
+    // They are of the disk as it is now.
+    header.bitmaps = None;
     Ok(())
 }
 
