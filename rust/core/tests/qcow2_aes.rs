@@ -329,7 +329,7 @@ fn a_secret_is_asked_for_and_never_checked() {
     assert!(missing.message().contains("give the secret"), "{missing}");
     assert_eq!(missing.path(), Some(path.as_path()));
     let noise = content(&open_with(&path, "barley"));
-    assert!(noise[..100_000].chunks(16).all(|part| part != [7; 16]));
+    assert!(noise[..100_000].chunks(16).all(|block| block != [7; 16]));
     assert!(noise[131_072..].iter().all(|byte| *byte == 0), "what was not written is zeroes with any key");
     assert_eq!(std::fs::read(&path).unwrap(), before);
     let info = info(&path, None).unwrap();
