@@ -644,3 +644,28 @@ fn a_job_that_is_not_wanted_ends_with_the_old_image() {
     check(&made.bytes()).assert_no_corruption();
     amend_path(&made.path, &down()).unwrap();
 }
+
+/// Zeroes over a backing file become clusters, and so many of them that the refcount table moves on the way.
+#[test]
+fn a_refcount_table_that_moves_meanwhile_stays_in_force() {
+    if !qemu::qemu_or_skip() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (base, path) = (dir.path().join("base"), dir.path().join("image"));
+    fs::write(&base, vec![7; 12 << 20]).unwrap();
+    qemu::create(
+        &path,
+        12 << 20,
+        &format!("cluster_size=512,backing_file={},backing_fmt=raw", base.display()),
+    );
+    qemu::io(&path, "qcow2", &["write -z 0 11M", "write -P 3 11M 64k"]);
+    let content = qemu::content(&path);
+    let table = || Qcow2::parse(&fs::read(&path).unwrap()).unwrap().header.refcount_table_offset;
+    let before = table();
+    let options = AmendOptions { version: Some(Version::V2), ..AmendOptions::default() };
+    amend_file(&path, None, &options, &mut Job::default()).unwrap();
+    assert_ne!(table(), before, "the table moved");
+    qemu::assert_clean(&path);
+    assert!(qemu::content(&path) == content);
+}

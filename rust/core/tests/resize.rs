@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imago_core::ErrorKind;
+use imago_core::access::create::{CreateOptions, create};
 use imago_core::access::image::Image;
 use imago_core::access::open::{Backing as Below, OpenOptions};
 use imago_core::format::preallocation::Preallocation;
@@ -361,4 +362,28 @@ fn readers_and_writers_beside_a_changing_size() {
     built.checked_view().unwrap();
     let bytes = fs::read(&built.path).unwrap();
     assert_eq!(Qcow2::parse(&bytes).unwrap().header.size, 700 << 10);
+}
+
+/// Refcounts that are too low make used clusters look free; a repair finds them only as long as they are in the file.
+#[test]
+fn closing_cuts_off_only_what_was_freed_here() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    create(&path, &CreateOptions::qcow2(4 << 20)).unwrap();
+    let image = open(&path, true).unwrap();
+    image.write(&vec![1; 8 << 16][..], 0).unwrap();
+    image.close().unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    let word = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let block = word(&bytes, word(&bytes, 48));
+    let last = bytes.len().div_ceil(1 << 16) - 1;
+    bytes[block + 2 * last..][..2].fill(0);
+    fs::write(&path, &bytes).unwrap();
+    let image = open(&path, true).unwrap();
+    image.discard(0, 1 << 16).unwrap();
+    image.close().unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), bytes.len() as u64);
+    let mut last_bytes = vec![0; 1 << 16];
+    open(&path, false).unwrap().read(&mut last_bytes[..], 7 << 16).unwrap();
+    assert!(last_bytes.iter().all(|byte| *byte == 1));
 }
