@@ -437,7 +437,7 @@ fn refcounts_far_past_the_end_of_the_file_are_refused() {
     bytes.copy_within(table..table + 8, table + (2 << 20) - 8);
     fs::write(&built.path, &bytes).unwrap();
     for bits in [2, 16] {
-        refused(&built.path, &self::bits(bits), ErrorKind::Unsupported, "do not fit");
+        refused(&built.path, &self::bits(bits), ErrorKind::Corrupt, "repair the image first");
     }
 }
 

@@ -32,6 +32,9 @@ pub(super) struct Blocks {
     pub(super) broken: bool,
 }
 
+/// Entries of the refcount table that may name a block which another one names too.
+const SHARED_MAX: usize = 64;
+
 impl Survey<'_> {
     pub(super) fn per_block(&self) -> u64 {
         (self.cluster_size() * 8) >> self.header.refcount_order
@@ -77,22 +80,20 @@ impl Survey<'_> {
             }
         }
         self.blocks.by_place.sort_unstable();
-        // A block that counts more than one part of the file counts none of them: they are made anew.
-        let twice: Vec<_> = self
-            .blocks
-            .by_place
-            .windows(2)
-            .filter(|pair| pair[0].0 == pair[1].0)
-            .map(|pair| pair[1].1)
-            .collect();
-        for &index in &twice {
-            self.note(FindingKind::RefcountTable, Place::at(start.0 + index * 8), 1, || {
-                format!("entry {index} of the refcount table names a block that another one names too")
-            });
+        // Where one block counts some parts of the file, what is wrong shows in the counts. Nobody makes thousands of entries name it but to
+        // have them counted: then they are no table.
+        let shared = self.blocks.by_place.windows(2).filter(|pair| pair[0].0 == pair[1].0);
+        let shared: Vec<_> = shared.map(|pair| pair[1].1).collect();
+        if shared.len() > SHARED_MAX {
             self.blocks.broken = true;
-            table[index as usize] = 0;
+            self.note(FindingKind::RefcountTable, Place::at(start.0), shared.len() as u64, || {
+                "the refcount table names the same blocks again and again".to_owned()
+            });
+            for index in shared {
+                table[index as usize] = 0;
+            }
+            self.blocks.by_place.dedup_by_key(|(block, _)| *block);
         }
-        self.blocks.by_place.dedup_by_key(|(block, _)| *block);
         self.blocks.table = table;
         Ok(())
     }
