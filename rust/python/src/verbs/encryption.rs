@@ -45,24 +45,15 @@ impl Encryption {
     /// What a new qcow2 image is encrypted with; `without` is the secret where none was given.
     pub(super) fn of_qcow2(self, without: Option<Secret>) -> Result<qcow2::Encryption, Failure> {
         if self.aes {
-            self.secret(without).map(qcow2::Encryption::Aes)
+            secret(self.secret, without).map(qcow2::Encryption::Aes)
         } else {
             self.luks(without).map(qcow2::Encryption::Luks)
         }
     }
 
-    fn secret(self, without: Option<Secret>) -> Result<Secret, Failure> {
-        match (self.secret, without) {
-            (Some(secret), _) => Ok(secret.get()?),
-            (None, Some(secret)) => Ok(secret),
-            (None, None) => Err(PyValueError::new_err("an encrypted image needs a secret").into()),
-        }
-    }
-
     /// The options of LUKS.
-    pub(super) fn luks(mut self, without: Option<Secret>) -> Result<Options, Failure> {
-        let asked = Encryption { secret: self.secret.take(), ..Encryption::default() };
-        let mut options = Options::new(asked.secret(without)?);
+    pub(super) fn luks(self, without: Option<Secret>) -> Result<Options, Failure> {
+        let mut options = Options::new(secret(self.secret, without)?);
         let (algorithm, key_bits) = self.cipher_alg.unwrap_or((Algorithm::Aes, 256));
         let iv = match (self.ivgen_alg.as_deref(), self.ivgen_hash_alg) {
             (Some("plain"), _) => IvGenerator::Plain,
@@ -80,6 +71,14 @@ impl Encryption {
         options.hash = self.hash_alg.unwrap_or_default();
         options.cost = cost(self.iter_time, self.iterations)?.unwrap_or_default();
         Ok(options)
+    }
+}
+
+fn secret(given: Option<PySecret>, without: Option<Secret>) -> Result<Secret, Failure> {
+    match (given, without) {
+        (Some(secret), _) => Ok(secret.get()?),
+        (None, Some(secret)) => Ok(secret),
+        (None, None) => Err(PyValueError::new_err("an encrypted image needs a secret").into()),
     }
 }
 
