@@ -11,8 +11,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Sequence
-    from typing import Any
 
 __all__ = ["main"]
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Failures are one line on stderr, `NAME: message`, with status 1; Ctrl-C is status 130.
     """
-    arguments: Any = None
+    arguments: Namespace | None = None
     try:
         # A name that the terminal's encoding does not have is escaped like one that would harm it.
         if reconfigure := getattr(sys.stdout, "reconfigure", None):

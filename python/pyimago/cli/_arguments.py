@@ -120,7 +120,7 @@ def read_secrets(objects: Sequence[str]) -> dict[str, bytes]:
 
     from pyimago.cli import _layout
 
-    secrets = {}
+    secrets: dict[str, bytes] = {}
     for text in objects:
         members = _layout.members(text)
         if members[""] != "secret" or "id" not in members:

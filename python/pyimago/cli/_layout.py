@@ -34,9 +34,11 @@ def _size(value: str) -> int:
         raise ValueError(f"cannot be: {error}") from None
 
 
-_switch = _choice(
-    dict.fromkeys(("on", "yes", "true", "y"), True) | dict.fromkeys(("off", "no", "false", "n"), False)
-)
+SWITCH: dict[str, bool] = {
+    **dict.fromkeys(("on", "yes", "true", "y"), True),
+    **dict.fromkeys(("off", "no", "false", "n"), False),
+}
+_switch = _choice(SWITCH)
 _version = _choice({"0.10": 2, "v2": 2, "1.1": 3, "v3": 3})
 
 OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
