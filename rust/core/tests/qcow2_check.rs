@@ -172,7 +172,7 @@ struct Case {
     stays: &'static [FindingKind],
 }
 
-/// `qemu-img check` fails, or it counts every cluster of which it knows no refcount.
+/// `qemu-img check` fails, counts every cluster of which it knows no refcount, or calls space that is read a leak.
 const NO_WORD: u64 = u64::MAX;
 
 /// A guest offset of a plain cluster that no snapshot shares, one that a snapshot shares, and a compressed one.
@@ -394,8 +394,8 @@ const CASES: &[Case] = &[
         name: "a compressed cluster with a subcluster bitmap",
         layout: "extended_l2=on",
         damage: |image| image.change(image.l2(PACKED) + 8, |_| 1),
-        finds: &[(Compressed, 1), (RefcountTooHigh, 1)],
-        unseen: 0,
+        finds: &[(Compressed, 1)],
+        unseen: NO_WORD,
         stays: &[Compressed],
     },
     Case {
