@@ -132,8 +132,7 @@ fn a_dropped_pointer_is_a_leak_and_no_corruption() {
 #[test]
 fn damaged_entries_are_corruptions() {
     type Damage = fn(u64) -> u64;
-    let damages: [(&str, Damage); 6] = [
-        ("COPIED", |word| word & !(1 << 63)),
+    let damages: [(&str, Damage); 5] = [
         ("overlaps", |word| word - 4096),
         ("overlaps", |word| word & 1 << 63 | 4096),
         ("aligned", |word| word + 512),
@@ -144,6 +143,22 @@ fn damaged_entries_are_corruptions() {
         let Some(report) = damaged_entry(3, damage) else { return };
         assert!(report.corruptions.iter().any(|line| line.contains(words)), "{words}: {report}");
     }
+}
+
+#[test]
+fn a_clear_copied_flag_is_told_apart_from_corruption() {
+    let Some(report) = damaged_entry(3, |word| word & !(1 << 63)) else { return };
+    assert!(report.unflagged.len() == 1 && report.corruptions.is_empty(), "{report}");
+}
+
+#[test]
+fn a_set_copied_flag_on_a_shared_cluster_is_a_corruption() {
+    let Some((mut bytes, table)) = plain_image() else { return };
+    let block = Qcow2::parse(&bytes).unwrap().refcount_table().unwrap()[0] as usize;
+    let host = u64::from_be_bytes(bytes[table..table + 8].try_into().unwrap()) & !(1 << 63);
+    bytes[block + host as usize / 4096 * 2 + 1] = 2;
+    let report = check(&bytes);
+    assert!(report.corruptions.iter().any(|line| line.contains("COPIED")), "{report}");
 }
 
 #[test]
