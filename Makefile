@@ -59,11 +59,12 @@ bench: install qemu $(STAMPS)/bench ## Measure against os.preadv, asyncio and QE
 wheel: dist/.stamp ## Build the abi3 wheel into dist/
 	@ls dist/*.whl
 
-# An environment of its own, no index, no compiler on the path: what a user without Rust has.
+# An environment of its own, no index, no compiler on the path: what a user without Rust has. Without what only the
+# command imports, too: the library needs nothing.
 wheel-check: dist/.stamp ## Install the wheel where no compiler is and run the demo there
 	rm -rf target/wheel-check
 	$(PYTHON) -m venv target/wheel-check
-	env -i PATH=$(CURDIR)/target/wheel-check/bin python -m pip install --quiet --disable-pip-version-check --no-index dist/*.whl
+	env -i PATH=$(CURDIR)/target/wheel-check/bin python -m pip install --quiet --disable-pip-version-check --no-index --no-deps dist/*.whl
 	env -i PATH=$(CURDIR)/target/wheel-check/bin python examples/demo.py > /dev/null
 
 install: $(STAMPS)/installed ## Install the wheel into .venv
@@ -114,6 +115,7 @@ $(STAMPS)/venv:
 
 $(STAMPS)/build: pyproject.toml $(STAMPS)/venv
 	$(requirements) build-system requires > $@.txt
+	$(requirements) project dependencies >> $@.txt
 	$(pip_install) -r $@.txt
 	@touch $@
 

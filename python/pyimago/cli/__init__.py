@@ -7,18 +7,25 @@ command answer at once. Called by another name (a link `qemu-img`) it reports by
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
+    from typing import NoReturn
 
 __all__ = ["main"]
 
 FAILED = 1
-INTERRUPTED = 130
-"""128 + SIGINT, what a shell reports for a command that Ctrl-C ended."""
+ENDING = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "the terminal is gone",
+}
+"""The signals that end a program. What was written so far is removed first, whichever it is."""
 STDOUT = 1
 """Its descriptor."""
 
@@ -51,7 +58,8 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (`sys.argv[1:]` if None) and return its exit status.
 
-    Failures are one line on stderr, `NAME: message`, with status 1; Ctrl-C is status 130.
+    Failures are one line on stderr, `NAME: message`, with status 1. Ctrl-C is status 130: with `argv` None,
+    where this is the whole program, by dying of the signal, without which a shell goes on with its script.
     """
     arguments: Namespace | None = None
     try:
@@ -67,14 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = import_module(f"pyimago.cli._{command}")
             parser = Parser(prog=f"{name()} {command}", description=module.__doc__)
             module.add_arguments(parser)
+            parser.set_defaults(command=command)
             arguments = parser.parse_args(getattr(module, "prepare", list)(words))
-            return module.run(arguments) or 0
+            with _tidy_end():
+                return module.run(arguments) or 0
         finally:
             # --help and --version end by SystemExit. There is no stdout at all where it was closed (`>&-`).
             if flush := getattr(sys.stdout, "flush", None):
                 flush()
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except (KeyboardInterrupt, Ended) as end:
+        number = getattr(end, "number", signal.SIGINT)
+        return _end(number, die=argv is None)
     except BrokenPipeError:
         # The reader of our output left. Python flushes stdout once more at exit: let it do so into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
@@ -87,6 +98,43 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{_arguments.name()}: {message}", file=sys.stderr)
         return getattr(error, "exit_status", FAILED)
+
+
+class Ended(BaseException):
+    """A signal that ends the program came."""
+
+    def __init__(self, number: int) -> None:
+        self.number = signal.Signals(number)
+
+
+@contextmanager
+def _tidy_end() -> Generator[None]:
+    """Has the signals of `ENDING` unwind the program as Ctrl-C does; an ignored one (nohup) stays ignored."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise Ended(number)
+
+    ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: signal.Signals, *, die: bool) -> int:
+    """Say that the signal ended us, and end by it or return the status that a shell gives it."""
+    from pyimago.cli._arguments import name
+    from pyimago.cli._progress import fresh_line
+
+    with suppress(OSError):  # of a terminal that is gone
+        print(f"{fresh_line()}{name()}: {ENDING[number]}", file=sys.stderr, flush=True)
+    if die:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    return 128 + number
 
 
 def _split(words: list[str]) -> tuple[str, list[str]]:

@@ -140,8 +140,22 @@ def read_secrets(objects: Sequence[str]) -> dict[str, bytes]:
 
 
 def add_progress(parser: Parser) -> None:
-    """`-p` and `-q`."""
-    parser.add_argument("-p", "--progress", action="store_true", help="show the progress on stdout")
+    """`-p`, `--progress=json` and `-q`."""
+    parser.add_argument(
+        "-p",
+        "--progress",
+        action="store_const",
+        const="human",
+        help="show how far it is, even if it is soon done",
+    )
+    # An option without an argument, spelled with one: a word behind `--progress` is never taken for it.
+    parser.add_argument(
+        "--progress=json",
+        dest="progress",
+        action="store_const",
+        const="json",
+        help="the same for programs: a JSON object a line, on stderr",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
 

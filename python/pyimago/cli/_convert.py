@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pyimago
@@ -14,12 +11,8 @@ from pyimago.cli._progress import show
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Generator
-    from typing import NoReturn
 
     from pyimago.cli._arguments import Parser
-
-ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -39,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Convert as the command line says."""
     layout = _layout.parse(arguments.options)
-    with _tidy_end(), show(arguments) as progress:
+    with show(arguments) as progress:
         pyimago.convert(
             arguments.source,
             arguments.target,
@@ -50,21 +43,3 @@ def run(arguments: argparse.Namespace) -> None:
             compress=arguments.compress,
             **layout,
         )
-
-
-@contextmanager
-def _tidy_end() -> Generator[None]:
-    """Has the signals that end a program end it as Ctrl-C does: what was written so far is removed first."""
-
-    def end(number: int, _: object) -> NoReturn:
-        sys.exit(128 + number)
-
-    # One that is ignored (nohup) stays ignored.
-    ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)

@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the hash and the name, as sha256sum does."""
-    with show(arguments) as progress:
+    with show(arguments, result_on_stdout=True) as progress:
         digest = pyimago.hash(
             arguments.image, format=arguments.format, implicit=arguments.implicit, progress=progress
         )
