@@ -26,15 +26,15 @@ def cell(figures: dict[Figure, float], figure: Figure, targets: tuple[Bound, ...
     if figure not in figures:
         return "-"
     value = figures[figure]
-    text = f"{value:.0f} MiB" if figure == "MiB" else f"{value:#.3g}"
+    text = f"{value:.0f} {figure}" if figure in {"MiB", "ms"} else f"{value:#.3g}"
     held = all(bound.holds(value) for bound in targets if bound.figure == figure)
     return text if held else f"**{text}** (miss)"
 
 
 def line(row: Row, done: list[Round]) -> str:
-    """The row in Markdown; a peak of memory stands under both figures' heading once."""
+    """The row in Markdown; a peak of memory or a delay stands under both figures' heading once."""
     figures = reached(done, row.sign)
-    second: Figure = "MiB" if "MiB" in figures else "wall"
+    second: Figure = "wall" if "wall" in figures else next(iter(figures))
     target = ", ".join(map(str, row.targets))
     cells = (
         row.work,

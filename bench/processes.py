@@ -1,13 +1,16 @@
-"""Works of a process of their own: imports, and the peak of memory."""
+"""Works of a process of their own: imports, the start of the command, and the peak of memory."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from .lab import Lab, python
+import pyimago
+
+from .lab import Lab, python, run
 from .measure import OURS, Cost, Sides, cost
 
 PEAK = Path(__file__).with_name("peak.py")
@@ -30,6 +33,23 @@ def imported(module: str) -> Cost:
 def imports(lab: Lab) -> Generator[Sides]:  # noqa: ARG001 - every row is called with the lab
     """`import pyimago` against `import asyncio`."""
     yield {OURS: partial(imported, "pyimago"), "asyncio": partial(imported, "asyncio")}
+
+
+@contextmanager
+def start(lab: Lab, arguments: Sequence[str]) -> Generator[Sides]:
+    """The installed command, from the shell's view, above an interpreter that does nothing."""
+    image = lab.folder / "start.qcow2"
+    pyimago.create(image, 1 << 30, format="qcow2", overwrite=True)
+    command = str(Path(sys.executable).with_name("pyimago"))
+    words = [str(image) if word == "IMAGE" else word for word in arguments]
+
+    def above() -> Cost:
+        ours = cost(1, lambda: run(command, *words))
+        nothing = cost(1, lambda: run(sys.executable, "-c", "pass"))
+        return Cost(ours.cpu, ours.wall, late=1000 * (ours.wall - nothing.wall))
+
+    yield {OURS: above}
+    image.unlink()
 
 
 @contextmanager

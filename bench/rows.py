@@ -210,6 +210,16 @@ ROWS = (
     *(
         Row(
             name,
+            f"start of `pyimago {' '.join(arguments)}`, above that of `python -c pass`",
+            "-",
+            (Bound("≤", 60, "ms"),),
+            partial(processes.start, arguments=arguments),
+        )
+        for name, arguments in (("start-help", ("--help",)), ("start-info", ("info", "IMAGE")))
+    ),
+    *(
+        Row(
+            name,
             f"memory of reading {what} at random",
             "-",
             (Bound("≤", 100, "MiB"),),

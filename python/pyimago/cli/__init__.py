@@ -34,6 +34,7 @@ COMMANDS = {
     "bitmap": "change a persistent dirty bitmap in an image",
     "check": "check an image's metadata, and repair it",
     "compare": "say whether two images have the same content",
+    "completion": "print what has a shell complete this command's words",
     "convert": "write the content of an image as a new image",
     "create": "create an image",
     "hash": "print a hash of the content, equal for equal content",
@@ -67,13 +68,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reconfigure := getattr(sys.stdout, "reconfigure", None):
             reconfigure(errors="backslashreplace")
         try:
+            if "_ARGCOMPLETE" in os.environ:
+                from pyimago.cli import _completion
+
+                _completion.complete(COMMANDS)
             command, words = _split(sys.argv[1:] if argv is None else list(argv))
             from importlib import import_module
 
             from pyimago.cli._arguments import Parser, name
+            from pyimago.cli._examples import epilog
 
             module = import_module(f"pyimago.cli._{command}")
-            parser = Parser(prog=f"{name()} {command}", description=module.__doc__)
+            parser = Parser(
+                prog=f"{name()} {command}", description=module.__doc__, epilog=epilog(command, name())
+            )
             module.add_arguments(parser)
             parser.set_defaults(command=command)
             arguments = parser.parse_args(getattr(module, "prepare", list)(words))
@@ -147,7 +155,7 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
         prog=name(),
         usage="%(prog)s COMMAND ...",
         description="VM disk images: look into them, convert them, compare them.\n\ncommands:\n"
-        + "\n".join(f"  {command:<10}{text}" for command, text in COMMANDS.items()),
+        + "\n".join(f"  {command:<12}{text}" for command, text in COMMANDS.items()),
         epilog=EXAMPLES,
     )
     parser.add_argument("-V", "--version", action=Version, nargs=0, help="print the version and exit")

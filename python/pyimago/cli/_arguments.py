@@ -22,11 +22,22 @@ def name() -> str:
     return called if called and called != "__main__.py" else "pyimago"
 
 
+class Help(argparse.HelpFormatter):
+    """Fills paragraphs as argparse does, and leaves those that are lists as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(
+            paragraph if "\n  " in paragraph else super(Help, self)._fill_text(paragraph, width, indent)
+            for paragraph in paragraphs
+        )
+
+
 class Parser(argparse.ArgumentParser):
     """Reports a wrong command line like every other failure: one line, status 1."""
 
     def __init__(self, **options: str | None) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)  # type: ignore[arg-type]
+        super().__init__(formatter_class=Help, **options)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end."""
