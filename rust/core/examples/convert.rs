@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let source = OpenOptions::default().open(source)?;
     let mut progress = |Progress { done, total }| eprint!("\r{:3} %", done * 100 / total.max(1));
-    let options = ConvertOptions { target: CreateOptions::raw(0), compress: None };
+    let options = ConvertOptions::new(CreateOptions::raw(0));
     convert(&source, target, options, &mut Job::default().progress(&mut progress))?;
     eprintln!();
     Ok(())

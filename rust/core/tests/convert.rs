@@ -32,7 +32,7 @@ fn source(directory: &Path) -> Arc<Image> {
 }
 
 fn run(source: &Arc<Image>, target: &Path, create: CreateOptions) -> Result<()> {
-    convert(source, target, ConvertOptions { target: create, compress: None }, &mut Job::default())
+    convert(source, target, ConvertOptions::new(create), &mut Job::default()).map(drop)
 }
 
 fn all(image: &Image) -> Vec<u8> {
@@ -163,7 +163,7 @@ fn an_existing_target_is_replaced_whole_or_not_at_all() {
         reports.push(progress);
         cancel.store(true, Ordering::Relaxed);
     };
-    let options = ConvertOptions { target: CreateOptions::raw(0), compress: None };
+    let options = ConvertOptions::new(CreateOptions::raw(0));
     let mut job = Job::default().progress(&mut progress).cancel(&cancel);
     let error = convert(&source, &target, options, &mut job).unwrap_err();
     assert!(error.to_string().contains("cancelled"), "{error}");
@@ -190,10 +190,8 @@ fn a_compressed_conversion_packs_whatever_has_data() {
         let layout = qcow2::CreateOptions { cluster_size, compression, ..Default::default() };
         let mut reports = Vec::new();
         let mut progress = |progress: Progress| reports.push(progress.done);
-        let options = ConvertOptions {
-            target: CreateOptions::Qcow2(layout),
-            compress: Some(CompressionLevel::Default),
-        };
+        let mut options = ConvertOptions::new(CreateOptions::Qcow2(layout));
+        options.copying.compress = Some(CompressionLevel::Default);
         convert(&source, &target, options, &mut Job::default().progress(&mut progress)).unwrap();
         assert_eq!(reports.last(), Some(&(SIZE - 512)));
         assert!(reports.iter().all(|&done| done <= SIZE - 512), "{reports:?}");
@@ -232,7 +230,7 @@ fn progress_ends_at_the_total() {
     let source = source(directory.path());
     let mut reports = Vec::new();
     let mut progress = |progress: Progress| reports.push(progress.done);
-    let options = ConvertOptions { target: CreateOptions::qcow2(0), compress: None };
+    let options = ConvertOptions::new(CreateOptions::qcow2(0));
     let mut job = Job::default().progress(&mut progress);
     convert(&source, directory.path().join("target"), options, &mut job).unwrap();
     assert_eq!((reports[0], *reports.last().unwrap()), (0, SIZE - 512));

@@ -242,13 +242,7 @@ fn a_conversion_reads_and_makes_encrypted_images() {
     let luks = CreateOptions::Luks { size: 0, encryption: options(CipherSpec::default(), Hash::Sha256) };
     for target in [luks, qcow2, CreateOptions::raw(0)] {
         let path = directory.path().join(target.kind().name());
-        convert(
-            &image,
-            &path,
-            ConvertOptions { target: target.clone(), compress: None },
-            &mut Job::default(),
-        )
-        .unwrap();
+        convert(&image, &path, ConvertOptions::new(target.clone()), &mut Job::default()).unwrap();
         assert_eq!(bytes(&open(&path), 0, SIZE as usize), wanted, "{:?}", target.kind());
     }
 }
@@ -396,7 +390,8 @@ fn compressed_clusters_are_refused_before_anything_is_touched() {
     if let CreateOptions::Qcow2(qcow2) = &mut create {
         qcow2.encryption = Some(Encryption::Luks(encryption()));
     }
-    let options = ConvertOptions { target: create, compress: Some(CompressionLevel::Default) };
+    let mut options = ConvertOptions::new(create);
+    options.copying.compress = Some(CompressionLevel::Default);
     let source = open(&directory.path().join("qcow2"));
     let error = convert(&source, &target, options, &mut Job::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");

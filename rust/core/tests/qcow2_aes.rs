@@ -381,7 +381,7 @@ fn a_conversion_reads_and_makes_such_images() {
     for target_options in
         [CreateOptions::raw(0), CreateOptions::Qcow2(qcow2::CreateOptions { encryption, ..options() })]
     {
-        let options = ConvertOptions { target: target_options, compress: None };
+        let options = ConvertOptions::new(target_options);
         convert(&pair.image, &target, options, &mut Job::default()).unwrap();
         assert!(content(&open_with(&target, "another")) == pair.model);
         std::fs::remove_file(&target).unwrap();

@@ -8,7 +8,7 @@ use super::extent::Extent;
 use super::image::Image;
 use super::job::Job;
 use super::pairs::Pairs;
-use super::sweep::{Piece, Then, cut, sweep};
+use super::sweep::{PIECE, Piece, Then, cut, sweep};
 use crate::error::Result;
 
 /// Differences are told by the sector they are in.
@@ -73,7 +73,7 @@ pub fn compare(
     let both_zero = |piece: &Piece<Both>| piece.what.zero == [true; 2];
     let differs_at = AtomicU64::new(u64::MAX);
     let status_at = AtomicU64::new(u64::MAX);
-    sweep(cut(ranges, both_zero), total, job, |piece, buffer| {
+    sweep(cut(ranges, PIECE, both_zero), total, job, |piece, buffer| {
         if strictness == Strictness::Layout && piece.what.status_differs {
             status_at.fetch_min(piece.start, Ordering::Relaxed);
             return Ok(Then::Stop);

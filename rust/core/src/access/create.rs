@@ -65,6 +65,14 @@ impl CreateOptions {
         }
     }
 
+    /// The external data file, as the image names it.
+    pub(super) fn data_file(&self) -> Option<&Path> {
+        match self {
+            CreateOptions::Qcow2(options) => options.data_file.as_deref(),
+            CreateOptions::Raw { .. } | CreateOptions::Luks { .. } => None,
+        }
+    }
+
     /// What is set aside for the disk's bytes.
     pub fn preallocation(&self) -> Preallocation {
         match self {
@@ -215,7 +223,7 @@ fn as_file(name: PathBuf) -> PathBuf {
 }
 
 /// A name as an image at `image` spells it.
-fn beside(image: &Path, name: &Path) -> PathBuf {
+pub(super) fn beside(image: &Path, name: &Path) -> PathBuf {
     image.parent().unwrap_or(Path::new("")).join(name)
 }
 

@@ -205,6 +205,12 @@ impl Image {
 }
 
 impl Batch {
+    /// Bytes that are written for it.
+    pub(super) fn stored(&self) -> u64 {
+        let plain = self.clusters.iter().filter(|outcome| **outcome == Outcome::Plain).count();
+        (self.packed.len() + plain * self.bytes.len() / self.clusters.len().max(1)) as u64
+    }
+
     /// The unpacked bytes.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.bytes
@@ -218,6 +224,14 @@ impl fmt::Debug for Batch {
 }
 
 impl Packer {
+    /// It takes a core tens of milliseconds to pack a MiB.
+    pub(super) fn is_slow(&self) -> bool {
+        match self.method {
+            Compression::Deflate => self.level > 7,
+            Compression::Zstd => self.level > 9,
+        }
+    }
+
     /// Whole clusters of about `bytes`.
     pub(super) fn batch_size(&self, bytes: usize) -> usize {
         bytes.next_multiple_of(self.cluster_size)

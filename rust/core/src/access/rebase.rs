@@ -9,7 +9,7 @@ use super::image::Image;
 use super::job::Job;
 use super::open::{Gate, OpenOptions};
 use super::pairs::Pairs;
-use super::sweep::{Piece, Then, cut, sweep};
+use super::sweep::{PIECE, Piece, Then, cut, sweep};
 use crate::error::{Error, Result};
 use crate::format::{FormatKind, ImplicitReference, Mapping, Place, ZeroIntent};
 
@@ -97,7 +97,7 @@ fn copy_differences(image: &Arc<Image>, below: Option<&Arc<Image>>, job: &mut Jo
     let of_below = below.map(|below| below.extents(0, below.size())).transpose()?;
     let ranges = Pairs::new([Some(image.extents(0, size)?), of_below], size, judge);
     let unit = image.format().write_alignment();
-    sweep(cut(ranges, |piece| piece.what == Known::Same), size, job, |piece, buffer| {
+    sweep(cut(ranges, PIECE, |piece| piece.what == Known::Same), size, job, |piece, buffer| {
         if piece.what != Known::Same {
             keep(image, below, &piece, unit, buffer)?;
         }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -39,7 +40,62 @@ pub(super) enum Then {
     Stop,
 }
 
+/// Who works on a sweep, and how fast.
+#[derive(Debug)]
+pub(super) struct Hands {
+    /// Threads, the caller's among them.
+    pub(super) threads: usize,
+    /// How fast, at most.
+    pub(super) pace: Option<Pace>,
+}
+
+impl Default for Hands {
+    fn default() -> Self {
+        Hands { threads: cores(), pace: None }
+    }
+}
+
+impl Hands {
+    /// Notes that `bytes` are written: the next pieces wait until their time has passed.
+    pub(super) fn charge(&self, bytes: u64) {
+        if let Some(pace) = &self.pace {
+            pace.charge(bytes);
+        }
+    }
+}
+
+/// So many bytes a second, at most.
+#[derive(Debug)]
+pub(super) struct Pace {
+    rate: u64,
+    /// When what was written so far is paid for.
+    paid: Mutex<Instant>,
+}
+
+/// Who waits looks up as often.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+impl Pace {
+    /// `rate` bytes a second, above 0.
+    pub(super) fn new(rate: u64) -> Self {
+        Pace { rate, paid: Mutex::new(Instant::now()) }
+    }
+
+    fn charge(&self, bytes: u64) {
+        let mut paid = self.paid.lock();
+        let start = Instant::now().max(*paid);
+        let nanoseconds = u128::from(bytes) * 1_000_000_000 / u128::from(self.rate);
+        *paid = start + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+    }
+
+    /// How long to wait now.
+    fn debt(&self) -> Duration {
+        self.paid.lock().saturating_duration_since(Instant::now())
+    }
+}
+
 struct Shared<'a, I> {
+    hands: &'a Hands,
     pieces: Mutex<I>,
     done: AtomicU64,
     stopped: AtomicBool,
@@ -55,7 +111,19 @@ pub(super) fn sweep<T: Send>(
     job: &mut Job<'_>,
     work: impl Fn(Piece<T>, &mut Vec<u8>) -> Result<Then> + Sync,
 ) -> Result<()> {
+    sweep_with(&Hands::default(), pieces, total, job, work)
+}
+
+/// The same by these hands.
+pub(super) fn sweep_with<T: Send>(
+    hands: &Hands,
+    pieces: impl Iterator<Item = Result<Piece<T>>> + Send,
+    total: u64,
+    job: &mut Job<'_>,
+    work: impl Fn(Piece<T>, &mut Vec<u8>) -> Result<Then> + Sync,
+) -> Result<()> {
     let shared = Shared {
+        hands,
         pieces: Mutex::new(pieces),
         done: AtomicU64::new(0),
         stopped: AtomicBool::new(false),
@@ -63,7 +131,7 @@ pub(super) fn sweep<T: Send>(
     };
     job.report(0, total);
     thread::scope(|scope| {
-        let helpers: Vec<_> = (1..cores()).map(|_| scope.spawn(|| shared.run(&work, |_| {}))).collect();
+        let helpers: Vec<_> = (1..hands.threads).map(|_| scope.spawn(|| shared.run(&work, |_| {}))).collect();
         let mut result = shared.run(&work, |done| job.report(done, total));
         for helper in helpers {
             let lost = |_| Err(Error::new(ErrorKind::Io, "a thread that worked on the image died"));
@@ -95,6 +163,11 @@ impl<T, I: Iterator<Item = Result<Piece<T>>>> Shared<'_, I> {
         let mut buffer = Vec::new();
         while !self.stopped.load(Ordering::Relaxed) {
             self.wanted.check()?;
+            if let Some(debt) = self.hands.pace.as_ref().map(Pace::debt).filter(|debt| !debt.is_zero()) {
+                thread::sleep(debt.min(PATIENCE));
+                report(self.done.load(Ordering::Relaxed));
+                continue;
+            }
             let Some(piece) = self.pieces.lock().next().transpose()? else { break };
             let len = piece.len();
             if work(piece, &mut buffer)? == Then::Stop {
@@ -106,9 +179,10 @@ impl<T, I: Iterator<Item = Result<Piece<T>>>> Shared<'_, I> {
     }
 }
 
-/// Ranges of a disk cut into pieces that do not cross multiples of [`PIECE`]; those that `whole` holds for stay whole.
+/// Ranges of a disk cut into pieces that do not cross multiples of `size`; those that `whole` holds for stay whole.
 pub(super) fn cut<T: Copy>(
     ranges: impl Iterator<Item = Result<Piece<T>>>,
+    size: u64,
     whole: impl Fn(&Piece<T>) -> bool,
 ) -> impl Iterator<Item = Result<Piece<T>>> {
     let mut ranges = ranges;
@@ -121,7 +195,7 @@ pub(super) fn cut<T: Copy>(
                 Err(error) => return Some(Err(error)),
             },
         };
-        let end = if whole(&piece) { piece.end } else { piece.end.min((piece.start / PIECE + 1) * PIECE) };
+        let end = if whole(&piece) { piece.end } else { piece.end.min((piece.start / size + 1) * size) };
         if end < piece.end {
             rest = Some(Piece { start: end, ..piece });
         }
@@ -141,7 +215,7 @@ mod tests {
     fn pieces_end_at_multiples_and_whole_ones_stay_whole() {
         let ranges =
             [piece(0, 100, false), piece(100, 2 * PIECE + 5, false), piece(2 * PIECE + 5, 9 * PIECE, true)];
-        let cut: Vec<_> = cut(ranges.into_iter().map(Ok), |p| p.what).map(Result::unwrap).collect();
+        let cut: Vec<_> = cut(ranges.into_iter().map(Ok), PIECE, |p| p.what).map(Result::unwrap).collect();
         assert_eq!(
             cut,
             [

@@ -37,6 +37,7 @@ mod lock;
 pub mod memory;
 pub mod null;
 pub mod throttled;
+pub(crate) mod unsynced;
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 pub mod uring;
 

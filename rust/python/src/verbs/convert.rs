@@ -44,9 +44,10 @@ fn convert_with<F: Face>(
         py,
         progress,
         move |job| {
-            let options = ConvertOptions { target: layout.options()?, compress };
+            let mut options = ConvertOptions::new(layout.options()?);
+            options.copying.compress = compress;
             let source = open_plainly(source.0, source_format, &implicit, source_secret)?;
-            let converted = convert_image(&source, target.0, options, job);
+            let converted = convert_image(&source, target.0, options, job).map(drop);
             Ok(source.close().and(converted)?)
         },
         |py, ()| Ok(py.None()),

@@ -1,0 +1,160 @@
+//! Where a conversion goes: a file that appears when it is whole, or a device.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use super::super::create::{self, CreateOptions};
+use super::super::image::Image;
+use super::super::job::Job;
+use super::super::open::{Backing, OpenOptions};
+use super::super::target;
+use super::input::Input;
+use super::{Converted, Durability};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::FormatKind;
+use crate::format::preallocation::Preallocation;
+use crate::storage::file::File;
+use crate::storage::unsynced::Unsynced;
+use crate::storage::{Lock, Storage, StorageOpenOptions};
+
+/// How often somebody who waits for the medium is asked whether he still does.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// The file that is at `path` already, open so that its users are noticed; not one of `sources`.
+pub(super) fn existing<'a>(
+    sources: impl Iterator<Item = &'a Arc<Image>>,
+    path: &Path,
+) -> Result<Option<File>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let probe = File::open_sync(StorageOpenOptions::new().filename(path).lock(Lock::Off))?;
+    apart(sources, probe.identity()).map_err(|error| error.in_file(path))?;
+    File::open_sync(StorageOpenOptions::new().filename(path).write(true)).map(Some)
+}
+
+/// An error if `target` has a file in common with `input`.
+pub(super) fn check_apart(input: &Input, target: &Arc<Image>) -> Result<()> {
+    if input.images().flat_map(chain).any(|image| Arc::ptr_eq(image, target)) {
+        return Err(target.name(own_file()));
+    }
+    for storage in [target.format().storage(), target.format().data_storage()] {
+        apart(input.images(), storage.identity()).map_err(|error| target.name(error))?;
+    }
+    Ok(())
+}
+
+fn apart<'a>(sources: impl Iterator<Item = &'a Arc<Image>>, identity: Option<(u64, u64)>) -> Result<()> {
+    let Some(identity) = identity else { return Ok(()) };
+    let same = |storage: &Arc<dyn Storage>| storage.identity() == Some(identity);
+    let uses = |image: &Arc<Image>| same(image.format().storage()) || same(image.format().data_storage());
+    if sources.flat_map(chain).any(uses) { Err(own_file()) } else { Ok(()) }
+}
+
+fn own_file() -> Error {
+    Error::invalid_input("the target is a file of the source's own chain")
+}
+
+fn chain(image: &Arc<Image>) -> impl Iterator<Item = &Arc<Image>> {
+    std::iter::successors(Some(image), |image| image.backing())
+}
+
+/// Refuses a device that cannot take the disk.
+pub(super) fn check_device(device: &File, create: &CreateOptions, size: u64) -> Result<()> {
+    if create.kind() != FormatKind::Raw {
+        return Err(Error::unsupported("only raw can be written to a block device"));
+    }
+    if create.preallocation() != Preallocation::Off {
+        return Err(Error::invalid_input("a block device has its space: preallocation is for files"));
+    }
+    let len = device.len()?;
+    if len < size {
+        return Err(Error::invalid_input(format!("the device has {len} bytes, less than the disk's {size}")));
+    }
+    Ok(())
+}
+
+/// Makes the image that `create` describes, has `write` write to it, and lets it appear at `path`.
+///
+/// Nobody sees the files before they are whole: in between they need no barrier, and one sync at the end makes them durable.
+pub(super) fn make(
+    path: &Path,
+    replaced: Option<&File>,
+    create: &CreateOptions,
+    backing: Option<&Arc<Image>>,
+    durability: Durability,
+    job: &mut Job<'_>,
+    write: impl FnOnce(&Image, &mut Job<'_>) -> Result<Converted>,
+) -> Result<Converted> {
+    let mut converted = Converted::default();
+    let data_path = create.data_file().map(|name| create::beside(path, name));
+    let fill_all = |main: File, data: Option<File>| {
+        let (main, data) = (Arc::new(main), data.map(Arc::new));
+        let unsynced = |file: &Arc<File>| Arc::new(Unsynced::new(Arc::clone(file) as _)) as Arc<dyn Storage>;
+        let (image, data_file) = (unsynced(&main), data.as_ref().map(unsynced));
+        create::fill(&image, data_file.as_ref(), create)?;
+        let open = OpenOptions {
+            write: true,
+            format: Some(create.kind()),
+            backing: backing.map_or(Backing::None, |backing| Backing::Image(Arc::clone(backing))),
+            data_file,
+            secret: create.secret().cloned(),
+            ..Default::default()
+        };
+        let image = open.open_storage(image)?;
+        converted = write(&image, job)?;
+        image.close()?;
+        let size = image.size();
+        job.report(size, size);
+        for file in data.iter().chain([&main]) {
+            if durability == Durability::Synced {
+                sync(file, size, job)?;
+            }
+        }
+        job.wanted().check()
+    };
+    match data_path {
+        None => target::make(path, replaced, |file| fill_all(file, None))?,
+        Some(data_path) => {
+            if data_path.exists() {
+                let there = std::io::ErrorKind::AlreadyExists.into();
+                return Err(Error::io("create the data file", there).in_file(data_path));
+            }
+            // The data file gets its name first: an image never names one that is not there.
+            let made = target::make(path, replaced, |file| {
+                target::make(&data_path, None, |data| fill_all(file, Some(data)))
+            });
+            if made.is_err() && !data_path.exists() {
+                return made.map(|()| converted);
+            }
+            made.inspect_err(|_| drop(File::remove_sync(&data_path)))?;
+        }
+    }
+    Ok(converted)
+}
+
+/// Makes `file` durable. Who does not want it any more does not wait for the medium.
+fn sync(file: &Arc<File>, size: u64, job: &mut Job<'_>) -> Result<()> {
+    let (done, result) = channel();
+    let syncing = Arc::clone(file);
+    thread::spawn(move || done.send(syncing.sync()));
+    loop {
+        match result.recv_timeout(PATIENCE) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Error::new(ErrorKind::Io, "the thread that syncs the target died"));
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                job.report(size, size);
+                if let Err(unwanted) = job.wanted().check() {
+                    // What is not written yet need not be any more.
+                    let _ = file.set_len(0);
+                    return Err(unwanted);
+                }
+            }
+        }
+    }
+}
