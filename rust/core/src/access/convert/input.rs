@@ -67,8 +67,9 @@ impl Input {
 
     /// The part of a disk that starts at `offset` and has at most `len` bytes (what is behind the disk's end is not there).
     pub fn part(image: &Arc<Image>, offset: u64, len: u64) -> Self {
-        let len = image.size().saturating_sub(offset).min(len);
-        let part = Part { image: Arc::clone(image), start: 0, from: offset, len };
+        let from = offset.min(image.size());
+        let len = (image.size() - from).min(len);
+        let part = Part { image: Arc::clone(image), start: 0, from, len };
         Input { parts: vec![part], size: len, layer: Layer::Chain }
     }
 
