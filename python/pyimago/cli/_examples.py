@@ -67,6 +67,10 @@ pyimago map disk.qcow2
     where in which file the data is
 pyimago map --output=json disk.qcow2
     all ranges, zeroes and holes too
+pyimago map --picture disk.qcow2
+    drawn here, image by image of the chain
+pyimago map --picture disk.png disk.qcow2
+    and as a file
 """,
     "measure": """\
 pyimago measure -O qcow2 disk.raw

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli._arguments import add_format, add_implicit, add_output, size
 from pyimago.cli._text import UsageError, escape
+from pyimago.cli._text import size as human_size
 
 if TYPE_CHECKING:
     import argparse
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from pyimago.cli._arguments import Parser
 
+PICTURES = (".png", ".svg")
 LINES = 1000
 """That are written at once."""
 WORD = {False: "false", True: "true"}
@@ -25,20 +28,70 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="the image, with the files it names")
     add_format(parser)
     add_output(parser)
+    parser.add_argument(
+        "--picture",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="draw it, image by image of the chain: as FILE, a .png or .svg, or here",
+    )
     parser.add_argument("-s", "--start-offset", metavar="OFFSET", type=size, default=0, help="where to begin")
     parser.add_argument("-l", "--max-length", metavar="LENGTH", type=size, help="how much to look at")
     add_implicit(parser)
 
 
+def prepare(words: list[str]) -> list[str]:
+    """The word behind `--picture` is its file only if it is called like one: it may be the image."""
+    for at, word in enumerate(words):
+        if word == "--picture" and not "".join(words[at + 1 : at + 2]).lower().endswith(PICTURES):
+            return [*words[:at], "--picture=", *words[at + 1 :]]
+    return words
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Print the map as the command line says."""
+    if arguments.picture and not arguments.picture.lower().endswith(PICTURES):
+        raise UsageError(f"{arguments.picture}: a picture is a file with the end {' or '.join(PICTURES)}")
+    if arguments.picture is not None and arguments.output == "json":
+        raise UsageError("--picture and --output=json exclude each other")
     with pyimago.open(arguments.image, format=arguments.format, implicit=arguments.implicit) as image:
         start = min(arguments.start_offset, image.size)
         length = image.size - start
         if arguments.max_length is not None:
             length = min(length, arguments.max_length)
+        if arguments.picture is not None:
+            _draw(image, arguments, start, length)
+            return
         extents = image.extents(start, length)
         _write(_json(extents) if arguments.output == "json" else _human(extents))
+
+
+def _draw(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, start: int, length: int) -> None:
+    """To the file or the terminal."""
+    from pyimago.cli import _picture
+    from pyimago.cli._survey import survey
+
+    chain = pyimago.info_chain(arguments.image, format=arguments.format, implicit=arguments.implicit)
+    if not length:
+        raise UsageError(f"{arguments.image}: there is nothing to draw: the disk ends at {image.size}")
+    if arguments.picture and any(_same_file(Path(arguments.picture), Path(link.filename)) for link in chain):
+        raise UsageError(f"{arguments.picture}: this is the image, not a picture of it")
+    columns = _picture.columns_for(len(chain)) if arguments.picture else _picture.terminal_columns()
+    found = survey(image, chain, start=start, length=length, columns=columns, implicit=arguments.implicit)
+    title = f"{escape(arguments.image)}: {image.format}, {human_size(image.size)}"
+    if len(chain) > 1:
+        title += f", a chain of {len(chain)} images"
+    if arguments.picture == "":
+        sys.stdout.write(_picture.text(found, title, sys.stdout))
+        return
+    drawing = _picture.draw(found, title)
+    with Path(arguments.picture).open("wb") as file:
+        svg = arguments.picture.lower().endswith(".svg")
+        file.write(_picture.svg(drawing).encode() if svg else _picture.png(drawing))
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
 
 
 def _write(lines: Iterator[str]) -> None:
