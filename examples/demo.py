@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyimago
 import pyimago.aio
-from ext4 import Ext4
+from mini_ext4 import Ext4
 
 DATA = Path(__file__).parent.parent / "tests" / "data" / "demo"
 CHUNK = 64 * 1024

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import http.client
+import json
+import os
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import pyimago
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -37,7 +44,7 @@ def run(folder: Path, name: str, *arguments: str) -> str:
 
 def test_every_example_has_a_test() -> None:
     named = set(re.findall(r'"(\w+\.py)"', Path(__file__).read_text()))
-    modules = {"ext4.py"}
+    modules = {"mini_ext4.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == named - modules | modules & named
 
 
@@ -102,3 +109,170 @@ def test_serve_ranges_answers_ranges(port: int) -> None:
     assert get(port, "524287-") == (206, b"\0")
     assert len(get(port, "0-")[1]) == 524288
     assert get(port, "524288-") == (416, b"")
+
+
+def partitioned(folder: Path) -> Path:
+    """A qcow2 with a GPT of two partitions; the second is the demo's ext4 file system."""
+    guid, first, second = bytes(range(1, 17)), 2048, 4096
+    header = b"EFI PART" + bytes(64) + struct.pack("<QII", 2, 128, 128)
+    protective = bytes(446) + struct.pack("<4xB3xII", 0xEE, 1, 8191) + bytes(48) + b"\x55\xaa"
+    entries = b"".join(
+        struct.pack("<16s16sQQ80x", guid, guid, start, start + 2047) for start in (first, second)
+    )
+    path = folder / "partitioned.qcow2"
+    pyimago.create(path, 4 << 20, format="qcow2")
+    with pyimago.open(folder / "image.qcow2") as source, pyimago.open(path, write=True) as disk:
+        disk.write(protective + header, 0)
+        disk.write(entries, 1024)
+        disk.write(source.pread(source.size, 0), second * 512)
+    return path
+
+
+def test_read_file_finds_a_file_in_a_partition(folder: Path) -> None:
+    path = partitioned(folder)
+    assert run(folder, "read_file.py", str(path), "/hello.txt") == (
+        "Hello from a file of an ext4 file system,\nin a compressed cluster of a qcow2 overlay.\n"
+    )
+    assert run(folder, "read_file.py", "image.qcow2", "/etc/hostname") == "imago-demo\n"
+
+
+def test_read_file_says_that_there_is_none(folder: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "read_file.py"), "image.qcow2", "/etc/shadow"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "read_file: /etc/shadow is in no ext4 file system of image.qcow2\n"
+
+
+def leak(path: Path, clusters: int) -> None:
+    """Have refcounts say that so many clusters behind the image's end are in use: what a crash leaves."""
+    with path.open("r+b") as file:
+        header = file.read(104)
+        (table,) = struct.unpack_from(">Q", header, 48)
+        file.seek(0, os.SEEK_END)
+        cluster = 1 << struct.unpack_from(">I", header, 20)[0]
+        end = -(-file.tell() // cluster)
+        file.seek(table)
+        (block,) = struct.unpack(">Q", file.read(8))
+        file.seek(block + 2 * end)
+        file.write(b"\x00\x01" * clusters)
+        file.truncate((end + clusters) * cluster)
+
+
+def test_find_leaks_finds_and_repairs_them(folder: Path) -> None:
+    (folder / "below").mkdir()
+    leaky = folder / "below" / "called.img"
+    pyimago.create(leaky, 1 << 20, format="qcow2")
+    leak(leaky, 3)
+    (folder / "raw.qcow2").write_bytes(b"not one")
+
+    def find(*arguments: str) -> tuple[list[str], int]:
+        command = [sys.executable, "-W", "error", str(EXAMPLES / "find_leaks.py"), ".", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+        assert done.stderr == ""
+        return done.stdout.splitlines(), done.returncode
+
+    assert find() == (
+        ["below/called.img: 196608 bytes leaked", "3 images, 1 with something left to do"],
+        1,
+    )
+    with pyimago.open(leaky, write=True):
+        assert find() == (
+            ["below/called.img: in use, not checked", "3 images, 0 with something left to do"],
+            0,
+        )
+    assert find("--repair")[0][0] == "below/called.img: 196608 bytes given back"
+    assert find() == (["3 images, 0 with something left to do"], 0)
+
+
+def test_incremental_backup_copies_what_changed(tmp_path: Path) -> None:
+    disk, backups = tmp_path / "disk.qcow2", tmp_path / "backups"
+    backups.mkdir()
+    pyimago.create(disk, 8 << 20, format="qcow2")
+
+    def write(data: bytes, offset: int) -> None:
+        with pyimago.open(disk, write=True) as image:
+            image.write(data, offset)
+
+    def back_up() -> str:
+        return run(tmp_path, "incremental_backup.py", "disk.qcow2", "backups")
+
+    def content(path: Path) -> bytes:
+        with pyimago.open(path) as image:
+            return image.pread(image.size, 0)
+
+    write(b"first" * 1000, 1 << 20)
+    assert back_up() == "0000.qcow2: everything, 65536 bytes\n"
+    write(b"second" * 1000, 5 << 20)
+    yesterday = content(disk)
+    assert back_up() == "0001.qcow2: what changed, 65536 bytes\n"
+    assert back_up() == "0002.qcow2: what changed, 0 bytes\n"
+    write(b"third", 1 << 20)
+    assert back_up() == "0003.qcow2: what changed, 65536 bytes\n"
+    assert content(backups / "0003.qcow2") == content(disk)
+    assert content(backups / "0001.qcow2") == content(backups / "0002.qcow2") == yesterday
+    assert not (backups / "unfinished.qcow2").exists()
+
+
+@pytest.fixture
+def service(folder: Path) -> Iterator[int]:
+    """The port of a running `convert_uploads.py`; it must end well on Ctrl-C."""
+    (folder / "results").mkdir()
+    command = [sys.executable, "-W", "error", "-X", "dev", str(EXAMPLES / "convert_uploads.py"), "results"]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        match = re.match(r"http://127\.0\.0\.1:(\d+)/", server.stdout.readline())
+        try:
+            assert match is not None
+            yield int(match[1])
+        finally:
+            server.send_signal(signal.SIGINT)
+            _, errors = server.communicate(timeout=30)
+        assert (server.returncode, errors) == (0, "")
+
+
+def ask(port: int, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, url, body=body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_convert_uploads_tells_its_progress_and_has_the_result(service: int, folder: Path) -> None:
+    flat = folder / "flat.qcow2"
+    pyimago.convert(folder / "image.qcow2", flat, format="qcow2")
+    status, lines = ask(service, "PUT", "/?from=qcow2&to=raw", flat.read_bytes())
+    *steps, last = [json.loads(line) for line in lines.splitlines()]
+    assert status == 200
+    assert {step["total"] for step in steps} == {524288}
+    assert steps[-1]["done"] == 524288
+    status, result = ask(service, "GET", f"/{last['result']}")
+    with pyimago.open(flat) as image:
+        assert (status, result) == (200, image.pread(image.size, 0))
+    assert [path.name for path in (folder / "results").iterdir()] == [last["result"]]
+
+
+def test_convert_uploads_opens_nothing_that_an_upload_names(service: int, folder: Path) -> None:
+    _, lines = ask(service, "PUT", "/?from=qcow2&to=raw", (folder / "image.qcow2").read_bytes())
+    assert "base.qcow2" in json.loads(lines.splitlines()[-1])["error"]
+    assert list((folder / "results").iterdir()) == []
+    assert ask(service, "PUT", "/?from=qcow2&to=vhdx", b"x")[0] == 400
+    assert ask(service, "GET", "/../image.qcow2")[0] == 400
+
+
+def test_convert_uploads_ends_a_conversion_with_its_client(service: int, folder: Path) -> None:
+    body = os.urandom(1 << 20) * 64  # packing it takes far longer than a client needs to go away
+    with socket.create_connection(("127.0.0.1", service), timeout=30) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(f"PUT /?from=raw&to=qcow2 HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        client.sendall(body)
+        assert client.recv(12) == b"HTTP/1.1 200"
+    assert ask(service, "GET", "/none")[0] == 400  # it goes on
+    end = time.monotonic() + 60
+    while list((folder / "results").iterdir()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert list((folder / "results").iterdir()) == []
