@@ -71,6 +71,15 @@ def test_stdout_without_the_letters_of_a_name(guest: Path) -> None:
     assert r"n\xf6.qcow2" in done.stdout
 
 
+@pytest.mark.parametrize("words", [("info",), ("info", "x"), ("hash",), ("check",), ("map", "--picture=")])
+def test_a_name_cannot_play_with_the_terminal(pyimago: Run, words: tuple[str, ...]) -> None:
+    done = pyimago(*words, "\x1b[31m\n", check=False)
+    assert done.returncode == 1
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "\\x1b[31m\\n" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_empty_name_is_visible(pyimago: Run) -> None:
     assert pyimago("info", "", check=False).stderr == "pyimago: '': No such file or directory\n"
 

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from pyimago.cli._text import UsageError, parse_size
+from pyimago.cli._text import UsageError, escape, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end."""
-        self.exit(FAILED, f"{name()}: {message}; see `{self.prog} --help`\n")
+        self.exit(FAILED, f"{name()}: {escape(message)}; see `{self.prog} --help`\n")
 
 
 class Version(argparse.Action):
