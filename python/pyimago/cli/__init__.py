@@ -92,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if flush := getattr(sys.stdout, "flush", None):
                 flush()
     except (KeyboardInterrupt, Ended) as end:
-        number = getattr(end, "number", signal.SIGINT)
-        return _end(number, die=argv is None)
+        return _end(getattr(end, "number", signal.SIGINT), die=argv is None)
     except BrokenPipeError:
         # The reader of our output left. Python flushes stdout once more at exit: let it do so into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
@@ -134,6 +133,7 @@ def _tidy_end() -> Generator[None]:
 
 def _end(number: signal.Signals, *, die: bool) -> int:
     """Say that the signal ended us, and end by it or return the status that a shell gives it."""
+    before = signal.signal(number, signal.SIG_IGN)  # an impatient second one
     from pyimago.cli._arguments import name
     from pyimago.cli._progress import fresh_line
 
@@ -142,6 +142,7 @@ def _end(number: signal.Signals, *, die: bool) -> int:
     if die:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
+    signal.signal(number, before)
     return 128 + number
 
 
