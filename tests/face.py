@@ -169,7 +169,7 @@ class Face:
         self.name = name
 
     @asynccontextmanager
-    async def open(self, path: Path | str, **options: Any) -> AsyncIterator[Image]:
+    async def open(self, path: Path | str | pyimago.Storage, **options: Any) -> AsyncIterator[Image]:
         """`pyimago.open` or `pyimago.aio.open`, under `with`."""
         if self.name == "sync":
             with pyimago.open(path, **options) as image:

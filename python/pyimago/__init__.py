@@ -22,6 +22,7 @@ from pyimago._errors import (
 )
 from pyimago._native import (
     Bitmap,
+    Disk,
     Extent,
     File,
     FormatAccess,
@@ -29,6 +30,7 @@ from pyimago._native import (
     Null,
     Qcow2,
     Raw,
+    Slice,
     Snapshot,
     Storage,
     StorageOpenOptions,
@@ -52,11 +54,14 @@ if TYPE_CHECKING:
         Implicit,
         KeySlot,
         Layout,
+        Lock,
         Measurement,
         NewImage,
+        Place,
         Progress,
         Repair,
         Secret,
+        Source,
         StrPath,
     )
 
@@ -97,6 +102,8 @@ __all__ = [
     "File",
     "Null",
     "Memory",
+    "Slice",
+    "Disk",
     "Throttled",
     "StorageOpenOptions",
     # Errors
@@ -146,10 +153,11 @@ def create(
     _native.create(path, size, format, layout, overwrite=overwrite, unchecked=unsafe)
 
 
-def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
-    """What the image at `path` says of itself. No other file is opened, and no lock taken.
+def info(path: Place, *, format: Format | None = None, lock: Lock = "off") -> ImageInfo:
+    """What the image at `path`, a file or a storage, says of itself. No other file is opened.
 
-    Its format is probed unless given.
+    Its format is probed unless given. No lock is taken, unless `lock` is "auto": then an image that somebody
+    writes to is an `ImageLockedError`, as it is for `qemu-img info`.
 
     Raises:
         InvalidImageError: The file is no image of that format.
@@ -157,12 +165,12 @@ def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
     """
     from pyimago._types import ImageInfo
 
-    (document,) = _native.info(path, format, None)
+    (document,) = _native.info(path, format, None, lock)
     return ImageInfo.from_document(document)
 
 
 def info_chain(
-    path: StrPath, *, format: Format | None = None, implicit: Implicit = "beside"
+    path: Place, *, format: Format | None = None, implicit: Implicit = "beside", lock: Lock = "off"
 ) -> list[ImageInfo]:
     """As `info`, of the image at `path` and of its backing files, topmost first.
 
@@ -175,11 +183,11 @@ def info_chain(
     """
     from pyimago._types import ImageInfo
 
-    return [ImageInfo.from_document(document) for document in _native.info(path, format, implicit)]
+    return [ImageInfo.from_document(document) for document in _native.info(path, format, implicit, lock)]
 
 
 def convert(
-    source: StrPath,
+    source: Source,
     target: StrPath,
     *,
     source_format: Format | None = None,
@@ -194,9 +202,11 @@ def convert(
     """Write the content of the image at `source` as a new image, which appears at `target` once it is whole.
 
     Args:
-        source: The image to read, with its backing chain. Nothing is written to it.
+        source: The image to read, with its backing chain: a path, a storage, or an image that is open and
+            stays so. Nothing is written to it.
         target: The file to write. What is there is replaced at the end; it stays as it is after a failure.
-        source_format: The source's format; probed unless given.
+        source_format: The source's format; probed unless given. With an open source neither this nor
+            `source_secret` may be given.
         format: The target's format.
         implicit: Which files that the source names may be opened, as in `open`.
         source_secret: What opens an encrypted source, as `secret` of `open`.
@@ -226,23 +236,25 @@ def convert(
 
 
 def check(
-    path: StrPath,
+    path: Place,
     *,
     format: Format | None = None,
     repair: Repair = "none",
     deep: bool = False,
     implicit: Implicit = "beside",
+    lock: Lock = "auto",
     progress: Progress | None = None,
 ) -> CheckResult:
     """Check the qcow2 image at `path`: is what its metadata says true?
 
     Args:
-        path: The image. Unless something is to be repaired nothing is written to it.
+        path: The image's file, or a storage. Unless something is to be repaired nothing is written to it.
         format: Its format; probed unless given.
         repair: "leaks" gives back space that nothing uses; "all" makes refcounts and flags right, too. What
             cannot be repaired stays in the result. Either is safe at any loss of power.
         deep: Unpack every compressed cluster, too.
         implicit: Which files that the image names may be opened, as in `open`; only a data file is.
+        lock: Which locks are taken, as in `open`; a repair needs them.
         progress: Called now and then with the bytes of tables done and all; what it raises ends the check.
 
     Raises:
@@ -253,12 +265,12 @@ def check(
     """
     from pyimago._types import CheckResult
 
-    return CheckResult.from_document(*_native.check(path, format, repair, deep, implicit, progress))
+    return CheckResult.from_document(*_native.check(path, format, repair, deep, implicit, lock, progress))
 
 
 def compare(
-    first: StrPath,
-    second: StrPath,
+    first: Source,
+    second: Source,
     *,
     first_format: Format | None = None,
     second_format: Format | None = None,
@@ -268,10 +280,11 @@ def compare(
     second_secret: Secret | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Whether the images at `first` and `second` show a guest the same bytes, on all cores.
+    """Whether the images `first` and `second` show a guest the same bytes, on all cores.
 
     Args:
-        first: An image, read with its backing chain.
+        first: An image, read with its backing chain: a path, a storage, or an image that is open and stays
+            so (which takes neither format nor secret).
         second: Another.
         first_format: The first one's format; probed unless given.
         second_format: The second one's.
@@ -304,14 +317,17 @@ def compare(
 
 
 def hash(
-    path: StrPath,
+    source: Source,
     *,
     format: Format | None = None,
     implicit: Implicit = "beside",
     secret: Secret | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """A hash of what a guest sees of the image at `path`: 64 hexadecimal digits, on all cores.
+    """A hash of what a guest sees of `source`: 64 hexadecimal digits, on all cores.
+
+    The source is a path, a storage, or an image that is open and stays so (which takes neither format nor
+    secret).
 
     Equal content has an equal hash, whatever the formats and what is allocated; the disk's size counts.
     Ranges that are known to be zero cost nothing. It is BLAKE3 over the size and the BLAKE3 digests of the
@@ -322,11 +338,11 @@ def hash(
         ImagoError: A file cannot be read as an image.
         OSError: A file cannot be read.
     """
-    return _native.hash(path, format, implicit, secret, progress).hex()
+    return _native.hash(source, format, implicit, secret, progress).hex()
 
 
 def measure(
-    source: StrPath | None = None,
+    source: Source | None = None,
     *,
     size: int | None = None,
     source_format: Format | None = None,
@@ -338,7 +354,8 @@ def measure(
     """How large a file an image would need: a new one of `size`, or one with the content of `source`.
 
     Args:
-        source: An image to convert, read with its backing chain.
+        source: An image to convert, read with its backing chain: a path, a storage, or an image that is open
+            and stays so (which takes neither format nor secret).
         size: Size of an empty disk in bytes, instead of a source.
         source_format: The source's format; probed unless given.
         format: The new image's format.

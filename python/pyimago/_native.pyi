@@ -13,10 +13,13 @@ from pyimago._types import (
     DataFile,
     Format,
     Implicit,
+    Lock,
+    Place,
     Preallocation,
     Progress,
     Repair,
     Secret,
+    Source,
     StrPath,
 )
 
@@ -29,6 +32,7 @@ __all__ = [
     "Bitmaps",
     "CompletedFuture",
     "DirtyIterator",
+    "Disk",
     "Extent",
     "ExtentIterator",
     "File",
@@ -37,6 +41,7 @@ __all__ = [
     "Null",
     "Qcow2",
     "Raw",
+    "Slice",
     "Snapshot",
     "Snapshots",
     "Storage",
@@ -238,7 +243,7 @@ class StorageOpenOptions:
         filename: StrPath,
         write: bool = False,
         direct: bool = False,
-        lock: Literal["auto", "off"] = "auto",
+        lock: Lock = "auto",
     ) -> Self: ...
     @property
     def filename(self) -> str | None: ...
@@ -247,7 +252,7 @@ class StorageOpenOptions:
     @property
     def direct(self) -> bool: ...
     @property
-    def lock(self) -> Literal["auto", "off"]: ...
+    def lock(self) -> Lock: ...
 
 @disjoint_base
 class Storage:
@@ -271,6 +276,14 @@ class Null(Storage):
 class Memory(Storage):
     def __new__(cls, content: int | Buffer | None = None) -> Self: ...
     def getvalue(self) -> bytes: ...
+
+@final
+class Disk(Storage):
+    def __new__(cls, image: SyncFormatAccess | FormatAccess) -> Self: ...
+
+@final
+class Slice(Storage):
+    def __new__(cls, storage: Storage, *, offset: int = 0, size: int | None = None) -> Self: ...
 
 @final
 class Throttled(Storage):
@@ -393,7 +406,7 @@ class FormatAccess:
     ) -> Awaitable[None]: ...
 
 def open(
-    path: StrPath,
+    path: Place,
     *,
     write: bool = False,
     format: Format | None = None,
@@ -402,11 +415,13 @@ def open(
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
     secret: Secret | None = None,
+    lock: Lock = "auto",
+    direct: bool = False,
     l2_cache_size: int | None = None,
     refcount_cache_size: int | None = None,
 ) -> SyncFormatAccess: ...
 def open_awaited(
-    path: StrPath,
+    path: Place,
     *,
     write: bool = False,
     format: Format | None = None,
@@ -415,6 +430,8 @@ def open_awaited(
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
     secret: Secret | None = None,
+    lock: Lock = "auto",
+    direct: bool = False,
     l2_cache_size: int | None = None,
     refcount_cache_size: int | None = None,
 ) -> Awaitable[FormatAccess]: ...
@@ -436,12 +453,12 @@ def create_awaited(
     overwrite: bool,
     unchecked: bool,
 ) -> Awaitable[None]: ...
-def info(path: StrPath, format: Format | None, chain: Implicit | None) -> list[dict[str, Any]]: ...
+def info(place: Place, format: Format | None, chain: Implicit | None, lock: Lock) -> list[dict[str, Any]]: ...
 def info_awaited(
-    path: StrPath, format: Format | None, chain: Implicit | None
+    place: Place, format: Format | None, chain: Implicit | None, lock: Lock
 ) -> Awaitable[list[dict[str, Any]]]: ...
 def convert(
-    source: StrPath,
+    source: Source,
     target: StrPath,
     source_format: Format | None,
     format: Format,
@@ -453,7 +470,7 @@ def convert(
     layout: Mapping[str, object],
 ) -> None: ...
 def convert_awaited(
-    source: StrPath,
+    source: Source,
     target: StrPath,
     source_format: Format | None,
     format: Format,
@@ -465,24 +482,26 @@ def convert_awaited(
     layout: Mapping[str, object],
 ) -> Awaitable[None]: ...
 def check(
-    path: StrPath,
+    place: Place,
     format: Format | None,
     repair: Repair,
     deep: bool,
     implicit: Implicit,
+    lock: Lock,
     progress: Progress | None,
 ) -> tuple[dict[str, Any], list[tuple[str, str, int | None, int | None, str]]]: ...
 def check_awaited(
-    path: StrPath,
+    place: Place,
     format: Format | None,
     repair: Repair,
     deep: bool,
     implicit: Implicit,
+    lock: Lock,
     progress: Progress | None,
 ) -> Awaitable[tuple[dict[str, Any], list[tuple[str, str, int | None, int | None, str]]]]: ...
 def compare(
-    first: StrPath,
-    second: StrPath,
+    first: Source,
+    second: Source,
     first_format: Format | None,
     second_format: Format | None,
     strict: bool,
@@ -492,8 +511,8 @@ def compare(
     progress: Progress | None,
 ) -> tuple[Literal["size", "status", "content"] | None, int | None, bool]: ...
 def compare_awaited(
-    first: StrPath,
-    second: StrPath,
+    first: Source,
+    second: Source,
     first_format: Format | None,
     second_format: Format | None,
     strict: bool,
@@ -503,14 +522,14 @@ def compare_awaited(
     progress: Progress | None,
 ) -> Awaitable[tuple[Literal["size", "status", "content"] | None, int | None, bool]]: ...
 def hash(
-    path: StrPath,
+    source: Source,
     format: Format | None,
     implicit: Implicit,
     secret: Secret | None,
     progress: Progress | None,
 ) -> bytes: ...
 def hash_awaited(
-    path: StrPath,
+    source: Source,
     format: Format | None,
     implicit: Implicit,
     secret: Secret | None,
@@ -557,7 +576,7 @@ def erase_key_awaited(
     path: StrPath, format: Format | None, secret: Secret | None, slot: int | None, force: bool
 ) -> Awaitable[list[int]]: ...
 def measure(
-    source: StrPath | None,
+    source: Source | None,
     size: int | None,
     source_format: Format | None,
     format: Format,
@@ -566,7 +585,7 @@ def measure(
     layout: Mapping[str, object],
 ) -> tuple[int, int]: ...
 def measure_awaited(
-    source: StrPath | None,
+    source: Source | None,
     size: int | None,
     source_format: Format | None,
     format: Format,

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
         ImageInfo,
         Implicit,
         Layout,
+        Lock,
         Measurement,
         NewImage,
+        Place,
         Progress,
         Repair,
         Secret,
+        Source,
         StrPath,
     )
 
@@ -69,7 +72,7 @@ class _Opening:
 
 
 def open(
-    path: StrPath,
+    path: Place,
     *,
     write: bool = False,
     format: Format | None = None,
@@ -78,6 +81,8 @@ def open(
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
     secret: Secret | None = None,
+    lock: Lock = "auto",
+    direct: bool = False,
     l2_cache_size: int | None = None,
     refcount_cache_size: int | None = None,
 ) -> _Opening:
@@ -97,6 +102,8 @@ def open(
             data_file=data_file,
             implicit=implicit,
             secret=secret,
+            lock=lock,
+            direct=direct,
             l2_cache_size=l2_cache_size,
             refcount_cache_size=refcount_cache_size,
         )
@@ -116,27 +123,28 @@ async def create(
     await _native.create_awaited(path, size, format, layout, overwrite=overwrite, unchecked=unsafe)
 
 
-async def info(path: StrPath, *, format: Format | None = None) -> ImageInfo:
+async def info(path: Place, *, format: Format | None = None, lock: Lock = "off") -> ImageInfo:
     """As `pyimago.info`, awaited."""
     from pyimago._types import ImageInfo
 
-    (document,) = await _native.info_awaited(path, format, None)
+    (document,) = await _native.info_awaited(path, format, None, lock)
     return ImageInfo.from_document(document)
 
 
 async def info_chain(
-    path: StrPath, *, format: Format | None = None, implicit: Implicit = "beside"
+    path: Place, *, format: Format | None = None, implicit: Implicit = "beside", lock: Lock = "off"
 ) -> list[ImageInfo]:
     """As `pyimago.info_chain`, awaited. A function given as `implicit` is called on another thread."""
     from pyimago._types import ImageInfo
 
     return [
-        ImageInfo.from_document(document) for document in await _native.info_awaited(path, format, implicit)
+        ImageInfo.from_document(document)
+        for document in await _native.info_awaited(path, format, implicit, lock)
     ]
 
 
 async def convert(
-    source: StrPath,
+    source: Source,
     target: StrPath,
     *,
     source_format: Format | None = None,
@@ -168,25 +176,26 @@ async def convert(
 
 
 async def check(
-    path: StrPath,
+    path: Place,
     *,
     format: Format | None = None,
     repair: Repair = "none",
     deep: bool = False,
     implicit: Implicit = "beside",
+    lock: Lock = "auto",
     progress: Progress | None = None,
 ) -> CheckResult:
     """As `pyimago.check`, awaited; cancelling the task ends it. Callables are called on another thread."""
     from pyimago._types import CheckResult
 
     return CheckResult.from_document(
-        *await _native.check_awaited(path, format, repair, deep, implicit, progress)
+        *await _native.check_awaited(path, format, repair, deep, implicit, lock, progress)
     )
 
 
 async def compare(
-    first: StrPath,
-    second: StrPath,
+    first: Source,
+    second: Source,
     *,
     first_format: Format | None = None,
     second_format: Format | None = None,
@@ -215,7 +224,7 @@ async def compare(
 
 
 async def hash(
-    path: StrPath,
+    source: Source,
     *,
     format: Format | None = None,
     implicit: Implicit = "beside",
@@ -223,11 +232,11 @@ async def hash(
     progress: Progress | None = None,
 ) -> str:
     """As `pyimago.hash`, awaited; cancelling the task ends it. Callables are called on another thread."""
-    return (await _native.hash_awaited(path, format, implicit, secret, progress)).hex()
+    return (await _native.hash_awaited(source, format, implicit, secret, progress)).hex()
 
 
 async def measure(
-    source: StrPath | None = None,
+    source: Source | None = None,
     *,
     size: int | None = None,
     source_format: Format | None = None,

@@ -45,7 +45,7 @@ fn readers_share_and_a_writer_is_alone() {
 fn closing_ends_the_locks_though_a_child_has_the_descriptor() {
     let (_directory, path) = image();
     let writer = open(&path, true).expect("a writer");
-    let fd = writer.raw_fd().expect("a file has one");
+    let (fd, _) = writer.raw_fd(0, 1).expect("a file has one");
     // SAFETY: `writer` keeps it open meanwhile.
     let inherited = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().expect("dup");
     drop(writer);

@@ -8,7 +8,7 @@ use imago_core::format::{CacheUse, ZeroIntent};
 use pyo3::exceptions::{PyResourceWarning, PyTypeError};
 use pyo3::prelude::*;
 
-use crate::access::Access;
+use crate::access::{Access, Lease};
 use crate::bitmaps::{AsyncBitmaps, Bitmaps};
 use crate::buffers::kind;
 use crate::errors::{Failure, exception};
@@ -273,21 +273,28 @@ image_class!(
     }
 );
 
+/// The access of a `FormatAccess` or `SyncFormatAccess`.
+fn access_of<'a>(object: &'a Bound<'_, PyAny>) -> Option<&'a Arc<Access>> {
+    if let Ok(image) = object.cast::<SyncFormatAccess>() {
+        return Some(&image.get().access);
+    }
+    object.cast::<FormatAccess>().ok().map(|image| &image.get().access)
+}
+
 /// The image of a `FormatAccess` or `SyncFormatAccess`, to be used beside or below another one.
 pub(crate) fn shared_image(object: &Bound<'_, PyAny>) -> PyResult<Arc<Image>> {
-    let py = object.py();
-    let access = if let Ok(access) = object.cast::<SyncFormatAccess>() {
-        &access.get().access
-    } else {
-        let access = object.cast::<FormatAccess>().map_err(|_| {
-            PyTypeError::new_err(format!(
-                "an image is a FormatAccess or SyncFormatAccess, not {}; open it first",
-                kind(object)
-            ))
-        })?;
-        &access.get().access
-    };
-    access.image(py).map(|open| Arc::clone(open.get()))
+    let access = access_of(object).ok_or_else(|| {
+        PyTypeError::new_err(format!(
+            "an image is a FormatAccess or SyncFormatAccess, not {}; open it first",
+            kind(object)
+        ))
+    })?;
+    access.image(object.py()).map(|open| Arc::clone(open.get()))
+}
+
+/// The image of a `FormatAccess` or `SyncFormatAccess`, for an operation on it; `None` if the object is neither.
+pub(crate) fn leased_image(object: &Bound<'_, PyAny>) -> Option<PyResult<Lease>> {
+    access_of(object).map(|access| access.lease(object.py()))
 }
 
 /// Runs `f` from a destructor: whatever exception is on its way stays that.

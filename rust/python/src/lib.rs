@@ -16,7 +16,6 @@ mod extents;
 mod formats;
 mod gate;
 mod image;
-mod info;
 mod operation;
 mod path;
 mod secret;
@@ -46,11 +45,9 @@ mod _native {
     #[pymodule_export]
     use crate::image::{FormatAccess, SyncFormatAccess};
     #[pymodule_export]
-    use crate::info::{info, info_awaited};
-    #[pymodule_export]
     use crate::snapshots::{AsyncSnapshots, Snapshot, Snapshots};
     #[pymodule_export]
-    use crate::storages::{File, Memory, Null, Storage, StorageOpenOptions, Throttled};
+    use crate::storages::{Disk, File, Memory, Null, Slice, Storage, StorageOpenOptions, Throttled};
     #[pymodule_export]
     use crate::verbs::amend::{amend, amend_awaited};
     #[pymodule_export]
@@ -61,6 +58,8 @@ mod _native {
     use crate::verbs::convert::{convert, convert_awaited};
     #[pymodule_export]
     use crate::verbs::create::{create, create_awaited};
+    #[pymodule_export]
+    use crate::verbs::info::{info, info_awaited};
     #[pymodule_export]
     use crate::verbs::keys::{
         add_key, add_key_awaited, change_key, change_key_awaited, erase_key, erase_key_awaited,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use imago_core::access::disk::Disk as EngineDisk;
 use imago_core::storage::file::File as EngineFile;
 use imago_core::storage::memory::Memory as EngineMemory;
 use imago_core::storage::null::Null as EngineNull;
@@ -17,6 +18,7 @@ use pyo3::types::{PyBytes, PyInt};
 
 use crate::buffers::{Buffer, kind};
 use crate::errors::{Failure, exception};
+use crate::image::shared_image;
 use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::path::StrPath;
 use crate::transfer::Offset;
@@ -31,10 +33,12 @@ pub(crate) struct StorageOpenOptions(EngineOptions);
 #[pymethods]
 impl StorageOpenOptions {
     #[new]
-    #[pyo3(signature = (*, filename, write = false, direct = false, lock = "auto"))]
-    fn new(filename: StrPath, write: bool, direct: bool, lock: &str) -> PyResult<Self> {
-        let options = EngineOptions::new().filename(filename.0).write(write).direct(direct);
-        Ok(StorageOpenOptions(options.lock(lock_of(lock)?)))
+    #[pyo3(
+        signature = (*, filename, write = false, direct = false, lock = LockWord::default()),
+        text_signature = "(*, filename, write=False, direct=False, lock='auto')"
+    )]
+    fn new(filename: StrPath, write: bool, direct: bool, lock: LockWord) -> Self {
+        StorageOpenOptions(EngineOptions::new().filename(filename.0).write(write).direct(direct).lock(lock.0))
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
@@ -76,11 +80,19 @@ impl StorageOpenOptions {
     }
 }
 
-fn lock_of(name: &str) -> PyResult<Lock> {
-    match name {
-        "auto" => Ok(Lock::Auto),
-        "off" => Ok(Lock::Off),
-        _ => Err(PyValueError::new_err(format!("lock is 'auto' or 'off', not {name:?}"))),
+/// `lock=`: "auto" or "off".
+#[derive(Default)]
+pub(crate) struct LockWord(pub(crate) Lock);
+
+impl<'py> FromPyObject<'_, 'py> for LockWord {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match object.extract::<&str>()? {
+            "auto" => Ok(LockWord(Lock::Auto)),
+            "off" => Ok(LockWord(Lock::Off)),
+            name => Err(PyValueError::new_err(format!("lock is 'auto' or 'off', not {name:?}"))),
+        }
     }
 }
 
@@ -207,5 +219,41 @@ impl Throttled {
         let latency = Duration::try_from_secs_f64(latency)
             .map_err(|_| PyValueError::new_err(format!("{latency} is no number of seconds to wait")))?;
         Ok(Storage(Arc::new(EngineThrottled::new(storage.shared(), latency))).with(Throttled))
+    }
+}
+
+/// A part of another storage: `size` bytes (None: all) from `offset` (bytes) on. One with a size keeps it, one without grows with
+/// the other storage.
+#[pyclass(frozen, extends = Storage, module = "pyimago")]
+pub(crate) struct Slice;
+
+#[pymethods]
+impl Slice {
+    #[new]
+    #[pyo3(
+        signature = (storage, *, offset = Offset(0), size = None),
+        text_signature = "(storage, *, offset=0, size=None)"
+    )]
+    fn new(
+        py: Python<'_>,
+        storage: &Storage,
+        offset: Offset,
+        size: Option<Offset>,
+    ) -> PyResult<PyClassInitializer<Self>> {
+        let slice = imago_core::access::open::slice(storage.shared(), offset.0, size.map(|size| size.0));
+        Ok(Storage(slice.map_err(|error| exception(py, &error))?).with(Slice))
+    }
+}
+
+/// The disk of an open image, for an image within it: of its size, and readable and writable as it is. The image stays open; close it
+/// after what was opened on this.
+#[pyclass(frozen, extends = Storage, module = "pyimago")]
+pub(crate) struct Disk;
+
+#[pymethods]
+impl Disk {
+    #[new]
+    fn new(image: &Bound<'_, PyAny>) -> PyResult<PyClassInitializer<Self>> {
+        Ok(Storage(Arc::new(EngineDisk::new(shared_image(image)?))).with(Disk))
     }
 }

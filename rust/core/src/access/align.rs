@@ -153,8 +153,8 @@ impl Storage for Aligned {
     }
 
     #[cfg(unix)]
-    fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
-        self.inner.raw_fd()
+    fn raw_fd(&self, offset: u64, len: u64) -> Option<(std::os::fd::RawFd, u64)> {
+        self.inner.raw_fd(offset, len)
     }
 
     fn raw_limits(&self) -> Limits {

@@ -91,12 +91,12 @@ impl Image {
             match place {
                 Place::Data { storage, offset: host } => {
                     let limits = storage.raw_limits();
-                    let Some(fd) = storage.raw_fd() else { return Ok(false) };
-                    if !(host.0 | len).is_multiple_of(u64::from(limits.request_alignment)) {
+                    let Some((fd, at)) = storage.raw_fd(host.0, len) else { return Ok(false) };
+                    if !(at | len).is_multiple_of(u64::from(limits.request_alignment)) {
                         return Ok(false);
                     }
                     reads.memory_alignment = reads.memory_alignment.max(limits.memory_alignment);
-                    reads.segments.push(DirectRead { fd, host_offset: host.0, len });
+                    reads.segments.push(DirectRead { fd, host_offset: at, len });
                 }
                 Place::Unallocated => {
                     if !self.direct_below(offset, len, reads)? {

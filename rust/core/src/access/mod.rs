@@ -12,6 +12,7 @@ pub mod convert;
 pub mod create;
 mod crew;
 mod deflate;
+pub mod disk;
 pub mod extent;
 pub mod facade;
 mod gate;

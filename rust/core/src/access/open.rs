@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::align::aligned;
 use super::chain::{Link, Opener};
 pub use super::gate::{Ask, Gate, ReferenceKind};
 use super::image::{Base, Image};
@@ -10,6 +11,7 @@ use crate::crypt::Secret;
 use crate::error::{Error, Result};
 use crate::format::{CacheSizes, FormatKind};
 use crate::storage::file::File;
+use crate::storage::slice::Slice;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
 
 /// What is below the image.
@@ -92,4 +94,11 @@ impl OpenOptions {
         };
         Ok(Arc::new(link.into_image(base)))
     }
+}
+
+/// The `size` bytes (`None`: all) of `storage` from `offset` on, whatever alignment it asks for; see [`Slice`].
+pub fn slice(storage: Arc<dyn Storage>, offset: u64, size: Option<u64>) -> Result<Arc<dyn Storage>> {
+    let unit = u64::from(storage.limits().request_alignment);
+    let fits = (offset | size.unwrap_or(0)).is_multiple_of(unit);
+    Ok(Arc::new(Slice::new(if fits { storage } else { aligned(storage) }, offset, size)?))
 }

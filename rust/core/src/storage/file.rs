@@ -564,7 +564,7 @@ impl Storage for File {
         }
     }
 
-    fn raw_fd(&self) -> Option<RawFd> {
-        Some(self.handle.as_raw_fd())
+    fn raw_fd(&self, offset: u64, _: u64) -> Option<(RawFd, u64)> {
+        Some((self.handle.as_raw_fd(), offset))
     }
 }

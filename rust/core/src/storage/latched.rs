@@ -125,7 +125,7 @@ impl Storage for Latched {
     }
 
     #[cfg(unix)]
-    fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
-        self.inner.raw_fd()
+    fn raw_fd(&self, offset: u64, len: u64) -> Option<(std::os::fd::RawFd, u64)> {
+        self.inner.raw_fd(offset, len)
     }
 }

@@ -36,6 +36,7 @@ pub mod latched;
 mod lock;
 pub mod memory;
 pub mod null;
+pub mod slice;
 pub mod throttled;
 pub(crate) mod unsynced;
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
@@ -186,10 +187,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// storage any more, though its owner may keep it for a while.
     fn unlock(&self) {}
 
-    /// A descriptor on which `io_uring` may do what [`readv_at`](Storage::readv_at) does, where there is one.
-    /// Requests on it keep [`raw_limits`](Storage::raw_limits).
+    /// A descriptor on which `io_uring` may do what [`readv_at`](Storage::readv_at) does with these `len` bytes at `offset`, where
+    /// there is one, and the offset of the bytes in it. Requests on it keep [`raw_limits`](Storage::raw_limits).
     #[cfg(unix)]
-    fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
+    fn raw_fd(&self, offset: u64, len: u64) -> Option<(std::os::fd::RawFd, u64)> {
+        let _ = (offset, len);
         None
     }
 

@@ -2,17 +2,20 @@
 
 use std::path::Path;
 
-use imago_core::access::check::{CheckOptions, Finding, Repair, Report, check as check_image};
+use imago_core::StorageOpenOptions;
+use imago_core::access::check::{CheckOptions, Finding, Repair, Report, check_storage};
 use imago_core::format::FormatKind;
+use imago_core::storage::Lock;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::Format;
 use super::job::run_job;
+use super::source::Place;
 use crate::gate::PyGate;
 use crate::operation::Face;
-use crate::path::StrPath;
+use crate::storages::LockWord;
 
 /// What is to be repaired.
 pub(crate) struct WhatToRepair(Repair);
@@ -63,28 +66,35 @@ fn finding(finding: Finding) -> FindingTuple {
 
 fn check_with<F: Face>(
     py: Python<'_>,
-    path: StrPath,
+    place: Place,
     format: Option<Format>,
     repair: WhatToRepair,
     deep: bool,
     implicit: PyGate,
+    lock: LockWord,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Py<PyAny>> {
+    if repair.0 != Repair::None && lock.0 == Lock::Off {
+        return Err(PyValueError::new_err("a repair without locks could meet another writer"));
+    }
     run_job::<F, _, _, _>(
         py,
         progress,
         move |job| {
+            let path = place.path().unwrap_or(Path::new("")).to_owned();
             let report = implicit.pass(|gate| {
+                let files = StorageOpenOptions::new().write(repair.0 != Repair::None).lock(lock.0);
                 let options = CheckOptions {
                     format: format.map(|format| format.0),
                     repair: repair.0,
                     deep,
                     gate: gate.clone(),
+                    lock: lock.0,
                     ..CheckOptions::default()
                 };
-                check_image(&path.0, options, job)
+                check_storage(place.storage(files)?, options, job)
             })?;
-            Ok((path.0, report))
+            Ok((path, report))
         },
         |py, (path, report)| {
             let document = document(py, &path, &report)?;
@@ -95,13 +105,14 @@ fn check_with<F: Face>(
 }
 
 faces! {
-    /// Check the image at `path`: the document of `qemu-img check`, and the findings as tuples.
+    /// Check the image at `place`: the document of `qemu-img check`, and the findings as tuples.
     check_with => check, check_awaited(
-        path: StrPath,
+        place: Place,
         format: Option<Format>,
         repair: WhatToRepair,
         deep: bool,
         implicit: PyGate,
+        lock: LockWord,
         progress: Option<Py<PyAny>>,
     )
 }

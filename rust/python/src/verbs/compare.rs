@@ -6,16 +6,15 @@ use pyo3::prelude::*;
 
 use super::Format;
 use super::job::run_job;
-use super::open::open_plainly;
+use super::source::Source;
 use crate::gate::PyGate;
 use crate::operation::Face;
-use crate::path::StrPath;
 use crate::secret::PySecret;
 
 fn compare_with<F: Face>(
     py: Python<'_>,
-    first: StrPath,
-    second: StrPath,
+    first: &Bound<'_, PyAny>,
+    second: &Bound<'_, PyAny>,
     first_format: Option<Format>,
     second_format: Option<Format>,
     strict: bool,
@@ -25,13 +24,15 @@ fn compare_with<F: Face>(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Py<PyAny>> {
     let strictness = if strict { Strictness::Layout } else { Strictness::Content };
+    let first = Source::new("first", first, first_format, first_secret)?;
+    let second = Source::new("second", second, second_format, second_secret)?;
     run_job::<F, _, _, _>(
         py,
         progress,
         move |job| {
-            let first = open_plainly(first.0, first_format, &implicit, first_secret)?;
-            let second = open_plainly(second.0, second_format, &implicit, second_secret)?;
-            let compared = compare_images(&first, &second, strictness, job);
+            let first = first.open(&implicit)?;
+            let second = second.open(&implicit)?;
+            let compared = compare_images(first.image(), second.image(), strictness, job);
             Ok(first.close().and(second.close()).and(compared)?)
         },
         |py, comparison| {
@@ -48,11 +49,11 @@ fn compare_with<F: Face>(
 }
 
 faces! {
-    /// Compare the images at `first` and `second`: what differs first ("size", "status", "content" or None), where, and
+    /// Compare the images `first` and `second`: what differs first ("size", "status", "content" or None), where, and
     /// whether the sizes differ.
     compare_with => compare, compare_awaited(
-        first: StrPath,
-        second: StrPath,
+        first: &Bound<'_, PyAny>,
+        second: &Bound<'_, PyAny>,
         first_format: Option<Format>,
         second_format: Option<Format>,
         strict: bool,
@@ -65,18 +66,19 @@ faces! {
 
 fn hash_with<F: Face>(
     py: Python<'_>,
-    path: StrPath,
+    source: &Bound<'_, PyAny>,
     format: Option<Format>,
     implicit: PyGate,
     secret: Option<PySecret>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Py<PyAny>> {
+    let source = Source::new("source", source, format, secret)?;
     run_job::<F, _, _, _>(
         py,
         progress,
         move |job| {
-            let image = open_plainly(path.0, format, &implicit, secret)?;
-            let digest = hash_image(&image, job);
+            let image = source.open(&implicit)?;
+            let digest = hash_image(image.image(), job);
             Ok(image.close().and(digest)?)
         },
         |py, digest| Ok(digest.as_slice().into_pyobject(py)?.into_any().unbind()),
@@ -84,9 +86,9 @@ fn hash_with<F: Face>(
 }
 
 faces! {
-    /// The hash of the content of the image at `path`, 32 bytes.
+    /// The hash of the content of `source`, 32 bytes.
     hash_with => hash, hash_awaited(
-        path: StrPath,
+        source: &Bound<'_, PyAny>,
         format: Option<Format>,
         implicit: PyGate,
         secret: Option<PySecret>,

@@ -9,7 +9,7 @@ use pyo3::types::PyDict;
 use super::Format;
 use super::create::create_options;
 use super::job::run_job;
-use super::open::open_plainly;
+use super::source::Source;
 use crate::gate::PyGate;
 use crate::operation::Face;
 use crate::path::StrPath;
@@ -27,7 +27,7 @@ fn compression(compress: bool, level: Option<Level>) -> PyResult<Option<Compress
 
 fn convert_with<F: Face>(
     py: Python<'_>,
-    source: StrPath,
+    source: &Bound<'_, PyAny>,
     target: StrPath,
     source_format: Option<Format>,
     format: Format,
@@ -38,6 +38,7 @@ fn convert_with<F: Face>(
     level: Option<Level>,
     layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
+    let source = Source::new("source", source, source_format, source_secret)?;
     let layout = create_options(format.0, 0, layout)?;
     let compress = compression(compress, level)?;
     run_job::<F, _, _, _>(
@@ -46,8 +47,8 @@ fn convert_with<F: Face>(
         move |job| {
             let mut options = ConvertOptions::new(layout.options()?);
             options.copying.compress = compress;
-            let source = open_plainly(source.0, source_format, &implicit, source_secret)?;
-            let converted = convert_image(&source, target.0, options, job).map(drop);
+            let source = source.open(&implicit)?;
+            let converted = convert_image(source.image(), target.0, options, job).map(drop);
             Ok(source.close().and(converted)?)
         },
         |py, ()| Ok(py.None()),
@@ -57,7 +58,7 @@ fn convert_with<F: Face>(
 faces! {
     /// Convert an image; `layout` has the keyword arguments of `pyimago.convert` about the target that were given.
     convert_with => convert, convert_awaited(
-        source: StrPath,
+        source: &Bound<'_, PyAny>,
         target: StrPath,
         source_format: Option<Format>,
         format: Format,

@@ -7,17 +7,16 @@ use pyo3::types::PyDict;
 
 use super::Format;
 use super::create::create_options;
-use super::open::open_plainly;
+use super::source::Source;
 use crate::errors::Failure;
 use crate::gate::PyGate;
 use crate::operation::{Face, Venue};
-use crate::path::StrPath;
 use crate::secret::PySecret;
 use crate::transfer::Offset;
 
 fn measure_with<F: Face>(
     py: Python<'_>,
-    source: Option<StrPath>,
+    source: Option<&Bound<'_, PyAny>>,
     size: Option<Offset>,
     source_format: Option<Format>,
     format: Format,
@@ -30,12 +29,14 @@ fn measure_with<F: Face>(
         (None, Some(Offset(size))) => size,
         _ => return Err(PyValueError::new_err("measure takes either a source or a size")),
     };
+    let source =
+        source.map(|source| Source::new("source", source, source_format, source_secret)).transpose()?;
     let target = create_options(format.0, size, layout)?;
     let run = move || -> Result<_, Failure> {
         let target = target.without_secret()?;
         let Some(source) = source else { return Ok(measure_image(None, &target)?) };
-        let source = open_plainly(source.0, source_format, &implicit, source_secret)?;
-        let measured = measure_image(Some(&source), &target);
+        let source = source.open(&implicit)?;
+        let measured = measure_image(Some(source.image()), &target);
         Ok(source.close().and(measured)?)
     };
     F::call(py, Venue::Thread, run, |py, measured| {
@@ -46,7 +47,7 @@ fn measure_with<F: Face>(
 faces! {
     /// Bytes that an image would need, of its own size or with the content of `source`; and when it is full.
     measure_with => measure, measure_awaited(
-        source: Option<StrPath>,
+        source: Option<&Bound<'_, PyAny>>,
         size: Option<Offset>,
         source_format: Option<Format>,
         format: Format,

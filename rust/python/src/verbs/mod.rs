@@ -25,11 +25,13 @@ pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
 mod encryption;
+pub(crate) mod info;
 mod job;
 pub(crate) mod keys;
 pub(crate) mod measure;
 pub(crate) mod open;
 pub(crate) mod rebase;
+pub(crate) mod source;
 
 use imago_core::format::FormatKind;
 use pyo3::exceptions::PyValueError;

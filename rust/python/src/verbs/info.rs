@@ -1,25 +1,25 @@
 //! `info`: the document that `qemu-img info --output=json` prints, as Python objects.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use imago_core::access::image::CHAIN_MAX;
-use imago_core::access::info::{ImageInfo, info as image_info};
+use imago_core::access::info::{ImageInfo, info_storage};
 use imago_core::access::open::ReferenceKind;
 use imago_core::crypt::{CipherSpec, IvGenerator};
 use imago_core::format::luks::LuksInfo;
 use imago_core::format::qcow2_info::{EncryptionInfo, Qcow2Info, SnapshotInfo};
 use imago_core::format::{FormatKind, FormatSpecificInfo};
-use imago_core::storage::file::File;
-use imago_core::storage::{Lock, Storage, StorageOpenOptions};
+use imago_core::storage::{Lock, StorageOpenOptions};
 use imago_core::{Error, Result};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+use super::Format;
+use super::source::Place;
 use crate::errors::Failure;
 use crate::gate::PyGate;
-use crate::operation::{Awaited, Blocking, Face, Venue};
-use crate::path::StrPath;
-use crate::verbs::Format;
+use crate::operation::{Face, Venue};
+use crate::storages::LockWord;
 
 const SECTOR: u64 = 512;
 const NANOSECONDS: u64 = 1_000_000_000;
@@ -32,25 +32,30 @@ struct Facts {
 }
 
 impl Facts {
-    fn read(path: &Path, kind: Option<FormatKind>) -> Result<Self> {
-        let image = image_info(path, kind)?;
-        let file = File::open_sync(StorageOpenOptions::new().filename(path).lock(Lock::Off))?;
-        Ok(Facts { image, file_length: file.len()?.next_multiple_of(SECTOR) })
+    fn read(place: Place, kind: Option<FormatKind>, lock: Lock) -> Result<Self> {
+        let storage = place.storage(StorageOpenOptions::new().lock(lock))?;
+        let image = info_storage(&storage, kind)?;
+        Ok(Facts { image, file_length: storage.len()?.next_multiple_of(SECTOR) })
     }
 
-    /// Of the image at `path` and of those below it that `gate` lets pass, topmost first.
-    fn read_chain(path: PathBuf, kind: Option<FormatKind>, gate: &PyGate) -> Result<Vec<Self>, Failure> {
+    /// Of the image at `place` and of those below it that `gate` lets pass, topmost first.
+    fn read_chain(
+        place: Place,
+        kind: Option<FormatKind>,
+        gate: &PyGate,
+        lock: Lock,
+    ) -> Result<Vec<Self>, Failure> {
         let mut chain: Vec<Self> = Vec::new();
         // Files that were read, and how the chain spells the next one.
-        let mut read = vec![path.clone()];
-        let mut next = Some((path, kind));
-        while let Some((spelt, kind)) = next {
+        let mut read = vec![place.path().unwrap_or(Path::new("")).to_owned()];
+        let mut next = Some((place, read[0].clone(), kind));
+        while let Some((place, spelt, kind)) = next {
             let path = &read[chain.len()];
             if chain.len() == CHAIN_MAX as usize {
                 let error = Error::invalid_input(format!("the chain has more than {CHAIN_MAX} images"));
                 return Err(error.in_file(path).into());
             }
-            let mut facts = Self::read(path, kind)?;
+            let mut facts = Self::read(place, kind, lock)?;
             facts.image.path.clone_from(&spelt);
             next = match &facts.image.backing {
                 Some(backing) => {
@@ -60,9 +65,13 @@ impl Facts {
                         let text = format!("the chain comes back to {}", below.display());
                         return Err(Error::invalid_image(text).in_file(path).into());
                     }
-                    read.push(below);
+                    read.push(below.clone());
                     let spelt = spelt.parent().unwrap_or(Path::new("")).join(&backing.name);
-                    Some((spelt, backing.format.as_deref().and_then(FormatKind::from_name)))
+                    Some((
+                        Place::Path(below),
+                        spelt,
+                        backing.format.as_deref().and_then(FormatKind::from_name),
+                    ))
                 }
                 None => None,
             };
@@ -218,10 +227,18 @@ fn luks_document<'py>(py: Python<'py>, luks: &LuksInfo) -> PyResult<Bound<'py, P
     Ok(data)
 }
 
-fn documents<F: Face>(
+fn info_with<F: Face>(
     py: Python<'_>,
-    read: impl FnOnce() -> Result<Vec<Facts>, Failure> + Send + 'static,
+    place: Place,
+    format: Option<Format>,
+    chain: Option<PyGate>,
+    lock: LockWord,
 ) -> PyResult<Py<PyAny>> {
+    let (kind, lock) = (format.map(|format| format.0), lock.0);
+    let read = move || match chain {
+        Some(gate) => Facts::read_chain(place, kind, &gate, lock),
+        None => Ok(vec![Facts::read(place, kind, lock)?]),
+    };
     F::call(py, Venue::Thread, read, |py, chain| {
         let documents = PyList::empty(py);
         for facts in &chain {
@@ -231,38 +248,12 @@ fn documents<F: Face>(
     })
 }
 
-fn read(
-    path: PathBuf,
-    format: Option<Format>,
-    chain: Option<PyGate>,
-) -> impl FnOnce() -> Result<Vec<Facts>, Failure> + Send + 'static {
-    let kind = format.map(|format| format.0);
-    move || match chain {
-        Some(gate) => Facts::read_chain(path, kind, &gate),
-        None => Ok(vec![Facts::read(&path, kind)?]),
-    }
-}
-
-/// The documents of the image at `path` and, with `chain` (as `implicit` of `open`), of those below it.
-#[pyfunction]
-#[pyo3(signature = (path, format, chain))]
-pub(crate) fn info(
-    py: Python<'_>,
-    path: StrPath,
-    format: Option<Format>,
-    chain: Option<PyGate>,
-) -> PyResult<Py<PyAny>> {
-    documents::<Blocking>(py, read(path.0, format, chain))
-}
-
-/// As `info`, awaited.
-#[pyfunction]
-#[pyo3(signature = (path, format, chain))]
-pub(crate) fn info_awaited(
-    py: Python<'_>,
-    path: StrPath,
-    format: Option<Format>,
-    chain: Option<PyGate>,
-) -> PyResult<Py<PyAny>> {
-    documents::<Awaited>(py, read(path.0, format, chain))
+faces! {
+    /// The documents of the image at `place` and, with `chain` (as `implicit` of `open`), of those below it.
+    info_with => info, info_awaited(
+        place: Place,
+        format: Option<Format>,
+        chain: Option<PyGate>,
+        lock: LockWord,
+    )
 }
