@@ -5,13 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use imago_core::access::convert::{ConvertOptions, convert};
+use imago_core::access::convert::{
+    ConvertOptions, Copying, Input, IntoOptions, OnError, convert, convert_into, convert_to_stream,
+};
 use imago_core::access::create::{CreateOptions, create};
 use imago_core::access::job::{Job, Progress};
-use imago_core::access::open::OpenOptions;
+use imago_core::access::open::{Backing, OpenOptions};
 use imago_core::access::pack::CompressionLevel;
+use imago_core::format::preallocation::Preallocation;
 use imago_core::format::qcow2::create as qcow2;
-use imago_core::format::{Compression, FormatKind};
+use imago_core::format::{Compression, FormatKind, ImplicitReference, ZeroIntent};
+use imago_core::storage::memory::Memory;
 use imago_core::{ErrorKind, Image, Result};
 use imago_testkit::qemu;
 
@@ -235,4 +239,269 @@ fn progress_ends_at_the_total() {
     convert(&source, directory.path().join("target"), options, &mut job).unwrap();
     assert_eq!((reports[0], *reports.last().unwrap()), (0, SIZE - 512));
     assert!(reports.is_sorted());
+}
+
+/// An overlay of the source with a few changes, open with its chain.
+fn overlay(directory: &Path, source: &Arc<Image>) -> Arc<Image> {
+    let path = directory.join("overlay.qcow2");
+    create(&path, &CreateOptions::qcow2(source.size())).unwrap();
+    let options =
+        OpenOptions { write: true, backing: Backing::Image(Arc::clone(source)), ..Default::default() };
+    let image = options.open(&path).unwrap();
+    image.write(b"changed", 7 << 20).unwrap();
+    image.write_zeroes(128 << 10, 1 << 20, ZeroIntent::Unmap).unwrap();
+    image.write(&[7; 300_000], 12 << 20).unwrap();
+    image
+}
+
+fn base(path: &Path) -> ImplicitReference {
+    ImplicitReference { name: path.to_owned(), format: Some("qcow2".into()) }
+}
+
+#[test]
+fn one_layer_over_another_copy_of_its_base_shows_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    let top = overlay(directory.path(), &source);
+    let copy = directory.path().join("copy.qcow2");
+    run(&source, &copy, CreateOptions::qcow2(0)).unwrap();
+    let below = OpenOptions::default().open(&copy).unwrap();
+    for (compress, cluster_size) in
+        [(None, 65_536), (None, 4096), (None, 2 << 20), (Some(CompressionLevel::Default), 65_536)]
+    {
+        let target = directory.path().join("target");
+        let layout = qcow2::CreateOptions { cluster_size, backing: Some(base(&copy)), ..Default::default() };
+        let mut options = ConvertOptions::new(CreateOptions::Qcow2(layout));
+        options.backing = Some(Arc::clone(&below));
+        options.copying.compress = compress;
+        convert(&top, &target, options, &mut Job::default()).unwrap();
+        let alone = OpenOptions { backing: Backing::None, ..Default::default() }.open(&target).unwrap();
+        let own: u64 = alone
+            .extents(0, alone.size())
+            .unwrap()
+            .map(Result::unwrap)
+            .filter(|e| e.data)
+            .map(|e| e.length)
+            .sum();
+        assert!(
+            own <= 4 * u64::from(cluster_size).max(300_000),
+            "only what the layer holds is copied: {own}"
+        );
+        alone.close().unwrap();
+        let whole = OpenOptions { backing: Backing::Image(Arc::clone(&below)), ..Default::default() }
+            .open(&target)
+            .unwrap();
+        assert!(all(&whole) == all(&top), "{compress:?} {cluster_size}");
+        if qemu::qemu_or_skip() {
+            qemu::assert_clean(&target);
+        }
+    }
+    let mut options = ConvertOptions::new(CreateOptions::raw(0));
+    options.backing = Some(below);
+    let error = convert(&top, directory.path().join("raw"), options, &mut Job::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn an_existing_image_gets_the_content_and_keeps_what_is_behind_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    let size = SIZE + (1 << 20);
+    for kind in [CreateOptions::raw(size), CreateOptions::qcow2(size)] {
+        let path = directory.path().join(kind.kind().name());
+        create(&path, &kind).unwrap();
+        let target =
+            OpenOptions { write: true, format: Some(kind.kind()), ..Default::default() }.open(&path).unwrap();
+        target.write(&vec![0xa5; size as usize], 0).unwrap();
+        convert_into(&source, &target, IntoOptions::default(), &mut Job::default()).unwrap();
+        let bytes = all(&target);
+        assert!(bytes[..source.size() as usize] == all(&source));
+        assert!(bytes[source.size() as usize..].iter().all(|byte| *byte == 0xa5));
+        let error = convert_into(&target, &source, IntoOptions::default(), &mut Job::default()).unwrap_err();
+        assert!(error.to_string().contains("smaller than input"), "{error}");
+        let error = convert_into(&target, &target, IntoOptions::default(), &mut Job::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+}
+
+#[test]
+fn a_target_that_is_zero_is_not_zeroed() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    let path = directory.path().join("raw");
+    fs::write(&path, vec![0xa5; SIZE as usize]).unwrap();
+    let target =
+        OpenOptions { write: true, format: Some(FormatKind::Raw), ..Default::default() }.open(&path).unwrap();
+    let options = IntoOptions { target_is_zero: true, ..Default::default() };
+    convert_into(&source, &target, options, &mut Job::default()).unwrap();
+    assert_eq!(all(&target)[SIZE as usize / 2], 0xa5, "who says that it is zero is believed");
+}
+
+#[test]
+fn with_a_sparse_size_of_zero_all_is_allocated() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    for kind in [CreateOptions::raw(0), CreateOptions::qcow2(0)] {
+        let target = directory.path().join("target");
+        let mut options = ConvertOptions::new(kind.clone());
+        options.copying.sparse = 0;
+        convert(&source, &target, options, &mut Job::default()).unwrap();
+        let image = OpenOptions { format: Some(kind.kind()), ..Default::default() }.open(&target).unwrap();
+        assert!(image.extents(0, image.size()).unwrap().all(|extent| extent.unwrap().data));
+        assert!(all(&image) == all(&source));
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_zeroes_and_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("source.qcow2");
+    let from = source(directory.path());
+    let bad = from.extents(0, from.size()).unwrap().map(Result::unwrap).find(|extent| extent.data).unwrap();
+    let good = all(&from);
+    from.close().unwrap();
+    // The file ends within the image: what was behind reads as zeroes. A compressed cluster that is no stream cannot be read.
+    let packed = directory.path().join("packed.qcow2");
+    let image = OpenOptions::default().open(&path).unwrap();
+    let mut options = ConvertOptions::new(CreateOptions::qcow2(0));
+    options.copying.compress = Some(CompressionLevel::Default);
+    convert(&image, &packed, options, &mut Job::default()).unwrap();
+    let mut bytes = fs::read(&packed).unwrap();
+    let data = bytes.len() - 200_000;
+    bytes[data..data + 100_000].fill(0xff);
+    fs::write(&packed, bytes).unwrap();
+    let broken = OpenOptions::default().open(&packed).unwrap();
+    let target = directory.path().join("target");
+    let mut options = ConvertOptions::new(CreateOptions::raw(0));
+    assert!(convert(&broken, &target, options.clone(), &mut Job::default()).is_err());
+    assert!(!target.exists());
+    options.copying.on_error = OnError::Salvage;
+    let converted = convert(&broken, &target, options, &mut Job::default()).unwrap();
+    assert!(!converted.unreadable.is_empty());
+    let mut expected = good;
+    for range in &converted.unreadable {
+        assert!(
+            range.start >= bad.offset && range.end <= from.size() && range.start.is_multiple_of(512),
+            "{range:?}"
+        );
+        expected[range.start as usize..range.end as usize].fill(0);
+    }
+    assert!(fs::read(&target).unwrap() == expected);
+}
+
+#[test]
+fn a_part_and_a_row_of_disks() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    let content = all(&source);
+    let target = directory.path().join("target");
+    let part = Input::part(&source, 99_999, 7 << 20);
+    convert(part, &target, ConvertOptions::new(CreateOptions::raw(0)), &mut Job::default()).unwrap();
+    assert!(fs::read(&target).unwrap() == content[99_999..99_999 + (7 << 20)]);
+    let row = Input::row([Arc::clone(&source), Arc::clone(&source)]);
+    convert(row, &target, ConvertOptions::new(CreateOptions::qcow2(0)), &mut Job::default()).unwrap();
+    let image = OpenOptions::default().open(&target).unwrap();
+    assert!(all(&image) == [&content[..], &content].concat());
+}
+
+#[test]
+fn a_stream_is_the_image_in_one_pass() {
+    let directory = tempfile::tempdir().unwrap();
+    source(directory.path()).close().unwrap();
+    let source = OpenOptions::default().open(directory.path().join("source.qcow2")).unwrap();
+    let content = all(&source);
+    let stream = |target: CreateOptions| -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        convert_to_stream(&source, target, &Copying::default(), &mut Job::default(), &mut |part| {
+            bytes.extend_from_slice(part);
+            Ok(())
+        })?;
+        Ok(bytes)
+    };
+    assert!(stream(CreateOptions::raw(0)).unwrap() == content);
+    for layout in [
+        qcow2::CreateOptions::default(),
+        qcow2::CreateOptions { cluster_size: 512, refcount_bits: 1, ..Default::default() },
+        qcow2::CreateOptions { cluster_size: 4096, refcount_bits: 64, ..Default::default() },
+        qcow2::CreateOptions { cluster_size: 2 << 20, ..Default::default() },
+        qcow2::CreateOptions { extended_l2: true, ..Default::default() },
+        qcow2::CreateOptions { version: qcow2::Version::V2, ..Default::default() },
+    ] {
+        let path = directory.path().join("streamed");
+        fs::write(&path, stream(CreateOptions::Qcow2(layout.clone())).unwrap()).unwrap();
+        let image =
+            OpenOptions { format: Some(FormatKind::Qcow2), ..Default::default() }.open(&path).unwrap();
+        assert!(all(&image)[..content.len()] == content, "{layout:?}");
+        let data: u64 = image
+            .extents(0, image.size())
+            .unwrap()
+            .map(Result::unwrap)
+            .filter(|e| e.data)
+            .map(|e| e.length)
+            .sum();
+        assert!(data < (5 << 20) + 8 * u64::from(layout.cluster_size), "zeroes take no space: {data}");
+        image.close().unwrap();
+        if qemu::qemu_or_skip() {
+            qemu::assert_clean(&path);
+            assert!(qemu::content(&path)[..content.len()] == content, "{layout:?}: QEMU");
+        }
+        // It is an image as any other: it can be written to.
+        let image = OpenOptions { write: true, format: Some(FormatKind::Qcow2), ..Default::default() }
+            .open(&path)
+            .unwrap();
+        image.write(&[9; 1 << 20], 15 << 20).unwrap();
+        image.close().unwrap();
+        if qemu::qemu_or_skip() {
+            qemu::assert_clean(&path);
+        }
+    }
+    let preallocated = qcow2::CreateOptions { preallocation: Preallocation::Full, ..Default::default() };
+    assert_eq!(stream(CreateOptions::Qcow2(preallocated)).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn an_empty_disk_is_a_stream_too() {
+    let image = OpenOptions { format: Some(FormatKind::Raw), ..Default::default() }
+        .open_storage(Arc::new(Memory::new(0)))
+        .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut bytes = Vec::new();
+    convert_to_stream(
+        &image,
+        CreateOptions::qcow2(0),
+        &Copying::default(),
+        &mut Job::default(),
+        &mut |part| {
+            bytes.extend_from_slice(part);
+            Ok(())
+        },
+    )
+    .unwrap();
+    let path = directory.path().join("empty");
+    fs::write(&path, bytes).unwrap();
+    let opened = OpenOptions { format: Some(FormatKind::Qcow2), ..Default::default() }.open(&path).unwrap();
+    assert_eq!(opened.size(), 0);
+    if qemu::qemu_or_skip() {
+        qemu::assert_clean(&path);
+    }
+}
+
+#[test]
+fn a_slow_rate_holds_and_can_be_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = source(directory.path());
+    let target = directory.path().join("target");
+    let mut options = ConvertOptions::new(CreateOptions::raw(0));
+    // One byte a second: only who gives up comes to an end.
+    options.copying.rate = Some(1);
+    let cancel = AtomicBool::new(false);
+    let mut reports = 0;
+    let mut progress = |_: Progress| {
+        reports += 1;
+        cancel.store(reports > 5, Ordering::Relaxed);
+    };
+    let mut job = Job::default().progress(&mut progress).cancel(&cancel);
+    let error = convert(&source, &target, options, &mut job).unwrap_err();
+    assert!(error.to_string().contains("cancelled"), "{error}");
+    assert!(!target.exists());
 }

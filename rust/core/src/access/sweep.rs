@@ -62,6 +62,22 @@ impl Hands {
             pace.charge(bytes);
         }
     }
+
+    /// Waits until what was written is paid for; `look` is called now and then.
+    pub(super) fn rest(&self, job: &mut Job<'_>, mut look: impl FnMut(&mut Job<'_>)) -> Result<()> {
+        while let Some(nap) = self.nap() {
+            thread::sleep(nap);
+            look(job);
+            job.wanted().check()?;
+        }
+        Ok(())
+    }
+
+    /// How long to sleep before looking up again; `None` where nothing has to be waited for.
+    fn nap(&self) -> Option<Duration> {
+        let debt = self.pace.as_ref()?.debt();
+        (!debt.is_zero()).then(|| debt.min(PATIENCE))
+    }
 }
 
 /// So many bytes a second, at most.
@@ -163,8 +179,8 @@ impl<T, I: Iterator<Item = Result<Piece<T>>>> Shared<'_, I> {
         let mut buffer = Vec::new();
         while !self.stopped.load(Ordering::Relaxed) {
             self.wanted.check()?;
-            if let Some(debt) = self.hands.pace.as_ref().map(Pace::debt).filter(|debt| !debt.is_zero()) {
-                thread::sleep(debt.min(PATIENCE));
+            if let Some(nap) = self.hands.nap() {
+                thread::sleep(nap);
                 report(self.done.load(Ordering::Relaxed));
                 continue;
             }

@@ -3,6 +3,7 @@
 mod bitmaps;
 mod copy;
 mod input;
+mod stream;
 mod target;
 
 use std::ops::Range;
@@ -13,6 +14,7 @@ pub use self::bitmaps::CopyBitmaps;
 use self::copy::{Copy, Zeroes, piece_size};
 pub use self::input::{Input, OnError};
 use self::input::{Layer, Reader};
+pub use self::stream::convert_to_stream;
 use super::create::CreateOptions;
 use super::image::{Base, Image};
 use super::job::Job;
@@ -244,6 +246,11 @@ fn zeroes_of(copying: &Copying, zeroes: Zeroes) -> Zeroes {
     if copying.sparse == 0 { Zeroes::Fill } else { zeroes }
 }
 
+fn hands(copying: &Copying) -> Hands {
+    let threads = copying.threads.map_or_else(cores, |threads| threads as usize).clamp(1, THREADS_MAX);
+    Hands { threads, pace: copying.rate.filter(|rate| *rate > 0).map(Pace::new) }
+}
+
 /// Fills `target`, over `below`.
 fn fill(
     input: &Input,
@@ -253,11 +260,9 @@ fn fill(
     copying: &Copying,
     job: &mut Job<'_>,
 ) -> Result<Converted> {
-    let Copying { compress, sparse, threads, rate, on_error, bitmaps } = *copying;
+    let Copying { compress, sparse, rate, on_error, bitmaps, .. } = *copying;
     let bitmaps = bitmaps::plan(input, target, bitmaps)?;
     let packer = compress.map(|level| target.packer(level)).transpose()?;
-    let threads = threads.map_or_else(cores, |threads| threads as usize).clamp(1, THREADS_MAX);
-    let hands = Hands { threads, pace: rate.filter(|rate| *rate > 0).map(Pace::new) };
     // What is written to a part of a cluster takes all of it.
     let unit = target.format.write_alignment().min(1 << 20) as usize;
     let copy = Copy {
@@ -271,7 +276,7 @@ fn fill(
         below_end: below.map_or(u64::MAX, |below| below.size()),
     };
     let reader = Reader::new(input, on_error);
-    copy.run(&reader, &hands, job)?;
+    copy.run(&reader, &hands(copying), job)?;
     let skipped_bitmaps = bitmaps.copy(target)?;
     Ok(Converted { unreadable: reader.unreadable(), skipped_bitmaps })
 }

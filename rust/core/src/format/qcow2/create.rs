@@ -32,13 +32,13 @@ const SECTOR: u64 = 512;
 /// Bytes gathered before they are written.
 const WRITE_SIZE: usize = 1 << 20;
 /// In L1 and L2 entries: the cluster's refcount is exactly 1. (I5)
-const COPIED: u64 = 1 << 63;
+pub(super) const COPIED: u64 = 1 << 63;
 /// Host offsets in L2 entries are below this.
 const HOST_END: u64 = 1 << 56;
 /// In L2 entries of 8 bytes: the cluster reads as zeroes.
 const ZERO: u64 = 1;
 /// The bitmap of an extended L2 entry whose subclusters are all there.
-const ALL_SUBCLUSTERS: u64 = 0xffff_ffff;
+pub(super) const ALL_SUBCLUSTERS: u64 = 0xffff_ffff;
 
 /// Which version of the format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -182,18 +182,19 @@ pub fn create(
 
 /// A new image, laid out: header, refcount table, refcount blocks, L1 table, and, for preallocation and raw data files, all L2 tables, then
 /// the clusters that they name.
-struct Plan {
-    cluster_bits: u32,
-    refcount_order: u32,
-    extended_l2: bool,
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) cluster_bits: u32,
+    pub(super) refcount_order: u32,
+    pub(super) extended_l2: bool,
     preallocation: Preallocation,
     /// Guest data goes into an external data file, which (`raw`) shows the disk as it is.
     external: bool,
     raw: bool,
-    size: u64,
+    pub(super) size: u64,
     /// Clusters of the refcount table, of all refcount blocks, of the L1 table, of all L2 tables.
     table_clusters: u64,
-    blocks: u64,
+    pub(super) blocks: u64,
     l1_clusters: u64,
     l2_tables: u64,
     /// Clusters of LUKS header and key slots, and their bytes.
@@ -202,13 +203,22 @@ struct Plan {
     /// As the header says it.
     crypt_method: u32,
     /// Clusters of this file that guest data has already.
-    data_clusters: u64,
+    pub(super) data_clusters: u64,
     /// Header, extensions and the backing file's name.
-    head: Vec<u8>,
+    pub(super) head: Vec<u8>,
 }
 
 impl Plan {
     fn new(options: &CreateOptions) -> Result<Plan> {
+        Self::laid_out(options, None)
+    }
+
+    /// An image whose `data_clusters` have their place already, by `l2_tables`.
+    pub(super) fn with_data(options: &CreateOptions, l2_tables: u64, data_clusters: u64) -> Result<Plan> {
+        Self::laid_out(options, Some((l2_tables, data_clusters)))
+    }
+
+    fn laid_out(options: &CreateOptions, content: Option<(u64, u64)>) -> Result<Plan> {
         check_combination(options)?;
         let cluster_bits = cluster_bits(options)?;
         let cluster_size = 1_u64 << cluster_bits;
@@ -244,6 +254,9 @@ impl Plan {
         if plan.raw || plan.preallocation != Preallocation::Off {
             plan.l2_tables = l1_entries;
             plan.data_clusters = if plan.external { 0 } else { clusters_for(size, cluster_bits) };
+        }
+        if let Some(content) = content {
+            (plan.l2_tables, plan.data_clusters) = content;
         }
         plan.place_refcounts()?;
         plan.head = plan.head(options, l1_entries as u32);
@@ -281,24 +294,24 @@ impl Plan {
         Ok(())
     }
 
-    fn cluster_size(&self) -> u64 {
+    pub(super) fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
     }
 
-    fn refcounts_per_block(&self) -> u64 {
+    pub(super) fn refcounts_per_block(&self) -> u64 {
         (self.cluster_size() * 8) >> self.refcount_order
     }
 
     /// All clusters of the new image.
-    fn clusters(&self) -> u64 {
+    pub(super) fn clusters(&self) -> u64 {
         self.data_start() + self.data_clusters
     }
 
-    fn data_start(&self) -> u64 {
+    pub(super) fn data_start(&self) -> u64 {
         self.encryption_start() + self.encryption_clusters
     }
 
-    fn blocks_start(&self) -> u64 {
+    pub(super) fn blocks_start(&self) -> u64 {
         1 + self.table_clusters
     }
 
@@ -306,11 +319,11 @@ impl Plan {
         self.blocks_start() + self.blocks
     }
 
-    fn l2_start(&self) -> u64 {
+    pub(super) fn l2_start(&self) -> u64 {
         self.l1_start() + self.l1_clusters
     }
 
-    fn encryption_start(&self) -> u64 {
+    pub(super) fn encryption_start(&self) -> u64 {
         self.l2_start() + self.l2_tables
     }
 

@@ -25,6 +25,7 @@ mod refcounts;
 mod references;
 mod resize;
 mod rewrite;
+pub mod sequential;
 mod snapshots;
 mod tables;
 mod write;
