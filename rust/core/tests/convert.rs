@@ -250,7 +250,7 @@ fn overlay(directory: &Path, source: &Arc<Image>) -> Arc<Image> {
     let image = options.open(&path).unwrap();
     image.write(b"changed", 7 << 20).unwrap();
     image.write_zeroes(128 << 10, 1 << 20, ZeroIntent::Unmap).unwrap();
-    image.write(&[7; 300_000], 12 << 20).unwrap();
+    image.write(&vec![7; 300_000], 12 << 20).unwrap();
     image
 }
 
@@ -449,7 +449,7 @@ fn a_stream_is_the_image_in_one_pass() {
         let image = OpenOptions { write: true, format: Some(FormatKind::Qcow2), ..Default::default() }
             .open(&path)
             .unwrap();
-        image.write(&[9; 1 << 20], 15 << 20).unwrap();
+        image.write(&vec![9; 1 << 20], 15 << 20).unwrap();
         image.close().unwrap();
         if qemu::qemu_or_skip() {
             qemu::assert_clean(&path);
