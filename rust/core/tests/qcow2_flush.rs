@@ -1,12 +1,13 @@
 //! What others do while a flush is writing, and what becomes of a flush that fails.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use imago_core::access::image::Image;
 use imago_core::access::open::{Backing, OpenOptions};
-use imago_core::format::FormatKind;
+use imago_core::format::{CacheSizes, FormatKind};
 use imago_core::storage::memory::Memory;
 use imago_core::storage::{Capabilities, ZeroMode};
 use imago_core::{Error, ErrorKind, IoVector, IoVectorMut, Result, Storage};
@@ -229,4 +230,67 @@ fn a_full_medium_costs_nothing_that_was_written_before() {
         image.close().unwrap();
         check(&storage.memory.to_vec().unwrap()).assert_clean();
     }
+}
+
+/// A memory whose barriers are counted.
+#[derive(Debug)]
+struct Counting(Memory, AtomicU32);
+
+impl Storage for Counting {
+    fn readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
+        self.0.readv_at(bufs, offset)
+    }
+    fn writev_at(&self, bufs: IoVector<'_>, offset: u64) -> Result<()> {
+        self.0.writev_at(bufs, offset)
+    }
+    fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        self.0.write_zeroes_at(offset, len, mode)
+    }
+    fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
+        self.0.discard_at(offset, len)
+    }
+    fn len(&self) -> Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync(&self) -> Result<()> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.sync()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+}
+
+/// Writes all over the disk, each into another L2 table; returns how many barriers that took.
+fn barriers_of_scattered_writes(l2_cache_size: Option<u64>) -> u32 {
+    let config = Config::plain(9, 4 << 20);
+    let storage = Arc::new(Counting(Memory::from(empty_image(&config)), AtomicU32::new(0)));
+    let image = OpenOptions {
+        write: true,
+        format: Some(FormatKind::Qcow2),
+        backing: Backing::None,
+        cache_sizes: CacheSizes { l2: l2_cache_size, refcount: None },
+        ..OpenOptions::default()
+    }
+    .open_storage(Arc::clone(&storage) as Arc<dyn Storage>)
+    .unwrap();
+    image.write(&[1], 0).unwrap();
+    image.flush().unwrap();
+    let before = storage.1.load(Ordering::Relaxed);
+    for table in 1..128 {
+        image.write(&[1], table * (32 << 10)).unwrap();
+    }
+    let barriers = storage.1.load(Ordering::Relaxed) - before;
+    image.close().unwrap();
+    barriers
+}
+
+#[test]
+fn writes_wait_for_no_barrier_while_all_tables_of_the_disk_have_room_in_the_cache() {
+    assert_eq!(barriers_of_scattered_writes(None), 0);
+    let crowded = barriers_of_scattered_writes(Some(32 * 512));
+    assert!(crowded >= 2 * (127 / 17), "{crowded}");
 }

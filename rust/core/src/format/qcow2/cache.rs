@@ -134,15 +134,20 @@ impl SliceCache {
         cache
     }
 
-    /// Lets it hold about `bytes` from now on, at least one slice a shard.
+    /// Lets it hold about `bytes` from now on, no fewer, at least one slice a shard.
     pub(super) fn fit(&self, bytes: u64) {
-        let per_shard = (bytes / self.slice_bytes as u64 / SHARDS as u64).clamp(1, 1 << 24);
+        let per_shard = bytes.div_ceil(self.slice_bytes as u64 * SHARDS as u64).clamp(1, 1 << 24);
         self.per_shard.store(per_shard as usize, Ordering::Relaxed);
     }
 
     /// Slices it may hold.
     pub(super) fn capacity(&self) -> usize {
         self.per_shard.load(Ordering::Relaxed) * SHARDS
+    }
+
+    /// Whether `bytes` of tables have room in it.
+    pub(super) fn covers(&self, bytes: u64) -> bool {
+        (self.capacity() as u64).saturating_mul(self.slice_bytes as u64) >= bytes
     }
 
     /// How it has been used.

@@ -9,6 +9,8 @@
 //! 6. references dropped in step 4 are taken off in memory, last ones once no operation in flight can follow the old mapping, and
 //!    written without a barrier: until they land there are leaks, nothing else.
 
+use std::sync::atomic::Ordering;
+
 use super::Driver;
 use super::pending::{Pending, Quarantine};
 use super::refcounts::RefcountWrites;
@@ -19,11 +21,14 @@ use crate::storage::Storage;
 const DROPPED_MAX: usize = 1 << 16;
 
 impl Driver {
-    /// Flushes when what is pending would crowd the caches.
+    /// Flushes when what is pending would crowd the caches: changed slices stay in memory until then. Where all tables of the disk
+    /// have room they crowd nothing out, and a flush, which waits for the device, is the caller's to ask for.
     pub(super) fn flush_if_crowded(&self) -> Result<()> {
         let crowded = {
             let pending = self.pending.lock();
-            pending.slices.len() > self.slices.capacity() / 2 || pending.dropped.len() > DROPPED_MAX
+            let slices = pending.slices.len() > self.slices.capacity() / 2
+                && !self.slices.covers(self.geometry.l2_bytes(self.size.load(Ordering::Relaxed)));
+            slices || pending.dropped.len() > DROPPED_MAX
         };
         if crowded { self.write_back() } else { Ok(()) }
     }
@@ -96,7 +101,7 @@ impl Driver {
 
     fn l1_bytes(&self, pending: &Pending) -> Vec<(u64, [u8; 8])> {
         let entry = |&index: &usize| {
-            let word = self.l1[index].load(std::sync::atomic::Ordering::Acquire);
+            let word = self.l1[index].load(Ordering::Acquire);
             (self.l1_entry_offset(index).0, word.to_be_bytes())
         };
         pending.l1.iter().map(entry).collect()
