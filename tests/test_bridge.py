@@ -129,6 +129,62 @@ async def test_reading_on_and_on_lets_others_run() -> None:
     assert ticks > 3
 
 
+async def test_tasks_that_read_on_and_on_get_equal_shares() -> None:
+    image = pyimago.FormatAccess(await pyimago.Raw.open_image(memory()))
+    counts = [0] * 20
+
+    async def read(number: int) -> None:
+        buf = bytearray(4096)
+        while max(counts) < 5000:
+            await image.read(buf, 0)
+            counts[number] += 1
+
+    await asyncio.gather(*map(read, range(len(counts))))
+    assert min(counts) > max(counts) / 2
+
+
+async def test_a_task_can_be_cancelled_while_it_lets_others_run() -> None:
+    image = pyimago.FormatAccess(await pyimago.Raw.open_image(memory()))
+    buf = bytearray(4096)
+
+    async def read() -> None:
+        while True:
+            await image.read(buf, 0)
+
+    reading = asyncio.ensure_future(read())
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_loop_in_a_task_that_reads_loses_no_other_task(end: type[BaseException]) -> None:
+    done: list[int] = []
+
+    async def main() -> list[asyncio.Task[None]]:
+        image = pyimago.FormatAccess(await pyimago.Raw.open_image(memory()))
+
+        async def read(number: int) -> None:
+            buf = bytearray(4096)
+            for turn in range(5000):
+                await image.read(buf, 0)
+                if (number, turn) == (3, 2000):
+                    raise end
+            done.append(number)
+
+        return [asyncio.ensure_future(read(number)) for number in range(8)]
+
+    loop = asyncio.new_event_loop()
+    tasks = loop.run_until_complete(main())
+    with pytest.raises(end):
+        loop.run_until_complete(tasks[0])
+    loop.run_until_complete(asyncio.wait(tasks))
+    assert sorted(done) == [0, 1, 2, 4, 5, 6, 7]
+    assert isinstance(tasks[3].exception(), end)
+    loop.close()
+
+
 async def test_a_hundred_images_at_once(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.qcow2" for number in range(100)]
     for number, path in enumerate(paths):

@@ -204,9 +204,9 @@ impl Transfer {
         })
     }
 
-    /// Whether it is a read of no more than `limit` bytes in each range.
+    /// Whether it is a read of no more than `limit` bytes in all.
     pub(crate) fn is_small_read(&self, limit: usize) -> bool {
-        self.direction == Direction::Read && self.segments.iter().all(|s| s.len <= limit)
+        self.direction == Direction::Read && self.segments.iter().map(|s| s.len).sum::<usize>() <= limit
     }
 
     /// Reads on for as long as nothing has to be waited for.

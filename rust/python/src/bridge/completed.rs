@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pyo3::exceptions::PyStopIteration;
+use pyo3::exceptions::{PyKeyboardInterrupt, PyStopIteration, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -20,21 +20,29 @@ pub(crate) struct CompletedFuture {
     result: Option<Py<PyAny>>,
     /// Whoever awaits it first yields to the loop once.
     yields: AtomicBool,
+    /// It was yielded to a task, which is to wait for it.
+    blocking: AtomicBool,
 }
 
 impl CompletedFuture {
     #[inline]
     pub(super) fn new(bridge: Arc<Bridge>, result: Option<Py<PyAny>>, yields: bool) -> Self {
-        CompletedFuture { bridge, result, yields: AtomicBool::new(yields) }
+        CompletedFuture { bridge, result, yields: AtomicBool::new(yields), blocking: AtomicBool::new(false) }
     }
 }
 
 #[pymethods]
 impl CompletedFuture {
-    /// The mark by which asyncio knows futures.
-    #[classattr]
-    #[pyo3(name = "_asyncio_future_blocking")]
-    const ASYNCIO_FUTURE_BLOCKING: bool = false;
+    /// The mark by which asyncio knows futures, and by which a task knows one that was awaited and not merely yielded.
+    #[getter(_asyncio_future_blocking)]
+    fn blocking(&self) -> bool {
+        self.blocking.load(Ordering::Relaxed)
+    }
+
+    #[setter(_asyncio_future_blocking)]
+    fn set_blocking(&self, blocking: bool) {
+        self.blocking.store(blocking, Ordering::Relaxed);
+    }
 
     fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         slf
@@ -44,13 +52,18 @@ impl CompletedFuture {
         slf
     }
 
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        if self.yields.load(Ordering::Relaxed) {
-            self.yields.store(false, Ordering::Relaxed);
-            // To a task, None is what `asyncio.sleep(0)` yields: go on in the next turn.
-            return Ok(Some(py.None()));
+    #[inline]
+    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Option<Py<PyAny>>> {
+        let this = slf.get();
+        if this.yields.load(Ordering::Relaxed) {
+            this.yields.store(false, Ordering::Relaxed);
+            // Its task waits for it as for any future and is called back in the next turn, together with others. To yield None, as
+            // `asyncio.sleep(0)` does, would cost the loop a handle for each task, which is more than a read.
+            this.set_blocking(true);
+            return Ok(Some(slf.clone().into_any().unbind()));
         }
-        match &self.result {
+        let py = slf.py();
+        match &this.result {
             // To the interpreter an iterator's end with no word is that of a function without `return`.
             None => Ok(None),
             Some(result) => Err(PyStopIteration::new_err((result.clone_ref(py),))),
@@ -133,12 +146,15 @@ pub(super) struct Callback {
 }
 
 impl Callback {
-    /// Calls it; what it raises goes to the loop's handler, as with callbacks of asyncio's own.
-    pub(super) fn call(self, py: Python<'_>, event_loop: &Py<PyAny>) {
+    /// Calls it; what it raises goes to the loop's handler, as with callbacks of asyncio's own, unless it is to end the loop.
+    pub(super) fn call(self, py: Python<'_>, event_loop: &Py<PyAny>) -> PyResult<()> {
         let Callback { context, function, future } = self;
         let Err(error) = context.call_method1(py, pyo3::intern!(py, "run"), (&function, &future)) else {
-            return;
+            return Ok(());
         };
+        if error.is_instance_of::<PyKeyboardInterrupt>(py) || error.is_instance_of::<PySystemExit>(py) {
+            return Err(error);
+        }
         let told = PyDict::new(py);
         let reported = told
             .set_item("message", "Exception in callback of a completed future")
@@ -148,5 +164,6 @@ impl Callback {
         if reported.is_err() {
             error.write_unraisable(py, Some(function.bind(py)));
         }
+        Ok(())
     }
 }

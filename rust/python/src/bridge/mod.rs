@@ -41,7 +41,7 @@ pub(crate) use shutdown::wait_for_operations;
 const TURN_BUDGET: i64 = 300_000;
 /// How far beyond that all others may get that run in the same turn, in nanoseconds; then operations are put off to the next one.
 const OVERDRAFT: i64 = 300_000;
-/// After how much of the overdraft one yields, in nanoseconds: some small reads, as yielding costs as much as one.
+/// What one may do at least before it yields, in nanoseconds: some small reads, as yielding costs as much as one.
 const SHARE: i64 = 4_000;
 
 /// The bridges of the loops that are open. Loops are known by their address, which is theirs for as long as their bridge lives.
@@ -86,6 +86,8 @@ pub(crate) struct Bridge {
     turn: PyOnceLock<Py<Turn>>,
     /// What is left of [`TURN_BUDGET`].
     budget: AtomicI64,
+    /// Who runs now yields when no more than this is left.
+    pause_at: AtomicI64,
     /// The next completed future is to have its task yield.
     yields: AtomicBool,
     queues: Mutex<Queues>,
@@ -136,7 +138,8 @@ impl Budget for Bridge {
         let before = self.budget.load(Ordering::Relaxed);
         let after = before - 300 - (len / 16).cast_signed() as i64;
         self.budget.store(after, Ordering::Relaxed);
-        if after <= 0 && before.div_euclid(SHARE) != after.div_euclid(SHARE) {
+        if after <= self.pause_at.load(Ordering::Relaxed) {
+            self.pause_at.store(after - SHARE, Ordering::Relaxed);
             self.yields.store(true, Ordering::Relaxed);
         }
         before > -OVERDRAFT
@@ -186,6 +189,7 @@ impl Bridge {
             mark: Mark::default(),
             turn: PyOnceLock::new(),
             budget: AtomicI64::new(TURN_BUDGET),
+            pause_at: AtomicI64::new(0),
             yields: AtomicBool::new(false),
             queues: Mutex::default(),
             finished: Arc::new(Finished::new()?),
@@ -315,10 +319,9 @@ impl Bridge {
             queues.scheduled = false;
             std::mem::take(&mut queues.callbacks)
         };
-        for callback in callbacks {
-            callback.call(py, &self.event_loop);
-        }
         self.budget.store(TURN_BUDGET, Ordering::Relaxed);
+        self.call_all(py, callbacks)?;
+        self.pause_at.store((self.budget.load(Ordering::Relaxed) - SHARE).min(0), Ordering::Relaxed);
         for pending in self.finished.take() {
             resolve(py, pending);
         }
@@ -342,6 +345,24 @@ impl Bridge {
         #[cfg(target_os = "linux")]
         self.submit_ring();
         if self.has_work() { self.schedule(py) } else { Ok(()) }
+    }
+
+    /// Calls all of them. Tasks that yielded go on here and get an equal share of the turn each.
+    fn call_all(&self, py: Python<'_>, callbacks: Vec<Callback>) -> PyResult<()> {
+        let all = callbacks.len().cast_signed() as i64;
+        let mut callbacks = callbacks.into_iter();
+        while let Some(callback) = callbacks.next() {
+            let left = self.budget.load(Ordering::Relaxed);
+            let share = if all == 1 { TURN_BUDGET } else { SHARE.max((TURN_BUDGET + OVERDRAFT) / all) };
+            self.pause_at.store(left - share, Ordering::Relaxed);
+            if let Err(end) = callback.call(py, &self.event_loop) {
+                // The loop stops; whoever runs it again finds the others still to be called.
+                self.queues.lock().callbacks.splice(0..0, callbacks);
+                self.schedule(py)?;
+                return Err(end);
+            }
+        }
+        Ok(())
     }
 
     fn has_work(&self) -> bool {
