@@ -27,6 +27,7 @@ SLOW = 8
 Read: TypeAlias = Callable[[mmap.mmap, int], Awaitable[object]]
 Order: TypeAlias = Callable[[Lab, int], Sequence[int]]
 Way: TypeAlias = Callable[[pyimago.FormatAccess, Sequence[int], int], Awaitable[None]]
+Loop: TypeAlias = Callable[[pyimago.SyncFormatAccess, Sequence[int], int], None]
 
 
 def buffer(length: int) -> mmap.mmap:
@@ -248,14 +249,21 @@ def mapping(lab: Lab, links: int) -> Generator[Sides]:
     yield {OURS: lambda: cost(1, ours), "map": lambda: cost(1, lambda: run(*command))}
 
 
+def batch_loop(image: pyimago.SyncFormatAccess, offsets: Sequence[int], block: int) -> None:
+    """The same with `read_many`, batch after batch into the same buffers."""
+    buffers = [buffer(block) for _ in range(BATCH)]
+    for at in range(0, len(offsets), BATCH):
+        image.read_many(list(zip(buffers, offsets[at : at + BATCH], strict=False)))
+
+
 @contextmanager
-def two_threads(lab: Lab, block: int) -> Generator[Sides]:
+def two_threads(lab: Lab, block: int, loop: Loop) -> Generator[Sides]:
     """Random blocks of one image by two threads, half each, against all by one."""
     offsets = lab.random(block)
     with pyimago.open(lab.full()) as image:
 
         def shared() -> None:
-            threads = [Thread(target=read_loop, args=(image, offsets[i::2], block)) for i in range(2)]
+            threads = [Thread(target=loop, args=(image, offsets[i::2], block)) for i in range(2)]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -263,7 +271,7 @@ def two_threads(lab: Lab, block: int) -> Generator[Sides]:
 
         yield {
             OURS: lambda: cost(len(offsets), shared),
-            "one thread": lambda: cost(len(offsets), lambda: read_loop(image, offsets, block)),
+            "one thread": lambda: cost(len(offsets), lambda: loop(image, offsets, block)),
         }
 
 

@@ -129,6 +129,13 @@ ROWS = (
         partial(reads.mapping, links=LINKS),
     ),
     Row("overwrite", "random 4 KiB overwrite", QEMU_BENCH, (Bound("≥", 1.5, "CPU"),), writes.overwriting),
+    Row(
+        "overwrite-pwrite",
+        "the same",
+        "`os.pwrite` loop on a file of the same bytes",
+        (Bound("≥", 0.85, "CPU"),),
+        writes.overwriting_against_pwrite,
+    ),
     Row("allocate", "random 4 KiB allocating write", QEMU_BENCH, (Bound("≥", 3, "CPU"),), writes.allocating),
     *(
         Row(
@@ -177,13 +184,18 @@ ROWS = (
     ),
     *(
         Row(
-            f"threads-{name.replace(' ', '')}",
-            f"two threads reading one image, random {name}",
+            f"threads-{name}",
+            f"two threads reading one image, random {what}",
             "one thread",
             (Bound("≥", 1.7, "wall"),),
-            partial(reads.two_threads, block=block),
+            partial(reads.two_threads, block=block, loop=loop),
         )
-        for name, block in (("4 KiB", 4 * KIB), ("64 KiB", 64 * KIB), ("1 MiB", MIB))
+        for name, what, block, loop in (
+            ("4KiB", "4 KiB", 4 * KIB, reads.read_loop),
+            ("many", "4 KiB, `read_many` of 64", 4 * KIB, reads.batch_loop),
+            ("64KiB", "64 KiB", 64 * KIB, reads.read_loop),
+            ("1MiB", "1 MiB", MIB, reads.read_loop),
+        )
     ),
     Row(
         "check",

@@ -131,6 +131,31 @@ def overwriting(lab: Lab) -> Generator[Sides]:
     shutil.rmtree(copies)
 
 
+@contextmanager
+def overwriting_against_pwrite(lab: Lab) -> Generator[Sides]:
+    """The same against nothing but the system call: what the file system costs both."""
+    source, copies = lab.full(), [lab.folder / f"copy-{n}" for n in range(2)]
+    for path in copies:
+        shutil.copyfile(source, path)
+    count = min(lab.scale.operations, lab.scale.size // BLOCK)
+
+    def pwrite_loop() -> Cost:
+        data, pwrite = b"\xa5" * BLOCK, os.pwrite
+        with synced(copies[0]).open("r+b", buffering=0) as file:
+            fd = file.fileno()
+            return cost(
+                count, lambda: [pwrite(fd, data, n * BLOCK) for n in stride(count, lab.scale.size // BLOCK)]
+            )
+
+    def ours() -> Cost:
+        with pyimago.open(synced(copies[1]), write=True) as image:
+            return cost(count, lambda: write_loop(image, count, BLOCK))
+
+    yield {OURS: ours, "pwrite": pwrite_loop}
+    for path in copies:
+        path.unlink()
+
+
 def allocations(lab: Lab) -> int:
     """How many there are in a round."""
     return min(lab.scale.operations, lab.scale.size // CLUSTER)

@@ -24,20 +24,20 @@ pub struct Pool {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    wake: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
     workers: usize,
-    idle: usize,
+    /// What wakes each idle worker. Who fell idle last is woken first: its core's caches still hold what jobs work on.
+    idle: Vec<Arc<Condvar>>,
 }
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let State { jobs, workers, idle } = self;
-        write!(f, "State {{ jobs: {}, workers: {workers}, idle: {idle} }}", jobs.len())
+        write!(f, "State {{ jobs: {}, workers: {workers}, idle: {} }}", jobs.len(), idle.len())
     }
 }
 
@@ -74,9 +74,9 @@ impl Pool {
     pub fn spawn(&self, job: impl FnOnce() + Send + 'static) {
         let mut state = self.shared.state.lock();
         state.jobs.push_back(Box::new(job));
-        if state.idle >= state.jobs.len() {
+        if let Some(wake) = state.idle.pop() {
             drop(state);
-            self.shared.wake.notify_one();
+            wake.notify_one();
         } else if state.workers < self.limit {
             state.workers += 1;
             drop(state);
@@ -87,7 +87,7 @@ impl Pool {
     /// Runs `job` on a worker that has nothing to do; gives it back where there is none.
     pub fn spawn_idle<F: FnOnce() + Send + 'static>(&self, job: F) -> Result<(), F> {
         let state = self.shared.state.lock();
-        if state.idle <= state.jobs.len() && state.workers >= self.limit {
+        if state.idle.is_empty() && state.workers >= self.limit {
             return Err(job);
         }
         drop(state);
@@ -115,6 +115,7 @@ impl Pool {
 
 impl Shared {
     fn work(&self) {
+        let wake = Arc::new(Condvar::new());
         let mut state = self.state.lock();
         loop {
             if let Some(job) = state.jobs.pop_front() {
@@ -122,9 +123,8 @@ impl Shared {
                 run(job);
                 state = self.state.lock();
             } else {
-                state.idle += 1;
-                self.wake.wait(&mut state);
-                state.idle -= 1;
+                state.idle.push(Arc::clone(&wake));
+                wake.wait(&mut state);
             }
         }
     }
