@@ -1,6 +1,6 @@
 //! From a storage to an open image: the driver, and the files that the image names.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::align::aligned;
@@ -216,7 +216,8 @@ impl<'a> Opener<'a> {
                 ),
             ));
         };
-        let storage = self.open(image, &reference, ReferenceKind::DataFile, write)?;
+        let path = self.gate.pass(image, &reference.name, ReferenceKind::DataFile)?;
+        let storage = self.open(path, write)?;
         self.note(&*storage)?;
         Ok(aligned(storage))
     }
@@ -229,11 +230,23 @@ impl<'a> Opener<'a> {
         image: Option<&Path>,
         reference: ImplicitReference,
     ) -> Result<Base> {
+        let links = self.open_links(image, reference, |_, _, _| false)?;
+        Ok(stack(links, Base::None))
+    }
+
+    /// The same, not yet put on top of each other: the topmost first. `writes` says of each file (as the image above it is called, as that
+    /// spells it, and as it is opened) whether it is to be written.
+    pub(super) fn open_links(
+        &mut self,
+        image: Option<&Path>,
+        reference: ImplicitReference,
+        mut writes: impl FnMut(Option<&Path>, &Path, &Path) -> bool,
+    ) -> Result<Vec<Link>> {
         let mut links: Vec<Link> = Vec::new();
         let mut next = Some(reference);
         while let Some(reference) = next {
             let from = links.last().map_or(image, Link::path);
-            let link = self.open_link(from, &reference).map_err(|error| {
+            let link = self.open_link(from, &reference, &mut writes).map_err(|error| {
                 if error.kind() == ErrorKind::ImplicitOpenDenied {
                     // The gate names both files.
                     return error;
@@ -247,11 +260,15 @@ impl<'a> Opener<'a> {
             next = link.backing_reference();
             links.push(link);
         }
-        let over = |base, link: Link| Base::Image { image: Arc::new(link.into_image(base)), owned: true };
-        Ok(links.into_iter().rev().fold(Base::None, over))
+        Ok(links)
     }
 
-    fn open_link(&mut self, from: Option<&Path>, reference: &ImplicitReference) -> Result<Link> {
+    fn open_link(
+        &mut self,
+        from: Option<&Path>,
+        reference: &ImplicitReference,
+        writes: impl FnOnce(Option<&Path>, &Path, &Path) -> bool,
+    ) -> Result<Link> {
         let kind = match reference.format.as_deref() {
             None => None,
             Some(name) => Some(FormatKind::from_name(name).ok_or_else(|| {
@@ -260,22 +277,20 @@ impl<'a> Opener<'a> {
                 ))
             })?),
         };
-        let storage = self.open(from, reference, ReferenceKind::Backing, false)?;
+        let path = self.gate.pass(from, &reference.name, ReferenceKind::Backing)?;
+        let write = writes(from, &reference.name, &path);
+        let storage = self.open(path, write)?;
         self.note(&*storage)?;
         self.count(1)?;
-        let mut link = Link::open(storage, false, kind, self.secret)?;
+        let mut link = Link::open(storage, write, kind, self.secret)?;
         self.open_data_file_of(&mut link)?;
         Ok(link)
     }
 
-    fn open(
-        &self,
-        from: Option<&Path>,
-        reference: &ImplicitReference,
-        kind: ReferenceKind,
-        write: bool,
-    ) -> Result<Arc<dyn Storage>> {
-        let path = self.gate.pass(from, &reference.name, kind)?;
+    /// Opens a file of the chain, which must not be in it yet.
+    pub(super) fn open(&self, path: PathBuf, write: bool) -> Result<Arc<dyn Storage>> {
+        // Before its lock: one that is open here for writing would be told to be in use.
+        self.refuse_again(File::identity_of(&path), Some(&path))?;
         let options =
             StorageOpenOptions::new().filename(path).write(write).direct(self.direct).lock(self.lock);
         Ok(Arc::new(File::open_sync(options)?))
@@ -283,15 +298,18 @@ impl<'a> Opener<'a> {
 
     /// Notes a file of the chain; the same one a second time is a cycle.
     pub(super) fn note(&mut self, storage: &dyn Storage) -> Result<()> {
-        let Some(identity) = storage.identity() else { return Ok(()) };
-        if self.seen.contains(&identity) {
-            return Err(named(
-                storage.path(),
-                Error::invalid_image("the chain of images comes back to this file"),
-            ));
-        }
-        self.seen.push(identity);
+        self.refuse_again(storage.identity(), storage.path())?;
+        self.seen.extend(storage.identity());
         Ok(())
+    }
+
+    fn refuse_again(&self, identity: Option<(u64, u64)>, path: Option<&Path>) -> Result<()> {
+        match identity {
+            Some(identity) if self.seen.contains(&identity) => {
+                Err(named(path, Error::invalid_image("the chain of images comes back to this file")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Counts images into the chain.
@@ -313,6 +331,12 @@ impl<'a> Opener<'a> {
         self.count(image.chain_len())?;
         Ok(Base::Image { image, owned: false })
     }
+}
+
+/// The images of `links`, the topmost first, above `base`.
+pub(super) fn stack(links: Vec<Link>, base: Base) -> Base {
+    let over = |base, link: Link| Base::Image { image: Arc::new(link.into_image(base)), owned: true };
+    links.into_iter().rev().fold(base, over)
 }
 
 fn named(path: Option<&Path>, error: Error) -> Error {

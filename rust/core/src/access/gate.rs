@@ -85,11 +85,10 @@ impl Gate {
             )));
         }
         let directory = image.map(directory_of);
-        let file = match directory {
-            _ if name.is_absolute() => name.to_owned(),
-            Some(directory) => directory.join(name),
-            None => return Err(denied("the image is in no directory that its name could start from")),
-        };
+        if directory.is_none() && !name.is_absolute() {
+            return Err(denied("the image is in no directory that its name could start from"));
+        }
+        let file = resolve_beside(image, name);
         match self {
             Gate::Deny => unreachable!("turned away above"),
             Gate::Allow => Ok(file),
@@ -113,6 +112,11 @@ impl Gate {
             }
         }
     }
+}
+
+/// The file that an image in `image` means by `name`: a relative one starts at its directory.
+pub(super) fn resolve_beside(image: Option<&Path>, name: &Path) -> PathBuf {
+    image.map_or_else(|| name.to_owned(), |image| directory_of(image).join(name))
 }
 
 fn directory_of(image: &Path) -> &Path {

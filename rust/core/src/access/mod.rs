@@ -7,6 +7,7 @@ pub mod bitmaps;
 mod chain;
 pub mod check;
 mod cluster_cache;
+pub mod commit;
 pub mod compare;
 pub mod convert;
 pub mod create;

@@ -1,6 +1,6 @@
 //! Opening an image from a path or a storage, with everything it names.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::align::aligned;
@@ -10,9 +10,8 @@ use super::image::{Base, Image};
 use crate::crypt::Secret;
 use crate::error::{Error, Result};
 use crate::format::{CacheSizes, FormatKind};
-use crate::storage::file::File;
 use crate::storage::slice::Slice;
-use crate::storage::{Lock, Storage, StorageOpenOptions};
+use crate::storage::{Lock, Storage};
 
 /// What is below the image.
 #[derive(Clone, Debug, Default)]
@@ -55,17 +54,29 @@ pub struct OpenOptions {
 impl OpenOptions {
     /// Opens the image in the file at `path`.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Arc<Image>> {
-        let options = StorageOpenOptions::new()
-            .filename(path.as_ref())
-            .write(self.write)
-            .direct(self.direct)
-            .lock(self.lock);
-        self.open_storage(Arc::new(File::open_sync(options)?))
+        let opener = self.opener();
+        let storage = opener.open(path.as_ref().to_owned(), self.write)?;
+        self.open_with(opener, storage)
+    }
+
+    /// The same of an image that is to be put below `above`: neither it nor what it names may be a file of that.
+    pub(super) fn open_below(&self, path: PathBuf, above: &Image) -> Result<Arc<Image>> {
+        let mut opener = self.opener();
+        opener.note(&**above.format().storage())?;
+        let storage = opener.open(path, self.write)?;
+        self.open_with(opener, storage)
     }
 
     /// Opens the image in `storage`.
     pub fn open_storage(&self, storage: Arc<dyn Storage>) -> Result<Arc<Image>> {
-        let mut opener = Opener::new(&self.gate, self.secret.as_ref(), self.direct, self.lock);
+        self.open_with(self.opener(), storage)
+    }
+
+    fn opener(&self) -> Opener<'_> {
+        Opener::new(&self.gate, self.secret.as_ref(), self.direct, self.lock)
+    }
+
+    fn open_with(&self, mut opener: Opener<'_>, storage: Arc<dyn Storage>) -> Result<Arc<Image>> {
         opener.note(&*storage)?;
         opener.count(1)?;
         let path = storage.path().map(Path::to_owned);

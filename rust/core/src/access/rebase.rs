@@ -1,15 +1,20 @@
 //! Another backing file under an image, with the content that a guest sees kept.
 
+use std::iter;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::amend::{AmendOptions, BackingChange, amend};
 use super::extent::Extent;
+use super::gate::resolve_beside;
 use super::image::Image;
 use super::job::Job;
 use super::open::{Gate, OpenOptions};
+use super::pack::{CompressionLevel, Packer};
 use super::pairs::Pairs;
 use super::sweep::{PIECE, Piece, Then, cut, sweep};
+use super::zero::is_zero;
+use crate::crypt::Secret;
 use crate::error::{Error, Result};
 use crate::format::{FormatKind, ImplicitReference, Mapping, Place, ZeroIntent};
 
@@ -33,6 +38,10 @@ pub struct RebaseOptions {
     pub backing: Option<ImplicitReference>,
     /// What is done about the content.
     pub mode: RebaseMode,
+    /// Writes what the image gets in compressed clusters, where it can have them.
+    pub compress: Option<CompressionLevel>,
+    /// What opens encrypted images, the new backing file among them.
+    pub secret: Option<Secret>,
     /// Who decides on the files that images name. The new backing file is the caller's word; what it names in turn is not.
     pub gate: Gate,
 }
@@ -45,6 +54,7 @@ pub fn rebase(path: impl AsRef<Path>, options: &RebaseOptions, job: &mut Job<'_>
     let path = path.as_ref();
     if options.mode == RebaseMode::Safe {
         keep_content(path, options, job)?;
+        job.wanted().check()?;
     }
     let change = options.backing.clone().map_or(BackingChange::Drop, BackingChange::Set);
     let header = AmendOptions { backing: Some(change), ..AmendOptions::default() };
@@ -52,9 +62,15 @@ pub fn rebase(path: impl AsRef<Path>, options: &RebaseOptions, job: &mut Job<'_>
 }
 
 fn keep_content(path: &Path, options: &RebaseOptions, job: &mut Job<'_>) -> Result<()> {
-    let open =
-        |format, write| OpenOptions { write, format, gate: options.gate.clone(), ..Default::default() };
+    let open = |format, write| OpenOptions {
+        write,
+        format,
+        gate: options.gate.clone(),
+        secret: options.secret.clone(),
+        ..Default::default()
+    };
     let image = open(options.format, true).open(path)?;
+    let packer = options.compress.map(|level| image.packer(level)).transpose()?;
     let below = match &options.backing {
         None => None,
         Some(ImplicitReference { name, format }) => {
@@ -65,11 +81,11 @@ fn keep_content(path: &Path, options: &RebaseOptions, job: &mut Job<'_>) -> Resu
                     ))
                 })
             });
-            let name = path.parent().unwrap_or(Path::new("")).join(name);
-            Some(open(format.transpose()?, false).open(name)?)
+            let name = resolve_beside(Some(path), name);
+            Some(open(format.transpose()?, false).open_below(name, &image)?)
         }
     };
-    let kept = copy_differences(&image, below.as_ref(), job);
+    let kept = copy_differences(&image, below.as_ref(), packer.as_ref(), job);
     let closed = image.close();
     kept.and(closed).and(below.map_or(Ok(()), |below| below.close()))
 }
@@ -92,18 +108,33 @@ fn judge(start: u64, image: Option<&Extent>, below: Option<&Extent>) -> Known {
     if own || shared || (zero(image) && zero(below)) { Known::Same } else { Known::Nothing }
 }
 
-fn copy_differences(image: &Arc<Image>, below: Option<&Arc<Image>>, job: &mut Job<'_>) -> Result<()> {
+fn copy_differences(
+    image: &Arc<Image>,
+    below: Option<&Arc<Image>>,
+    packer: Option<&Packer>,
+    job: &mut Job<'_>,
+) -> Result<()> {
     let size = image.size();
     let of_below = below.map(|below| below.extents(0, below.size())).transpose()?;
     let ranges = Pairs::new([Some(image.extents(0, size)?), of_below], size, judge);
     let unit = image.format().write_alignment();
     sweep(cut(ranges, PIECE, |piece| piece.what == Known::Same), size, job, |piece, buffer| {
         if piece.what != Known::Same {
-            keep(image, below, &piece, unit, buffer)?;
+            keep(image, below, &piece, unit, packer, buffer)?;
         }
         Ok(Then::Next)
     })?;
+    job.wanted().check()?;
     image.flush()
+}
+
+/// What becomes of a cluster.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cluster {
+    /// Both show the same.
+    Same,
+    Zero,
+    Data,
 }
 
 /// Writes what the image shows in `piece` to the image itself, cluster by cluster, where what will be below it has something else.
@@ -112,6 +143,7 @@ fn keep<T>(
     below: Option<&Arc<Image>>,
     piece: &Piece<T>,
     unit: u64,
+    packer: Option<&Packer>,
     buffer: &mut Vec<u8>,
 ) -> Result<()> {
     // Whole clusters: a part of one would have the rest of it read once more.
@@ -126,21 +158,36 @@ fn keep<T>(
     }
     other[within..].fill(0);
 
-    let unit = unit as usize;
-    let clusters = shown.chunks(unit).zip(other.chunks(unit));
-    for (index, (shown, other)) in clusters.enumerate() {
-        let offset = start + (index * unit) as u64;
-        if shown == other {
-            continue;
-        }
-        if shown.iter().all(|byte| *byte == 0) {
-            image.write_zeroes(offset, shown.len() as u64, ZeroIntent::Unmap)?;
-            if holds(image, offset, shown.len() as u64)? {
-                continue;
+    let clusters: Vec<Cluster> = iter::zip(shown.chunks(unit as usize), other.chunks(unit as usize))
+        .map(|(shown, other)| match shown == other {
+            true => Cluster::Same,
+            false if is_zero(shown) => Cluster::Zero,
+            false => Cluster::Data,
+        })
+        .collect();
+    let mut at = 0;
+    for run in clusters.chunk_by(|a, b| a == b) {
+        let end = (at + run.len() * unit as usize).min(len);
+        let (offset, bytes) = (start + at as u64, &shown[at..end]);
+        at = end;
+        let len = bytes.len() as u64;
+        match run[0] {
+            Cluster::Same => continue,
+            Cluster::Zero => {
+                image.write_zeroes(offset, len, ZeroIntent::Unmap)?;
+                if holds(image, offset, len)? {
+                    continue;
+                }
+                // A format that cannot say zero over a backing file has nothing to do while that reads as zeroes.
             }
-            // A format that cannot say zero over a backing file has nothing to do while that reads as zeroes.
+            Cluster::Data => {
+                if let Some(packer) = packer {
+                    image.write_batch(&packer.pack(offset, bytes.to_vec())?)?;
+                    continue;
+                }
+            }
         }
-        image.write(shown, offset)?;
+        image.write(bytes, offset)?;
     }
     Ok(())
 }

@@ -68,6 +68,15 @@ impl Image {
         self.write_zeroes(offset, len, ZeroIntent::Discard)
     }
 
+    /// Takes everything out of the image itself, see [`Format::make_empty`](crate::format::Format::make_empty).
+    pub(super) fn make_empty(&self) -> Result<()> {
+        self.exclusively(|format| {
+            let emptied = format.make_empty();
+            self.unpacked.forget(0, u64::MAX);
+            emptied
+        })
+    }
+
     fn write_zero_bytes(&self, mut at: u64, len: u64) -> Result<()> {
         let end = at + len;
         while at < end {

@@ -588,6 +588,12 @@ pub trait Format: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Takes everything out of the disk, whose size stays: it shows what is below it. Durable when it returns, and all or nothing whatever
+    /// ends it in between; a refusal has touched nothing. Nobody writes meanwhile; whoever caches what is unpacked forgets it afterwards.
+    fn make_empty(&self) -> Result<()> {
+        Err(Error::unsupported(format!("a {} image cannot show what is below it", self.kind())))
+    }
+
     /// How the caches of its metadata have been used; `None` where there are none.
     fn cache_stats(&self) -> Option<CacheStats> {
         None

@@ -146,6 +146,11 @@ impl File {
         taken.map_err(|error| Error::io("set the mode", error).in_file(&self.path))
     }
 
+    /// What [`Storage::identity`] would be of the file at `path`; `None` where there is no such file.
+    pub(crate) fn identity_of(path: &Path) -> Option<(u64, u64)> {
+        fs::metadata(path).ok().map(|metadata| identity(&metadata))
+    }
+
     /// Whether this is a block device, whose length is given.
     pub fn is_block_device(&self) -> bool {
         self.kind == Kind::BlockDevice
@@ -175,11 +180,6 @@ impl File {
             }
             Lock::Off => None,
         };
-        let identity = match kind {
-            Kind::Regular => (metadata.dev(), metadata.ino()),
-            // Several nodes may lead to one device. No inode has the number 0.
-            Kind::BlockDevice => (metadata.rdev(), 0),
-        };
         Ok(File {
             handle: file,
             path: path.to_owned(),
@@ -187,7 +187,7 @@ impl File {
             writable,
             direct: options.get_direct(),
             limits,
-            identity,
+            identity: identity(&metadata),
             lock_owner,
             nowait: AtomicBool::new(cfg!(target_os = "linux") && !options.get_direct()),
             set_aside: Support::unknown(),
@@ -342,6 +342,16 @@ impl File {
                 .map_err(failed)?;
         }
         Ok(())
+    }
+}
+
+/// What tells a file from every other.
+fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+    if metadata.file_type().is_block_device() {
+        // Several nodes may lead to one device. No inode has the number 0.
+        (metadata.rdev(), 0)
+    } else {
+        (metadata.dev(), metadata.ino())
     }
 }
 

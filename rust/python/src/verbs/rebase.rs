@@ -33,7 +33,7 @@ fn rebase_with<F: Face>(
         move |job| {
             let format = format.map(|format| format.0);
             implicit.pass(|gate| {
-                let options = RebaseOptions { format, backing, mode, gate: gate.clone() };
+                let options = RebaseOptions { format, backing, mode, gate: gate.clone(), ..RebaseOptions::default() };
                 rebase_image(path.0, &options, job)
             })
         },

@@ -10,6 +10,7 @@ mod cache;
 pub mod check;
 mod corruption;
 pub mod create;
+mod exchange;
 mod extensions;
 mod features;
 mod flush;
@@ -452,6 +453,10 @@ impl Format for Driver {
 
     fn resize(&self) -> Option<&dyn Resize> {
         Some(self)
+    }
+
+    fn make_empty(&self) -> Result<()> {
+        self.empty_disk().map_err(|e| self.located(e))
     }
 
     fn cache_stats(&self) -> Option<CacheStats> {
