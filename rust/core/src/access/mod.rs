@@ -2,6 +2,7 @@
 
 mod align;
 pub mod amend;
+pub mod bench;
 mod below;
 pub mod bitmaps;
 mod chain;
