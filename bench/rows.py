@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from . import checks, packing, processes, reads, snapshots, writes
+from . import chains, checks, packing, processes, reads, snapshots, writes
 from .lab import KIB, MIB, Lab
 from .measure import Bound, Sides
 
@@ -217,6 +217,35 @@ ROWS = (
         "`qemu-img snapshot -d`",
         (Bound("≥", 1, "wall"),),
         partial(snapshots.deleting, count=50),
+    ),
+    Row(
+        "commit",
+        "`commit` of 1 GiB of changes into a full image, which are kept",
+        "`qemu-img commit -d`, best of 2 cache modes",
+        (Bound("≥", 1.3, "wall"),),
+        chains.committing,
+    ),
+    Row(
+        "rebase",
+        "safe `rebase` of the same: 1 GiB moves up",
+        "`qemu-img rebase`, best of 2 cache modes",
+        (Bound("≥", 1.3, "wall"),),
+        chains.rebasing,
+    ),
+    *(
+        Row(
+            f"scattered-{verb}",
+            f"{work} of a 64 TiB qcow2 with 100,000 scattered clusters",
+            f"`qemu-img {' '.join((verb, *arguments))}`",
+            (Bound("≥", 3, "wall"),),
+            partial(chains.looking, verb=verb, arguments=arguments, ours=ours),
+            rounds=7,
+        )
+        for verb, work, arguments, ours in (
+            ("map", "all extents, as dictionaries,", ("-f", "qcow2", "--output=json"), chains.mapped),
+            ("measure", "`measure`", ("-f", "qcow2", "-O", "qcow2"), chains.measured),
+            ("info", "`info`", ("-f", "qcow2", "--output=json"), chains.told),
+        )
     ),
     Row("import", "`import pyimago`", "`import asyncio`", (Bound("≤", 1.5, "wall"),), processes.imports),
     *(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyimago
@@ -179,6 +180,6 @@ class Face:
                 yield Image(awaited)
 
     async def call(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        """`pyimago.VERB` or `pyimago.aio.VERB`."""
+        """`pyimago.VERB` or `pyimago.aio.VERB`; the verb may be in a module, as `snapshot.list` is."""
         module = pyimago if self.name == "sync" else pyimago.aio
-        return await settle(getattr(module, verb)(*arguments, **options))
+        return await settle(attrgetter(verb)(module)(*arguments, **options))

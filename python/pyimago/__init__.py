@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyimago import _native, aio, luks
+from pyimago import _native, aio, bitmap, luks, snapshot
 from pyimago._errors import (
     CorruptImageError,
     ImageClosedError,
@@ -19,6 +19,7 @@ from pyimago._errors import (
     LatchedError,
     UnsupportedFeatureError,
     WrongSecretError,
+    shrinks,
 )
 from pyimago._native import (
     Bitmap,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from pyimago._types import (
         Amendment,
+        BenchResult,
         CacheStats,
         CacheUse,
         CheckResult,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         Measurement,
         NewImage,
         Place,
+        Preallocation,
         Progress,
         Repair,
         Secret,
@@ -78,6 +81,12 @@ __all__ = [
     "measure",
     "amend",
     "rebase",
+    "commit",
+    "resize",
+    "map",
+    "bench",
+    "snapshot",
+    "bitmap",
     "ImageInfo",
     "CheckResult",
     "Finding",
@@ -85,6 +94,7 @@ __all__ = [
     "CacheUse",
     "Comparison",
     "Measurement",
+    "BenchResult",
     "luks",
     "KeySlot",
     "aio",
@@ -413,7 +423,10 @@ def rebase(
     backing_format: str | None = None,
     format: Format | None = None,
     unsafe: bool = False,
+    compress: bool = False,
+    compression_level: int | None = None,
     implicit: Implicit = "beside",
+    secret: Secret | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Put another backing file below the image at `path`; what a guest sees stays the same.
@@ -431,14 +444,203 @@ def rebase(
         format: The image's format; probed unless given.
         unsafe: Change the name and nothing else: for a backing file that was moved or has the same content.
             No other file is looked at.
+        compress: Write what the image gets in compressed clusters.
+        compression_level: As in `convert`.
         implicit: Which files that the images name may be opened, as in `open`. `backing` itself is your word.
+        secret: What opens encrypted images, the new backing file among them, as in `open`.
         progress: Called now and then with the bytes done and all bytes; what it raises ends the work.
 
     Raises:
-        ImagoError: A file cannot be read as an image, or the image is in use.
+        ImagoError: A file cannot be read as an image, the image is in use, or it would be below itself.
         OSError: A file cannot be read or written.
     """
-    _native.rebase(path, backing, backing_format, format, unsafe, implicit, progress)
+    _native.rebase(
+        path,
+        backing,
+        backing_format,
+        format,
+        unsafe,
+        compress,
+        compression_level,
+        implicit,
+        secret,
+        progress,
+    )
+
+
+def commit(
+    path: StrPath,
+    *,
+    base: StrPath | None = None,
+    format: Format | None = None,
+    keep: bool = False,
+    implicit: Implicit = "beside",
+    secret: Secret | None = None,
+    rate_limit: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write what the image at `path` holds into the image below it, and empty it.
+
+    What a guest sees of the image stays the same. The image below grows to its size, if that is larger, and
+    never shrinks. All is durable below before the image is emptied, in one step: whatever ends it in between,
+    the image shows what it showed, and it can be done again. Nobody else may have the two open. Other images
+    above the one that is written to show something else afterwards: they are lost.
+
+    Args:
+        path: The image.
+        base: The image to write to: as the image above it spells its name, or its path. None: the one right
+            below. What the images between hold goes into it, too. They are of no use by themselves
+            afterwards, and the image is not emptied, as what they hold would show.
+        format: The image's format; probed unless given.
+        keep: Leave the image as it is; it is only read then.
+        implicit: Which files that the images name may be opened, as in `open`; `base` is one of them.
+        secret: What opens encrypted images, as in `open`.
+        rate_limit: Bytes to write in a second, at most.
+        progress: Called now and then with the bytes done and all bytes; what it raises ends the work.
+
+    Raises:
+        ValueError: The image has no backing file, or `base` is not below it. Nothing was touched.
+        ImagoError: A file cannot be read or written as an image, or is in use.
+        OSError: A file cannot be read or written.
+    """
+    _native.commit(path, base, format, keep, implicit, secret, rate_limit, progress)
+
+
+def resize(
+    path: Place,
+    size: int,
+    *,
+    format: Format | None = None,
+    shrink: bool = False,
+    preallocation: Preallocation = "off",
+    implicit: Implicit = "beside",
+    secret: Secret | None = None,
+) -> None:
+    """Make the disk of the image at `path` `size` bytes long; durable at the end.
+
+    What is new reads as zeroes, whatever the backing file has there.
+
+    Args:
+        path: The image, which nobody else may have open.
+        size: In bytes; of qcow2 a multiple of 512.
+        format: The image's format; probed unless given.
+        shrink: Allow a smaller size: what is behind it is lost.
+        preallocation: What is set aside for what is new.
+        implicit: Which files that the image names may be opened, as in `open`.
+        secret: What opens it if it is encrypted, as in `open`.
+
+    Raises:
+        ValueError: A size that cannot be, or a smaller one without `shrink`. Nothing was touched.
+        UnsupportedFeatureError: The image keeps its size; the message says why.
+        ImagoError: A file cannot be read as an image, or is in use.
+        OSError: A file cannot be read or written.
+    """
+    with open(path, write=True, format=format, implicit=implicit, secret=secret) as image:
+        if size < image.size and not shrink:
+            raise shrinks(image.size, size)
+        image.resize(size, preallocation=preallocation)
+
+
+def map(
+    path: Place,
+    offset: int = 0,
+    length: int | None = None,
+    *,
+    format: Format | None = None,
+    snapshot: str | None = None,
+    implicit: Implicit = "beside",
+    secret: Secret | None = None,
+) -> list[Extent]:
+    """Where the bytes of the image at `path` are: what `qemu-img map` tells, as a list.
+
+    Of an image with very many extents an open image's `extents` is better: it does not gather them.
+
+    Args:
+        path: The image, with its backing chain.
+        offset: Where to begin, in bytes of the guest's disk.
+        length: How many bytes to look at; None: all.
+        format: The image's format; probed unless given.
+        snapshot: Look at what the disk was when that snapshot was taken, as in `open`.
+        implicit: Which files that the images name may be opened, as in `open`.
+        secret: What opens encrypted images, as in `open`.
+
+    Raises:
+        ValueError: The range passes the end of the disk.
+        ImagoError: A file cannot be read as an image, or is in use.
+        OSError: A file cannot be read.
+    """
+    with open(path, format=format, snapshot=snapshot, implicit=implicit, secret=secret) as image:
+        return list(image.extents(offset, length))
+
+
+def bench(
+    path: Place,
+    *,
+    write: bool = False,
+    count: int = 75_000,
+    depth: int = 64,
+    request_size: int = 4096,
+    offset: int = 0,
+    step: int | None = None,
+    pattern: int = 0,
+    flush_interval: int | None = None,
+    drain: bool = True,
+    direct: bool = False,
+    lock: Lock = "auto",
+    format: Format | None = None,
+    implicit: Implicit = "beside",
+    secret: Secret | None = None,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """How fast the image at `path` is: `count` requests, `depth` of them at a time, as `qemu-img bench`.
+
+    Requests are those of the engine, each on a thread of its own: Python has no part in what is measured, nor
+    have opening and closing.
+
+    Args:
+        path: The image, with its backing chain.
+        write: Write instead of reading: the content is overwritten!
+        count: Requests.
+        depth: Requests under way at a time, at most 1024.
+        request_size: Bytes of a request.
+        offset: Where the first one starts.
+        step: From the start of one to that of the next, in bytes; None: `request_size`. Behind the disk's end
+            it goes on at its start.
+        pattern: The byte to write.
+        flush_interval: After so many writes all is made durable; None: not at all, until the image is closed.
+        drain: Writes wait for that, and it for them; otherwise they go on meanwhile.
+        direct: Bypass the page cache (`O_DIRECT`).
+        lock: Which locks are taken, as in `open`.
+        format: The image's format; probed unless given.
+        implicit: Which files that the images name may be opened, as in `open`.
+        secret: What opens encrypted images, as in `open`.
+        progress: Called now and then with the bytes done and all bytes; what it raises ends it.
+
+    Raises:
+        ValueError: An option cannot be, or a request passes the end of the disk.
+        ImagoError: A file cannot be read as an image, or is in use.
+        OSError: A file cannot be read or written.
+    """
+    from pyimago._types import BenchResult
+
+    seconds = _native.bench(
+        path,
+        format,
+        pattern if write else None,
+        count,
+        depth,
+        request_size,
+        offset,
+        request_size if step is None else step,
+        flush_interval,
+        drain,
+        direct,
+        lock,
+        implicit,
+        secret,
+        progress,
+    )
+    return BenchResult(write, count, request_size, depth, seconds)
 
 
 def __dir__() -> list[str]:
@@ -446,6 +648,7 @@ def __dir__() -> list[str]:
 
 
 _TYPES = {
+    "BenchResult",
     "CacheStats",
     "CacheUse",
     "CheckResult",

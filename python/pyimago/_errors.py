@@ -60,3 +60,10 @@ class LatchedError(ImagoError):
 for _error in (ImagoError, *ImagoError.__subclasses__()):
     # Tracebacks call them what a program calls them.
     _error.__module__ = "pyimago"
+
+
+def shrinks(now: int, size: int) -> ValueError:
+    """What resizing a disk of `now` bytes to fewer raises where nobody allowed it."""
+    return ValueError(
+        f"a disk of {size} bytes would lose what lies behind them, as it has {now}: shrink=True allows it"
+    )

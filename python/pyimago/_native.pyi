@@ -52,10 +52,14 @@ __all__ = [
     "add_key_awaited",
     "amend",
     "amend_awaited",
+    "bench",
+    "bench_awaited",
     "change_key",
     "change_key_awaited",
     "check",
     "check_awaited",
+    "commit",
+    "commit_awaited",
     "compare",
     "compare_awaited",
     "convert",
@@ -126,6 +130,7 @@ class Extent:
     def host_file(self) -> str | None: ...
     @property
     def host_offset(self) -> int | None: ...
+    def to_dict(self) -> dict[str, Any]: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
@@ -150,6 +155,7 @@ class Bitmap:
     def flags(self) -> list[Literal["in-use", "auto"]]: ...
     @property
     def count(self) -> int | None: ...
+    def to_dict(self) -> dict[str, Any]: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
@@ -216,6 +222,7 @@ class Snapshot:
     def vm_clock_nsec(self) -> int: ...
     @property
     def icount(self) -> int | None: ...
+    def to_dict(self) -> dict[str, Any]: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
@@ -605,7 +612,10 @@ def rebase(
     backing_format: str | None,
     format: Format | None,
     name_only: bool,
+    compress: bool,
+    level: int | None,
     implicit: Implicit,
+    secret: Secret | None,
     progress: Progress | None,
 ) -> None: ...
 def rebase_awaited(
@@ -614,6 +624,63 @@ def rebase_awaited(
     backing_format: str | None,
     format: Format | None,
     name_only: bool,
+    compress: bool,
+    level: int | None,
     implicit: Implicit,
+    secret: Secret | None,
     progress: Progress | None,
 ) -> Awaitable[None]: ...
+def commit(
+    path: StrPath,
+    base: StrPath | None,
+    format: Format | None,
+    keep: bool,
+    implicit: Implicit,
+    secret: Secret | None,
+    rate_limit: int | None,
+    progress: Progress | None,
+) -> None: ...
+def commit_awaited(
+    path: StrPath,
+    base: StrPath | None,
+    format: Format | None,
+    keep: bool,
+    implicit: Implicit,
+    secret: Secret | None,
+    rate_limit: int | None,
+    progress: Progress | None,
+) -> Awaitable[None]: ...
+def bench(
+    place: Place,
+    format: Format | None,
+    pattern: int | None,
+    count: int,
+    depth: int,
+    request_size: int,
+    offset: int,
+    step: int,
+    flush_interval: int | None,
+    drain: bool,
+    direct: bool,
+    lock: Lock,
+    implicit: Implicit,
+    secret: Secret | None,
+    progress: Progress | None,
+) -> float: ...
+def bench_awaited(
+    place: Place,
+    format: Format | None,
+    pattern: int | None,
+    count: int,
+    depth: int,
+    request_size: int,
+    offset: int,
+    step: int,
+    flush_interval: int | None,
+    drain: bool,
+    direct: bool,
+    lock: Lock,
+    implicit: Implicit,
+    secret: Secret | None,
+    progress: Progress | None,
+) -> Awaitable[float]: ...

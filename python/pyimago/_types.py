@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from pyimago._native import FormatAccess, Storage, SyncFormatAccess
@@ -240,6 +240,42 @@ class Measurement:
     def to_dict(self) -> dict[str, int]:
         """The document that `qemu-img measure --output=json` prints."""
         return {"required": self.required, "fully-allocated": self.fully_allocated}
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """How fast an image was.
+
+    Attributes:
+        write: Requests wrote; otherwise they read.
+        count: Requests.
+        request_size: Bytes of each.
+        depth: Requests under way at a time.
+        seconds: That all of them took.
+    """
+
+    write: bool
+    count: int
+    request_size: int
+    depth: int
+    seconds: float
+
+    @property
+    def requests_per_second(self) -> float:
+        """Requests that ended in a second, on average."""
+        return self.count / self.seconds
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes that they moved in a second, on average."""
+        return self.requests_per_second * self.request_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it; `qemu-img bench` has no JSON."""
+        return asdict(self) | {
+            "requests-per-second": self.requests_per_second,
+            "bytes-per-second": self.bytes_per_second,
+        }
 
 
 @dataclass(frozen=True, slots=True)

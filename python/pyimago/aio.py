@@ -5,8 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from pyimago import _bitmap_awaited as bitmap
 from pyimago import _luks_awaited as luks
 from pyimago import _native
+from pyimago import _snapshot_awaited as snapshot
+from pyimago._errors import shrinks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -14,10 +17,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from pyimago._native import FormatAccess
+    from pyimago._native import Extent, FormatAccess
     from pyimago._types import (
         Amendment,
         Backing,
+        BenchResult,
         CheckResult,
         Comparison,
         DataFile,
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
         Measurement,
         NewImage,
         Place,
+        Preallocation,
         Progress,
         Repair,
         Secret,
@@ -48,6 +53,12 @@ __all__ = [
     "measure",
     "amend",
     "rebase",
+    "commit",
+    "resize",
+    "map",
+    "bench",
+    "snapshot",
+    "bitmap",
     "luks",
 ]
 
@@ -274,8 +285,111 @@ async def rebase(
     backing_format: str | None = None,
     format: Format | None = None,
     unsafe: bool = False,
+    compress: bool = False,
+    compression_level: int | None = None,
     implicit: Implicit = "beside",
+    secret: Secret | None = None,
     progress: Progress | None = None,
 ) -> None:
     """As `pyimago.rebase`, awaited; cancelling the task ends it. Callables are called on another thread."""
-    await _native.rebase_awaited(path, backing, backing_format, format, unsafe, implicit, progress)
+    await _native.rebase_awaited(
+        path,
+        backing,
+        backing_format,
+        format,
+        unsafe,
+        compress,
+        compression_level,
+        implicit,
+        secret,
+        progress,
+    )
+
+
+async def commit(
+    path: StrPath,
+    *,
+    base: StrPath | None = None,
+    format: Format | None = None,
+    keep: bool = False,
+    implicit: Implicit = "beside",
+    secret: Secret | None = None,
+    rate_limit: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """As `pyimago.commit`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    await _native.commit_awaited(path, base, format, keep, implicit, secret, rate_limit, progress)
+
+
+async def resize(
+    path: Place,
+    size: int,
+    *,
+    format: Format | None = None,
+    shrink: bool = False,
+    preallocation: Preallocation = "off",
+    implicit: Implicit = "beside",
+    secret: Secret | None = None,
+) -> None:
+    """As `pyimago.resize`, awaited."""
+    async with open(path, write=True, format=format, implicit=implicit, secret=secret) as image:
+        if size < image.size and not shrink:
+            raise shrinks(image.size, size)
+        await image.resize(size, preallocation=preallocation)
+
+
+async def map(
+    path: Place,
+    offset: int = 0,
+    length: int | None = None,
+    *,
+    format: Format | None = None,
+    snapshot: str | None = None,
+    implicit: Implicit = "beside",
+    secret: Secret | None = None,
+) -> list[Extent]:
+    """As `pyimago.map`, awaited."""
+    async with open(path, format=format, snapshot=snapshot, implicit=implicit, secret=secret) as image:
+        return [extent async for extent in image.extents(offset, length)]
+
+
+async def bench(
+    path: Place,
+    *,
+    write: bool = False,
+    count: int = 75_000,
+    depth: int = 64,
+    request_size: int = 4096,
+    offset: int = 0,
+    step: int | None = None,
+    pattern: int = 0,
+    flush_interval: int | None = None,
+    drain: bool = True,
+    direct: bool = False,
+    lock: Lock = "auto",
+    format: Format | None = None,
+    implicit: Implicit = "beside",
+    secret: Secret | None = None,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """As `pyimago.bench`, awaited; cancelling the task ends it. Callables are called on another thread."""
+    from pyimago._types import BenchResult
+
+    seconds = await _native.bench_awaited(
+        path,
+        format,
+        pattern if write else None,
+        count,
+        depth,
+        request_size,
+        offset,
+        request_size if step is None else step,
+        flush_interval,
+        drain,
+        direct,
+        lock,
+        implicit,
+        secret,
+        progress,
+    )
+    return BenchResult(write, count, request_size, depth, seconds)

@@ -31,8 +31,10 @@ STDOUT = 1
 
 COMMANDS = {
     "amend": "change the version of an image, its refcounts, the files it names",
+    "bench": "measure how fast an image is",
     "bitmap": "change a persistent dirty bitmap in an image",
     "check": "check an image's metadata, and repair it",
+    "commit": "write what an image holds into its backing file",
     "compare": "say whether two images have the same content",
     "completion": "print what has a shell complete this command's words",
     "convert": "write the content of an image as a new image",

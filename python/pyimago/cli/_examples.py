@@ -9,6 +9,12 @@ pyimago amend -o compat=1.1 disk.qcow2
 pyimago amend -o backing_file=base.qcow2,backing_fmt=qcow2 disk.qcow2
     name it, look at nothing
 """,
+    "bench": """\
+pyimago bench -c 10000 -d 16 disk.qcow2
+    10,000 reads, 16 at a time
+pyimago bench -t none -s 64k disk.qcow2
+    of 64 KiB, past the page cache
+""",
     "bitmap": """\
 pyimago bitmap --add disk.qcow2 daily
     records every write from now on
@@ -22,6 +28,12 @@ pyimago check -r leaks disk.qcow2
     give back space that nothing uses
 pyimago check --deep --output=json disk.qcow2
     unpack every compressed cluster, too
+""",
+    "commit": """\
+pyimago commit disk.qcow2
+    its backing file has it all then, and it is empty
+pyimago commit -p -b base.qcow2 disk.qcow2
+    into a certain one; disk.qcow2 stays as it is
 """,
     "compare": """\
 pyimago compare -f raw -F qcow2 disk.raw disk.qcow2

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pyimago
 from pyimago.cli._arguments import add_format, add_implicit, add_progress
 from pyimago.cli._progress import show
+from pyimago.cli._text import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +26,10 @@ def add_arguments(parser: Parser) -> None:
         required=True,
         help="the new backing file, as seen from IMAGE; '': none",
     )
-    parser.add_argument("-F", "--backing-format", metavar="FMT", help="its format (default: probed)")
+    parser.add_argument("-F", "--backing-format", metavar="FMT", help="its format; with '' there is none")
+    parser.add_argument(
+        "-c", "--compress", action="store_true", help="write what IMAGE gets in compressed clusters"
+    )
     parser.add_argument(
         "-u", "--backing-unsafe", action="store_true", help="change the name only; no file is looked at"
     )
@@ -35,13 +39,18 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Rebase as the command line says."""
+    if arguments.backing and arguments.backing_format is None:
+        raise UsageError(
+            "the format of the new backing file has to be given (-F): a guest can write any header"
+        )
     with show(arguments) as progress:
         pyimago.rebase(
             arguments.image,
             arguments.backing or None,
-            backing_format=arguments.backing_format,
+            backing_format=arguments.backing_format if arguments.backing else None,
             format=arguments.format,
             unsafe=arguments.backing_unsafe,
+            compress=arguments.compress,
             implicit=arguments.implicit,
             progress=progress,
         )

@@ -7,7 +7,7 @@ use imago_core::Result;
 use imago_core::access::image::Image;
 use imago_core::format::{DirtyBitmap, DirtyRange, DirtyRanges, Recording};
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::access::Access;
 use crate::cursor::{Cursor, Item, iterator_classes};
@@ -53,6 +53,11 @@ impl Bitmap {
         self.0.count
     }
 
+    /// What `qemu-img info --output=json` prints of it; `count` is not there.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        document(py, &self.0.name, self.0.granularity, &self.flags())
+    }
+
     fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
         other.cast::<Bitmap>().is_ok_and(|other| other.get().0 == self.0)
     }
@@ -72,6 +77,20 @@ impl Bitmap {
             field(3)?
         ))
     }
+}
+
+/// QEMU's JSON of a bitmap.
+pub(crate) fn document<'py>(
+    py: Python<'py>,
+    name: &str,
+    granularity: u64,
+    flags: &[&str],
+) -> PyResult<Bound<'py, PyDict>> {
+    let document = PyDict::new(py);
+    document.set_item("flags", flags)?;
+    document.set_item("name", name)?;
+    document.set_item("granularity", granularity)?;
+    Ok(document)
 }
 
 impl Item for DirtyRange {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use imago_core::access::extent::Extent as Facts;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::access::Access;
 use crate::cursor::{Cursor, Item, iterator_classes};
@@ -88,6 +88,24 @@ impl Extent {
     #[getter]
     fn host_offset(&self) -> Option<u64> {
         self.0.host_offset
+    }
+
+    /// What `qemu-img map --output=json` prints of it.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let Facts { offset, length, data, zero, allocated, compressed, depth, host_offset, .. } = self.0;
+        let document = PyDict::new(py);
+        document.set_item("start", offset)?;
+        document.set_item("length", length)?;
+        document.set_item("depth", depth)?;
+        for (name, fact) in
+            [("present", allocated), ("zero", zero), ("data", data), ("compressed", compressed)]
+        {
+            document.set_item(name, fact)?;
+        }
+        if let Some(offset) = host_offset {
+            document.set_item("offset", offset)?;
+        }
+        Ok(document)
     }
 
     fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {

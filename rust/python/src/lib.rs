@@ -51,7 +51,11 @@ mod _native {
     #[pymodule_export]
     use crate::verbs::amend::{amend, amend_awaited};
     #[pymodule_export]
+    use crate::verbs::bench::{bench, bench_awaited};
+    #[pymodule_export]
     use crate::verbs::check::{check, check_awaited};
+    #[pymodule_export]
+    use crate::verbs::commit::{commit, commit_awaited};
     #[pymodule_export]
     use crate::verbs::compare::{compare, compare_awaited, hash, hash_awaited};
     #[pymodule_export]

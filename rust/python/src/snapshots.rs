@@ -5,7 +5,7 @@ use std::sync::Arc;
 use imago_core::access::image::Image;
 use imago_core::format::qcow2_info::SnapshotInfo;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::access::Access;
 use crate::errors::Failure;
@@ -75,6 +75,11 @@ impl Snapshot {
         self.0.icount
     }
 
+    /// What `qemu-img info --output=json` prints of it.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        document(py, &self.0)
+    }
+
     fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
         other.cast::<Snapshot>().is_ok_and(|other| other.get().0 == self.0)
     }
@@ -88,6 +93,22 @@ impl Snapshot {
         let text = |index| texts.get_item(index).and_then(|text| text.repr());
         Ok(format!("Snapshot(id={}, name={}, date_sec={})", text(0)?, text(1)?, self.date_sec()))
     }
+}
+
+/// QEMU's JSON of a snapshot.
+pub(crate) fn document<'py>(py: Python<'py>, snapshot: &SnapshotInfo) -> PyResult<Bound<'py, PyDict>> {
+    let document = PyDict::new(py);
+    document.set_item("id", &snapshot.id)?;
+    document.set_item("name", &snapshot.name)?;
+    document.set_item("vm-state-size", snapshot.vm_state_size)?;
+    document.set_item("date-sec", snapshot.date_sec)?;
+    document.set_item("date-nsec", snapshot.date_nsec)?;
+    document.set_item("vm-clock-sec", snapshot.vm_clock_nsec / NANOSECONDS)?;
+    document.set_item("vm-clock-nsec", snapshot.vm_clock_nsec % NANOSECONDS)?;
+    if let Some(icount) = snapshot.icount {
+        document.set_item("icount", icount)?;
+    }
+    Ok(document)
 }
 
 fn change<F: Face>(

@@ -17,7 +17,7 @@ use crate::secret::PySecret;
 use crate::transfer::Level;
 
 /// How to compress, if that is asked for.
-fn compression(compress: bool, level: Option<Level>) -> PyResult<Option<CompressionLevel>> {
+pub(super) fn compression(compress: bool, level: Option<Level>) -> PyResult<Option<CompressionLevel>> {
     match (compress, level) {
         (true, level) => Ok(Some(level.map_or(CompressionLevel::Default, |level| level.0))),
         (false, None) => Ok(None),

@@ -7,7 +7,7 @@ use imago_core::access::info::{ImageInfo, info_storage};
 use imago_core::access::open::ReferenceKind;
 use imago_core::crypt::{CipherSpec, IvGenerator};
 use imago_core::format::luks::LuksInfo;
-use imago_core::format::qcow2_info::{EncryptionInfo, Qcow2Info, SnapshotInfo};
+use imago_core::format::qcow2_info::{BitmapInfo, EncryptionInfo, Qcow2Info};
 use imago_core::format::{FormatKind, FormatSpecificInfo};
 use imago_core::storage::{Lock, StorageOpenOptions};
 use imago_core::{Error, Result};
@@ -20,10 +20,9 @@ use crate::errors::Failure;
 use crate::gate::PyGate;
 use crate::operation::{Face, Venue};
 use crate::storages::LockWord;
+use crate::{bitmaps, snapshots};
 
 const SECTOR: u64 = 512;
-const NANOSECONDS: u64 = 1_000_000_000;
-
 /// An image's facts and the length of its file.
 struct Facts {
     image: ImageInfo,
@@ -103,7 +102,7 @@ impl Facts {
             if !qcow2.snapshots.is_empty() {
                 let snapshots = PyList::empty(py);
                 for snapshot in &qcow2.snapshots {
-                    snapshots.append(snapshot_document(py, snapshot)?)?;
+                    snapshots.append(snapshots::document(py, snapshot)?)?;
                 }
                 document.set_item("snapshots", snapshots)?;
             }
@@ -150,19 +149,6 @@ fn set_some<'py, T: IntoPyObject<'py>>(
     value.map_or(Ok(()), |value| dict.set_item(key, value))
 }
 
-fn snapshot_document<'py>(py: Python<'py>, snapshot: &SnapshotInfo) -> PyResult<Bound<'py, PyDict>> {
-    let document = PyDict::new(py);
-    document.set_item("id", &snapshot.id)?;
-    document.set_item("name", &snapshot.name)?;
-    document.set_item("vm-state-size", snapshot.vm_state_size)?;
-    document.set_item("date-sec", snapshot.date_sec)?;
-    document.set_item("date-nsec", snapshot.date_nsec)?;
-    document.set_item("vm-clock-sec", snapshot.vm_clock_nsec / NANOSECONDS)?;
-    document.set_item("vm-clock-nsec", snapshot.vm_clock_nsec % NANOSECONDS)?;
-    set_some(&document, "icount", snapshot.icount)?;
-    Ok(document)
-}
-
 fn qcow2_document<'py>(py: Python<'py>, qcow2: &Qcow2Info) -> PyResult<Bound<'py, PyDict>> {
     let data = PyDict::new(py);
     data.set_item("compat", if qcow2.version == 2 { "0.10" } else { "1.1" })?;
@@ -172,11 +158,8 @@ fn qcow2_document<'py>(py: Python<'py>, qcow2: &Qcow2Info) -> PyResult<Bound<'py
     if !qcow2.bitmaps.is_empty() {
         let bitmaps = PyList::empty(py);
         for bitmap in &qcow2.bitmaps {
-            let document = PyDict::new(py);
-            document.set_item("flags", &bitmap.flags)?;
-            document.set_item("name", &bitmap.name)?;
-            document.set_item("granularity", bitmap.granularity)?;
-            bitmaps.append(document)?;
+            let BitmapInfo { name, granularity, flags } = bitmap;
+            bitmaps.append(bitmaps::document(py, name, *granularity, flags)?)?;
         }
         data.set_item("bitmaps", bitmaps)?;
     }

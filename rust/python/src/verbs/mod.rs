@@ -20,7 +20,9 @@ macro_rules! faces {
 }
 
 pub(crate) mod amend;
+pub(crate) mod bench;
 pub(crate) mod check;
+pub(crate) mod commit;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
