@@ -2,8 +2,8 @@
 
 mod align;
 pub mod amend;
-pub mod bench;
 mod below;
+pub mod bench;
 pub mod bitmaps;
 mod chain;
 pub mod check;
