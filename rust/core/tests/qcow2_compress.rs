@@ -8,9 +8,9 @@ use imago_core::access::image::Image;
 use imago_core::access::open::{Backing, OpenOptions};
 use imago_core::access::pack::CompressionLevel;
 use imago_core::format::{FormatKind, ZeroIntent};
+use imago_core::storage::Limits;
 use imago_core::storage::memory::Memory;
-use imago_core::storage::{Capabilities, Limits, ZeroMode};
-use imago_core::{ErrorKind, IoVector, IoVectorMut, Result, Storage};
+use imago_core::{ErrorKind, Storage};
 use imago_testkit::check::check;
 use imago_testkit::images::{self, Config, DataFile, open};
 use imago_testkit::model::{Discards, packable, pattern};
@@ -18,7 +18,7 @@ use imago_testkit::qcow2::Qcow2;
 use imago_testkit::qemu;
 use imago_testkit::rng::Rng;
 use imago_testkit::sim::SimStorage;
-use parking_lot::{Condvar, Mutex};
+use imago_testkit::stopping::{On, Stopping};
 
 const DEFAULT: CompressionLevel = CompressionLevel::Default;
 
@@ -312,78 +312,26 @@ fn writers_of_neighbours_do_not_damage_each_other() {
     assert!(Qcow2::parse(&bytes).unwrap().content(&[], None).unwrap() == before);
 }
 
-/// A memory whose next read from a place waits to be let through.
-#[derive(Debug)]
-struct StoppingReads {
-    memory: Memory,
-    /// Whether one has stopped, may go on, or neither.
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum State {
-    Open,
-    Armed,
-    Stopped,
-}
-
-impl Storage for StoppingReads {
-    fn readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
-        self.memory.readv_at(bufs, offset)?;
-        let mut state = self.state.lock();
-        if *state == State::Armed {
-            *state = State::Stopped;
-            self.changed.notify_all();
-            self.changed.wait_while(&mut state, |state| *state == State::Stopped);
-        }
-        Ok(())
-    }
-    fn writev_at(&self, bufs: IoVector<'_>, offset: u64) -> Result<()> {
-        self.memory.writev_at(bufs, offset)
-    }
-    fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        self.memory.write_zeroes_at(offset, len, mode)
-    }
-    fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
-        self.memory.discard_at(offset, len)
-    }
-    fn len(&self) -> Result<u64> {
-        self.memory.len()
-    }
-    fn set_len(&self, len: u64) -> Result<()> {
-        self.memory.set_len(len)
-    }
-    fn sync(&self) -> Result<()> {
-        self.memory.sync()
-    }
-    fn capabilities(&self) -> Capabilities {
-        self.memory.capabilities()
-    }
-}
-
 /// A read that began before the overwriting must not leave what it unpacked where later reads find it.
 #[test]
 fn a_read_beside_an_overwriting_leaves_nothing_stale() {
     let config = Config::plain(16, 1 << 20);
-    let memory = Memory::from(fs::read(&config.build().path).unwrap());
-    let storage = Arc::new(StoppingReads { memory, state: Mutex::new(State::Open), changed: Condvar::new() });
+    let storage = Arc::new(Stopping::from(fs::read(&config.build().path).unwrap()));
     let image = open_storage(storage.clone());
     let (old, new) = (vec![0x11; 65_536], vec![0x22; 65_536]);
     image.write_compressed(&old, 0, DEFAULT).unwrap();
     let mut part = [0; 100];
     thread::scope(|scope| {
-        *storage.state.lock() = State::Armed;
+        storage.arm(On::Read);
         let reader = scope.spawn(|| {
             let mut part = [0; 100];
             image.read(&mut part, 10).unwrap();
             part
         });
-        storage.changed.wait_while(&mut storage.state.lock(), |state| *state != State::Stopped);
+        storage.wait_until_stopped();
         // The old cluster is free after this, as soon as the reader has ended.
         image.write(&new, 0).unwrap();
-        *storage.state.lock() = State::Open;
-        storage.changed.notify_all();
+        storage.let_through();
         assert_eq!(reader.join().unwrap(), [0x11; 100]);
     });
     image.flush().unwrap();

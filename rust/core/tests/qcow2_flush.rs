@@ -1,7 +1,6 @@
 //! What others do while a flush is writing, and what becomes of a flush that fails.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,14 +8,13 @@ use imago_core::access::image::Image;
 use imago_core::access::open::{Backing, OpenOptions};
 use imago_core::format::{CacheSizes, FormatKind};
 use imago_core::storage::memory::Memory;
-use imago_core::storage::{Capabilities, ZeroMode};
-use imago_core::{Error, ErrorKind, IoVector, IoVectorMut, Result, Storage};
+use imago_core::{ErrorKind, Storage};
 use imago_testkit::check::check;
 use imago_testkit::images::{Config, DataFile};
 use imago_testkit::model::pattern;
 use imago_testkit::qcow2::Qcow2;
 use imago_testkit::sim::{Failing, SimStorage};
-use parking_lot::{Condvar, Mutex};
+use imago_testkit::stopping::{On, Stopping};
 
 fn open(storage: Arc<dyn Storage>, data_file: Option<Arc<dyn Storage>>) -> Arc<Image> {
     OpenOptions {
@@ -32,76 +30,6 @@ fn open(storage: Arc<dyn Storage>, data_file: Option<Arc<dyn Storage>>) -> Arc<I
 
 fn empty_image(config: &Config) -> Vec<u8> {
     std::fs::read(&config.build().path).unwrap()
-}
-
-/// A memory whose next write waits to be let through, once that is asked for, on a medium that may be full.
-#[derive(Debug, Default)]
-struct Stopping {
-    memory: Memory,
-    state: Mutex<State>,
-    changed: Condvar,
-    /// Where the medium ends, in bytes; `None`: nowhere.
-    limit: Mutex<Option<u64>>,
-}
-
-#[derive(Debug, Default, PartialEq)]
-enum State {
-    #[default]
-    Open,
-    Armed,
-    Stopped,
-}
-
-impl Stopping {
-    fn arm(&self) {
-        *self.state.lock() = State::Armed;
-    }
-
-    fn wait_until_stopped(&self) {
-        self.changed.wait_while(&mut self.state.lock(), |state| *state != State::Stopped);
-    }
-
-    fn let_through(&self) {
-        *self.state.lock() = State::Open;
-        self.changed.notify_all();
-    }
-}
-
-impl Storage for Stopping {
-    fn readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
-        self.memory.readv_at(bufs, offset)
-    }
-    fn writev_at(&self, bufs: IoVector<'_>, offset: u64) -> Result<()> {
-        let mut state = self.state.lock();
-        if *state == State::Armed {
-            *state = State::Stopped;
-            self.changed.notify_all();
-            self.changed.wait_while(&mut state, |state| *state == State::Stopped);
-        }
-        drop(state);
-        if self.limit.lock().is_some_and(|limit| offset + bufs.len() as u64 > limit) {
-            return Err(Error::io("write", std::io::ErrorKind::StorageFull.into()));
-        }
-        self.memory.writev_at(bufs, offset)
-    }
-    fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        self.memory.write_zeroes_at(offset, len, mode)
-    }
-    fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
-        self.memory.discard_at(offset, len)
-    }
-    fn len(&self) -> Result<u64> {
-        self.memory.len()
-    }
-    fn set_len(&self, len: u64) -> Result<()> {
-        self.memory.set_len(len)
-    }
-    fn sync(&self) -> Result<()> {
-        self.memory.sync()
-    }
-    fn capabilities(&self) -> Capabilities {
-        self.memory.capabilities()
-    }
 }
 
 /// 512-byte clusters with 64-bit refcounts: a table of one cluster counts 2 MiB.
@@ -133,13 +61,12 @@ fn the_refcount_table_grows_as_often_as_it_has_to() {
 #[test]
 fn the_refcount_table_grows_beside_a_flush() {
     let content = pattern(2, 0, 8 << 20);
-    let storage = Arc::new(Stopping::default());
-    storage.memory.writev_at((&empty_image(&tiny())).into(), 0).unwrap();
+    let storage = Arc::new(Stopping::from(empty_image(&tiny())));
     let image = open(storage.clone(), None);
     let (before, behind) = content.split_at(1 << 20);
     image.write(before, 0).unwrap();
     thread::scope(|scope| {
-        storage.arm();
+        storage.arm(On::Write);
         scope.spawn(|| image.flush().unwrap());
         storage.wait_until_stopped();
         let writer = scope.spawn(|| image.write(behind, before.len() as u64).unwrap());
@@ -203,9 +130,8 @@ fn a_full_medium_costs_nothing_that_was_written_before() {
     let image_file = empty_image(&Config::plain(9, 8 << 20));
     // Every kind of cluster is the one that does not fit any more: data, L2 tables, refcount blocks.
     for clusters in 1..=150 {
-        let limit = Mutex::new(Some((image_file.len() + clusters * 512) as u64));
-        let memory = Memory::from(image_file.clone());
-        let storage = Arc::new(Stopping { memory, limit, ..Stopping::default() });
+        let storage = Arc::new(Stopping::from(image_file.clone()));
+        *storage.limit.lock() = Some((image_file.len() + clusters * 512) as u64);
         let image = open(Arc::clone(&storage) as _, None);
         let mut written = 0;
         let error = loop {
@@ -232,42 +158,10 @@ fn a_full_medium_costs_nothing_that_was_written_before() {
     }
 }
 
-/// A memory whose barriers are counted.
-#[derive(Debug)]
-struct Counting(Memory, AtomicU32);
-
-impl Storage for Counting {
-    fn readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
-        self.0.readv_at(bufs, offset)
-    }
-    fn writev_at(&self, bufs: IoVector<'_>, offset: u64) -> Result<()> {
-        self.0.writev_at(bufs, offset)
-    }
-    fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        self.0.write_zeroes_at(offset, len, mode)
-    }
-    fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
-        self.0.discard_at(offset, len)
-    }
-    fn len(&self) -> Result<u64> {
-        self.0.len()
-    }
-    fn set_len(&self, len: u64) -> Result<()> {
-        self.0.set_len(len)
-    }
-    fn sync(&self) -> Result<()> {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        self.0.sync()
-    }
-    fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
-    }
-}
-
 /// Writes all over the disk, each into another L2 table; returns how many barriers that took.
-fn barriers_of_scattered_writes(l2_cache_size: Option<u64>) -> u32 {
+fn barriers_of_scattered_writes(l2_cache_size: Option<u64>) -> u64 {
     let config = Config::plain(9, 4 << 20);
-    let storage = Arc::new(Counting(Memory::from(empty_image(&config)), AtomicU32::new(0)));
+    let storage = Arc::new(SimStorage::from(empty_image(&config)));
     let image = OpenOptions {
         write: true,
         format: Some(FormatKind::Qcow2),
@@ -279,11 +173,11 @@ fn barriers_of_scattered_writes(l2_cache_size: Option<u64>) -> u32 {
     .unwrap();
     image.write(&[1], 0).unwrap();
     image.flush().unwrap();
-    let before = storage.1.load(Ordering::Relaxed);
+    let before = storage.epoch();
     for table in 1..128 {
         image.write(&[1], table * (32 << 10)).unwrap();
     }
-    let barriers = storage.1.load(Ordering::Relaxed) - before;
+    let barriers = storage.epoch() - before;
     image.close().unwrap();
     barriers
 }

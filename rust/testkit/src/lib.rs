@@ -13,6 +13,7 @@ pub mod replay;
 pub mod rng;
 pub mod sim;
 pub mod starts;
+pub mod stopping;
 
 /// The engine as this crate sees it; the engine's own unit tests are another instance of it.
 pub use imago_core;
