@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from . import chains, checks, packing, processes, reads, snapshots, writes
+from . import chains, checks, converting, packing, processes, reads, snapshots, writes
 from .lab import KIB, MIB, Lab
 from .measure import Bound, Sides
 
@@ -37,6 +37,20 @@ QEMU_BENCH = "`qemu-img bench -w`, best of its aio engines"
 CONVERT = "`qemu-img convert` to null, fastest of three ways"
 TIB = 1 << 40
 KINDS: tuple[tuple[packing.Kind, float], ...] = (("zlib", 2), ("zstd", 1.3))
+
+LEAN = (Bound("≥", 1, "CPU"),)
+"""No more CPU time than the peer."""
+
+CONVERSIONS: tuple[
+    tuple[str, str, float, str, converting.Format, converting.Format, tuple[Bound, ...]], ...
+] = (
+    ("to-raw", "a qcow2 with 2 GiB of data in 8 GiB to raw", 1.3, "scattered", "qcow2", "raw", LEAN),
+    ("to-qcow2", "a raw disk like that to qcow2", 1.3, "spread", "raw", "qcow2", LEAN),
+    ("qcow2", "that qcow2 to qcow2", 1.3, "scattered", "qcow2", "qcow2", LEAN),
+    ("zlib", "the same compressed with zlib to raw", 2.2, "zlib", "qcow2", "raw", ()),
+    ("zstd", "the same compressed with zstd to raw", 1.4, "zstd", "qcow2", "raw", ()),
+)
+"""Name, work, how much faster at least, the lab's source and its format, the target's, and more bounds."""
 
 LINKS = 256
 """Images of the deep chain: the most that are opened."""
@@ -181,6 +195,39 @@ ROWS = (
             rounds=3,
         )
         for kind, target in KINDS
+    ),
+    *(
+        Row(
+            f"convert-{name}",
+            f"conversion of {what}",
+            "`qemu-img convert -W -m 16`",
+            (Bound("≥", target, "wall"), *more),
+            partial(converting.converting, source=source, kind=kind, target=to),
+            rounds=3,
+        )
+        for name, what, target, source, kind, to, more in CONVERSIONS
+    ),
+    Row(
+        "compare",
+        "`compare` of a raw disk of 2 GiB with the same as a qcow2",
+        "`qemu-img compare`",
+        (Bound("≥", 1.5, "wall"),),
+        converting.comparing,
+        rounds=5,
+    ),
+    *(
+        Row(
+            name,
+            f"`hash` of {what}",
+            "BLAKE3 over the 2 GiB, on all cores",
+            (Bound("≥", 1, "wall"),),
+            partial(converting.hashing, sparse=sparse),
+            rounds=5,
+        )
+        for name, what, sparse in (
+            ("hash", "a raw disk of 2 GiB", False),
+            ("hash-sparse", "a qcow2 with 2 GiB of data in 8 GiB", True),
+        )
     ),
     *(
         Row(

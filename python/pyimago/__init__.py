@@ -50,12 +50,13 @@ if TYPE_CHECKING:
         CacheUse,
         CheckResult,
         Comparison,
+        Conversion,
+        Converted,
         Finding,
         Format,
         ImageInfo,
         Implicit,
         KeySlot,
-        Layout,
         Lock,
         Measurement,
         NewImage,
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
         Repair,
         Secret,
         Source,
+        Sources,
+        Stream,
         StrPath,
     )
 
@@ -75,6 +78,7 @@ __all__ = [
     "info",
     "info_chain",
     "convert",
+    "dd",
     "check",
     "compare",
     "hash",
@@ -93,6 +97,7 @@ __all__ = [
     "CacheStats",
     "CacheUse",
     "Comparison",
+    "Converted",
     "Measurement",
     "BenchResult",
     "luks",
@@ -197,51 +202,84 @@ def info_chain(
 
 
 def convert(
-    source: Source,
-    target: StrPath,
+    source: Sources,
+    target: StrPath | SyncFormatAccess | FormatAccess | Stream,
     *,
     source_format: Format | None = None,
     format: Format = "raw",
     implicit: Implicit = "beside",
     source_secret: Secret | None = None,
     progress: Progress | None = None,
-    compress: bool = False,
-    compression_level: int | None = None,
-    **layout: Unpack[Layout],
-) -> None:
-    """Write the content of the image at `source` as a new image, which appears at `target` once it is whole.
+    target_is_zero: bool = False,
+    layer: bool = False,
+    **options: Unpack[Conversion],
+) -> Converted:
+    """Write the content of an image as a new image, which appears at `target` once it is whole.
+
+    It is read, unpacked, looked through for zeroes, packed and written on all cores, with less than 128 MiB
+    of memory beside the caches of metadata.
 
     Args:
         source: The image to read, with its backing chain: a path, a storage, or an image that is open and
-            stays so. Nothing is written to it.
+            stays so; one that was opened with `snapshot` is that snapshot. Nothing is written to it. Several
+            in a list are one behind the other, each at a multiple of 512.
         target: The file to write. What is there is replaced at the end; it stays as it is after a failure.
+            Or an image that is open for writing and at least as large: it is written from its start on where
+            it stands, keeps what is behind, and after a failure is partly new. Or what has a method `write`:
+            it gets the image first byte to last (raw or qcow2), and is not closed.
         source_format: The source's format; probed unless given. With an open source neither this nor
             `source_secret` may be given.
         format: The target's format.
-        implicit: Which files that the source names may be opened, as in `open`.
+        implicit: Which files that the source (and `backing`) names may be opened, as in `open`.
         source_secret: What opens an encrypted source, as `secret` of `open`.
         progress: Called now and then with the bytes done and all bytes; what it raises ends the conversion.
-        compress: Write compressed clusters (qcow2 only), packed as `compression_type` says.
-        compression_level: 1 to 9 for zlib, 1 to 22 for zstd; None is what `qemu-img` takes.
-        **layout: Of a qcow2 target: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
-            `compression_type`, `lazy_refcounts`; of either: `preallocation`; of an encrypted one what
-            `create` takes (`secret` is the target's); see `Layout`.
+        target_is_zero: An open target reads as zeroes, all of it: none are written.
+        layer: Into an open target: copy only what the source itself holds, and not what is below it.
+        **options: How to copy: `compress`, `compression_level`, `sparse`, `threads`, `rate`, `salvage`,
+            `bitmaps`, `durable`, see `Copying`. How a new image is laid out: as `create` takes it, see
+            `NewImage`. With `backing` (which is looked for beside the target) and `backing_format` only what
+            the source itself holds is copied, and the rest is left to that backing file, which should show
+            what the source's does.
 
     Raises:
         ImagoError: The source cannot be read as an image, or the target is in use.
+        ValueError: Options exclude each other, or an open target is smaller than the source.
         OSError: A file cannot be read or written.
     """
-    _native.convert(
-        source,
-        target,
-        source_format,
-        format,
-        implicit,
-        source_secret,
-        progress,
-        compress,
-        compression_level,
-        layout,
+    from pyimago._types import Converted, parted
+
+    how, layout = parted(options)
+    how |= {"target_is_zero": target_is_zero, "layer": layer}
+    return Converted.of(
+        *_native.convert(
+            source, target, source_format, format, implicit, source_secret, progress, how, layout
+        )
+    )
+
+
+def dd(
+    source: Source,
+    target: StrPath | SyncFormatAccess | FormatAccess | Stream,
+    *,
+    block_size: int = 512,
+    count: int | None = None,
+    skip: int = 0,
+    source_format: Format | None = None,
+    format: Format = "raw",
+    implicit: Implicit = "beside",
+    source_secret: Secret | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[Conversion],
+) -> Converted:
+    """As `convert`, of `count` blocks (None: all) of `block_size` bytes, behind the first `skip` ones."""
+    from pyimago._types import Converted, parted
+
+    how, layout = parted(options)
+    how["part"] = (skip * block_size, None if count is None else count * block_size)
+    return Converted.of(
+        *_native.convert(
+            source, target, source_format, format, implicit, source_secret, progress, how, layout
+        )
     )
 
 
@@ -653,6 +691,7 @@ _TYPES = {
     "CacheUse",
     "CheckResult",
     "Comparison",
+    "Converted",
     "Finding",
     "ImageInfo",
     "KeySlot",

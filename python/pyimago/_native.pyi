@@ -20,6 +20,8 @@ from pyimago._types import (
     Repair,
     Secret,
     Source,
+    Sources,
+    Stream,
     StrPath,
 )
 
@@ -465,29 +467,27 @@ def info_awaited(
     place: Place, format: Format | None, chain: Implicit | None, lock: Lock
 ) -> Awaitable[list[dict[str, Any]]]: ...
 def convert(
-    source: Source,
-    target: StrPath,
+    source: Sources,
+    target: StrPath | SyncFormatAccess | FormatAccess | Stream,
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
     source_secret: Secret | None,
     progress: Progress | None,
-    compress: bool,
-    level: int | None,
+    how: Mapping[str, object],
     layout: Mapping[str, object],
-) -> None: ...
+) -> tuple[list[tuple[int, int]], list[str]]: ...
 def convert_awaited(
-    source: Source,
-    target: StrPath,
+    source: Sources,
+    target: StrPath | SyncFormatAccess | FormatAccess | Stream,
     source_format: Format | None,
     format: Format,
     implicit: Implicit,
     source_secret: Secret | None,
     progress: Progress | None,
-    compress: bool,
-    level: int | None,
+    how: Mapping[str, object],
     layout: Mapping[str, object],
-) -> Awaitable[None]: ...
+) -> Awaitable[tuple[list[tuple[int, int]], list[str]]]: ...
 def check(
     place: Place,
     format: Format | None,

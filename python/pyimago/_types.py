@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 from pyimago._native import FormatAccess, Storage, SyncFormatAccess
 
@@ -18,6 +18,7 @@ Hash: TypeAlias = Literal["md5", "sha1", "sha224", "sha256", "sha384", "sha512",
 Backing: TypeAlias = FormatAccess | SyncFormatAccess
 Place: TypeAlias = Storage | StrPath
 Source: TypeAlias = Place | SyncFormatAccess | FormatAccess
+Sources: TypeAlias = Source | Sequence[Source]
 DataFile: TypeAlias = Place
 Lock: TypeAlias = Literal["auto", "off"]
 Implicit: TypeAlias = Literal["beside", "deny", "allow"] | Callable[[str, str], object]
@@ -222,6 +223,71 @@ class Comparison:
     def identical(self) -> bool:
         """Whether nothing differs."""
         return self.difference is None
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a conversion came to.
+
+    Attributes:
+        unreadable: What could not be read and is zeroes in the target (`salvage`): offset and length of each
+            range of the disk, in bytes, first to last.
+        skipped_bitmaps: The inconsistent bitmaps that were left out (`bitmaps="sound"`).
+    """
+
+    unreadable: tuple[tuple[int, int], ...] = ()
+    skipped_bitmaps: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, unreadable: Iterable[tuple[int, int]], skipped_bitmaps: Iterable[str]) -> Converted:
+        """From what the engine gives."""
+        return cls(tuple(unreadable), tuple(skipped_bitmaps))
+
+
+class Stream(Protocol):
+    """What takes bytes in their order, such as a binary file or a pipe."""
+
+    def write(self, data: bytes, /) -> int | None:
+        """Take `data`, or the first bytes of it, and say how many; None: all."""
+
+
+class Copying(TypedDict, total=False):
+    """How content is copied; what is absent or None is what `qemu-img convert` does.
+
+    Attributes:
+        compress: Write compressed clusters (qcow2), packed as `compression_type` says.
+        compression_level: 1 to 9 for zlib (6), 1 to 22 for zstd (3).
+        sparse: Bytes of zeroes in data that are worth leaving out, a multiple of 512 (4096). 0 looks for none
+            and writes zeroes as data: all of the target is allocated.
+        threads: 1 to 16; one for each core unless given.
+        rate: Bytes written in a second, at most.
+        salvage: What cannot be read becomes zeroes, sector by sector, and is listed in the result.
+        bitmaps: Persistent dirty bitmaps: "none", "all" or "sound", which leaves out inconsistent ones.
+        durable: The target is on its medium when it appears (True). Without, the system writes it when it
+            likes, as with `qemu-img convert`: a loss of power soon afterwards may leave anything there.
+    """
+
+    compress: bool
+    compression_level: int | None
+    sparse: int | None
+    threads: int | None
+    rate: int | None
+    salvage: bool
+    bitmaps: Literal["none", "all", "sound"]
+    durable: bool
+
+
+COPYING = frozenset(Copying.__annotations__)
+
+
+class Conversion(NewImage, Copying, total=False):
+    """How content is copied, and how the new image is laid out."""
+
+
+def parted(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of `Copying`, and those of the layout."""
+    how = {name: value for name, value in options.items() if name in COPYING}
+    return how, {name: value for name, value in options.items() if name not in COPYING}
 
 
 @dataclass(frozen=True, slots=True)

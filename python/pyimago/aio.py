@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from pyimago._native import Extent, FormatAccess
+    from pyimago._native import Extent, FormatAccess, SyncFormatAccess
     from pyimago._types import (
         Amendment,
         Backing,
         BenchResult,
         CheckResult,
         Comparison,
+        Conversion,
+        Converted,
         DataFile,
         Format,
         ImageInfo,
         Implicit,
-        Layout,
         Lock,
         Measurement,
         NewImage,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
         Repair,
         Secret,
         Source,
+        Sources,
+        Stream,
         StrPath,
     )
 
@@ -47,6 +50,7 @@ __all__ = [
     "info",
     "info_chain",
     "convert",
+    "dd",
     "check",
     "compare",
     "hash",
@@ -155,34 +159,57 @@ async def info_chain(
 
 
 async def convert(
-    source: Source,
-    target: StrPath,
+    source: Sources,
+    target: StrPath | SyncFormatAccess | FormatAccess | Stream,
     *,
     source_format: Format | None = None,
     format: Format = "raw",
     implicit: Implicit = "beside",
     source_secret: Secret | None = None,
     progress: Progress | None = None,
-    compress: bool = False,
-    compression_level: int | None = None,
-    **layout: Unpack[Layout],
-) -> None:
+    target_is_zero: bool = False,
+    layer: bool = False,
+    **options: Unpack[Conversion],
+) -> Converted:
     """As `pyimago.convert`, awaited.
 
-    Cancelling the task ends it; what was at the target stays. `progress` and a function given as `implicit`
-    are called on another thread.
+    Cancelling the task ends it; what was at the target stays. `progress`, a function given as `implicit` and
+    the `write` of a stream are called on another thread.
     """
-    await _native.convert_awaited(
-        source,
-        target,
-        source_format,
-        format,
-        implicit,
-        source_secret,
-        progress,
-        compress,
-        compression_level,
-        layout,
+    from pyimago._types import Converted, parted
+
+    how, layout = parted(options)
+    how |= {"target_is_zero": target_is_zero, "layer": layer}
+    return Converted.of(
+        *await _native.convert_awaited(
+            source, target, source_format, format, implicit, source_secret, progress, how, layout
+        )
+    )
+
+
+async def dd(
+    source: Source,
+    target: StrPath | SyncFormatAccess | FormatAccess | Stream,
+    *,
+    block_size: int = 512,
+    count: int | None = None,
+    skip: int = 0,
+    source_format: Format | None = None,
+    format: Format = "raw",
+    implicit: Implicit = "beside",
+    source_secret: Secret | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[Conversion],
+) -> Converted:
+    """As `pyimago.dd`, awaited, as `convert` is."""
+    from pyimago._types import Converted, parted
+
+    how, layout = parted(options)
+    how["part"] = (skip * block_size, None if count is None else count * block_size)
+    return Converted.of(
+        *await _native.convert_awaited(
+            source, target, source_format, format, implicit, source_secret, progress, how, layout
+        )
     )
 
 

@@ -1,5 +1,6 @@
 //! A small pool of worker threads for work that must not be done where it was asked for.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -133,6 +134,24 @@ impl Shared {
 /// A job that panics ends alone: its worker goes on. Whoever waits for the job sees that it never reported.
 fn run(job: Job) {
     drop(catch_unwind(AssertUnwindSafe(job)));
+}
+
+thread_local! {
+    /// This thread is one of those that keep all cores busy.
+    static AMONG_ALL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `work` on a thread that is one of many at the same work: what it reads it unpacks itself.
+pub(super) fn among_all<R>(work: impl FnOnce() -> R) -> R {
+    let before = AMONG_ALL.replace(true);
+    let result = work();
+    AMONG_ALL.set(before);
+    result
+}
+
+/// How many threads may help this one.
+pub(super) fn helpers() -> usize {
+    if AMONG_ALL.get() { 0 } else { cores() - 1 }
 }
 
 /// Cores that this process may use.

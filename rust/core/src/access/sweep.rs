@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::job::{Job, Wanted};
-use super::pool::cores;
+use super::pool::{among_all, cores};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes of the disk in one piece at most, and what pieces of data do not cross; a multiple of every cluster size, so that no two
@@ -164,7 +164,7 @@ impl<T, I: Iterator<Item = Result<Piece<T>>>> Shared<'_, I> {
         work: &impl Fn(Piece<T>, &mut Vec<u8>) -> Result<Then>,
         mut report: impl FnMut(u64),
     ) -> Result<()> {
-        let result = self.run_pieces(work, &mut report);
+        let result = among_all(|| self.run_pieces(work, &mut report));
         if result.is_err() {
             self.stopped.store(true, Ordering::Relaxed);
         }

@@ -73,7 +73,7 @@ pub(super) fn read_all(image: &Image, mut pieces: Vec<Piece<'_>>, stamp: Stamp) 
         None => true,
     });
     let total: usize = pieces.iter().map(|piece| piece.cluster.unpacked_len as usize).sum();
-    let helpers = (pool::cores() - 1).min(pieces.len().saturating_sub(1));
+    let helpers = pool::helpers().min(pieces.len().saturating_sub(1));
     if total < PARALLEL_MIN || helpers == 0 {
         return pieces.into_iter().try_for_each(|piece| {
             image.read_packed(&*piece.storage, &piece.cluster, piece.skip, piece.bufs, stamp)

@@ -124,6 +124,15 @@ impl File {
         Ok(file)
     }
 
+    /// An error (`EEXIST`) if there is something at `path`.
+    pub fn check_absent(path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        if fs::symlink_metadata(path).is_err() {
+            return Ok(());
+        }
+        Err(Error::io("create", io::Error::from_raw_os_error(libc::EEXIST)).in_file(path))
+    }
+
     /// Removes the file at `path`.
     pub fn remove_sync(path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();

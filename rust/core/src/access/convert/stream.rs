@@ -6,6 +6,7 @@ use std::thread;
 
 use super::super::create::CreateOptions;
 use super::super::job::Job;
+use super::super::pool::among_all;
 use super::super::sweep::{Hands, PIECE, Piece, cut};
 use super::input::{Input, Known, Reader, Units};
 use super::{Converted, CopyBitmaps, Copying, hands};
@@ -132,7 +133,8 @@ impl Stream<'_> {
                     let reader = &reader;
                     scope.spawn(move || {
                         for (piece, mut bytes) in work {
-                            if done.send(read(reader, &piece, &mut bytes).map(|()| (piece, bytes))).is_err() {
+                            let result = among_all(|| read(reader, &piece, &mut bytes));
+                            if done.send(result.map(|()| (piece, bytes))).is_err() {
                                 return;
                             }
                         }

@@ -119,10 +119,7 @@ pub(super) fn make(
     match data_path {
         None => target::make(path, replaced, |file| fill_all(file, None))?,
         Some(data_path) => {
-            if data_path.exists() {
-                let there = std::io::ErrorKind::AlreadyExists.into();
-                return Err(Error::io("create the data file", there).in_file(data_path));
-            }
+            File::check_absent(&data_path)?;
             // The data file gets its name first: an image never names one that is not there.
             let made = target::make(path, replaced, |file| {
                 target::make(&data_path, None, |data| fill_all(file, Some(data)))
