@@ -28,6 +28,13 @@ def test_help_names_the_commands(pyimago: Run) -> None:
     assert "convert" in text
 
 
+def test_a_command_that_is_not_there_is_told_from_one_that_was_meant(pyimago: Run) -> None:
+    done = pyimago("conver", check=False)
+    assert done.returncode == 1
+    assert done.stderr == "pyimago: no command 'conver', did you mean 'convert'?; see `pyimago --help`\n"
+    assert "did you mean" not in pyimago("xyz", check=False).stderr
+
+
 def test_help_loads_nothing_heavy() -> None:
     program = (
         "import sys; from pyimago.cli import main\n"

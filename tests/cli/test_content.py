@@ -104,7 +104,9 @@ def test_measure_prints_what_qemu_img_prints(
 
 @pytest.mark.usefixtures("images")
 def test_hash_tells_content_from_other_content(pyimago: Run) -> None:
-    hashes = {name: pyimago("hash", name).stdout.split() for name in NAMES}
+    lines = pyimago("hash", *NAMES).stdout.splitlines()
+    assert [pyimago("hash", name).stdout for name in NAMES] == [f"{line}\n" for line in lines]
+    hashes = {name: line.split() for name, line in zip(NAMES, lines, strict=True)}
     assert [name for _, name in hashes.values()] == NAMES
     assert hashes["same.raw"][0] == hashes["same.qcow2"][0]
     assert len({digest for digest, _ in hashes.values()}) == len(NAMES) - 1

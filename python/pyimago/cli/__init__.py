@@ -162,6 +162,9 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
         epilog=EXAMPLES,
     )
     parser.add_argument("-V", "--version", action=Version, nargs=0, help="print the version and exit")
-    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="what to do")
-    parser.parse_args(words[:1])
-    raise AssertionError("no command, and no complaint about it")
+    parser.add_argument("command", metavar="COMMAND", help="what to do")
+    typed = parser.parse_args(words[:1]).command
+    from difflib import get_close_matches
+
+    like = get_close_matches(typed, COMMANDS, n=1)
+    return parser.error(f"no command {typed!r}" + (f", did you mean {like[0]!r}?" if like else ""))

@@ -66,7 +66,8 @@ pyimago create -f qcow2 -o cluster_size=2M,preallocation=metadata new.qcow2 1G
     "hash": """\
 pyimago hash disk.qcow2
     equal for every image with this content
-pyimago hash -p disk.qcow2 > disk.hash
+pyimago hash -p *.qcow2 > hashes
+    of several, with the progress on stderr
 """,
     "info": """\
 pyimago info disk.qcow2

@@ -1,4 +1,4 @@
-"""Print a hash of what a guest sees of IMAGE, equal for equal content whatever the format."""
+"""Print a hash of what a guest sees of each IMAGE, equal for equal content whatever the format."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """What `hash` takes."""
-    parser.add_argument("image", metavar="IMAGE", help="the image, with the files it names")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image, with the files it names")
     add_format(parser)
     add_progress(parser)
     add_implicit(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the hash and the name, as sha256sum does."""
-    with show(arguments, result_on_stdout=True) as progress:
-        digest = pyimago.hash(
-            arguments.image, format=arguments.format, implicit=arguments.implicit, progress=progress
-        )
-    print(f"{digest}  {escape(arguments.image)}")
+    """Print the hash and the name of each, as sha256sum does."""
+    for image in arguments.images:
+        with show(arguments, result_on_stdout=True) as progress:
+            digest = pyimago.hash(
+                image, format=arguments.format, implicit=arguments.implicit, progress=progress
+            )
+        print(f"{digest}  {escape(image)}", flush=True)
