@@ -65,10 +65,14 @@ async def test_strict_counts_what_is_allocated(face: Face, make_image: MakeImage
     assert (compared.difference, compared.offset) == ("status", 1 << 20)
 
 
-async def test_progress_goes_from_nothing_to_everything(face: Face, raw: Path) -> None:
+@pytest.mark.parametrize(("verb", "options"), [("hash", {}), ("measure", {"format": "qcow2"})])
+async def test_progress_goes_from_nothing_to_everything(
+    face: Face, raw: Path, verb: str, options: dict[str, str]
+) -> None:
     calls: list[tuple[int, int]] = []
-    await face.call("hash", raw, progress=lambda done, total: calls.append((done, total)))
+    await face.call(verb, raw, progress=lambda done, total: calls.append((done, total)), **options)
     assert calls[0] == (0, SIZE)
+    assert calls[-1] == (SIZE, SIZE)
     assert calls == sorted(calls)
 
 

@@ -397,6 +397,7 @@ def measure(
     format: Format = "raw",
     implicit: Implicit = "beside",
     source_secret: Secret | None = None,
+    progress: Progress | None = None,
     **layout: Unpack[NewImage],
 ) -> Measurement:
     """How large a file an image would need: a new one of `size`, or one with the content of `source`.
@@ -409,6 +410,7 @@ def measure(
         format: The new image's format.
         implicit: Which files that the source names may be opened, as in `open`.
         source_secret: What opens an encrypted source, as `secret` of `open`.
+        progress: Called with the bytes of the source's disk that were looked at, and all of them.
         **layout: Of a qcow2 image, as in `create`; an encrypted one needs no secret to be measured.
 
     Raises:
@@ -418,7 +420,9 @@ def measure(
     """
     from pyimago._types import Measurement
 
-    return Measurement(*_native.measure(source, size, source_format, format, implicit, source_secret, layout))
+    return Measurement(
+        *_native.measure(source, size, source_format, format, implicit, source_secret, progress, layout)
+    )
 
 
 def amend(

@@ -589,6 +589,7 @@ def measure(
     format: Format,
     implicit: Implicit,
     source_secret: Secret | None,
+    progress: Progress | None,
     layout: Mapping[str, object],
 ) -> tuple[int, int]: ...
 def measure_awaited(
@@ -598,6 +599,7 @@ def measure_awaited(
     format: Format,
     implicit: Implicit,
     source_secret: Secret | None,
+    progress: Progress | None,
     layout: Mapping[str, object],
 ) -> Awaitable[tuple[int, int]]: ...
 def amend(

@@ -281,13 +281,16 @@ async def measure(
     format: Format = "raw",
     implicit: Implicit = "beside",
     source_secret: Secret | None = None,
+    progress: Progress | None = None,
     **layout: Unpack[NewImage],
 ) -> Measurement:
-    """As `pyimago.measure`, awaited. A function given as `implicit` is called on another thread."""
+    """As `pyimago.measure`, awaited; cancelling the task ends it. Callables are called on another thread."""
     from pyimago._types import Measurement
 
     return Measurement(
-        *await _native.measure_awaited(source, size, source_format, format, implicit, source_secret, layout)
+        *await _native.measure_awaited(
+            source, size, source_format, format, implicit, source_secret, progress, layout
+        )
     )
 
 

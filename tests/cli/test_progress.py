@@ -27,6 +27,7 @@ LONG = {
     "compare": ("compare", "guest.qcow2", "same.qcow2"),
     "convert": ("convert", "-O", "qcow2", "guest.qcow2", "out.qcow2"),
     "hash": ("hash", "guest.qcow2"),
+    "measure": ("measure", "-O", "qcow2", "guest.qcow2"),
     "rebase": ("rebase", "-b", "", "guest.qcow2"),
 }
 LINE = re.compile(r"    \(\d+\.\d\d/100%\)")

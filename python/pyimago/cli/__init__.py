@@ -163,7 +163,7 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
     )
     parser.add_argument("-V", "--version", action=Version, nargs=0, help="print the version and exit")
     parser.add_argument("command", metavar="COMMAND", help="what to do")
-    typed = parser.parse_args(words[:1]).command
+    typed: str = parser.parse_args(words[:1]).command
     from difflib import get_close_matches
 
     like = get_close_matches(typed, COMMANDS, n=1)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli import _layout
-from pyimago.cli._arguments import add_format, add_implicit, add_options, add_output, size
+from pyimago.cli._arguments import add_format, add_implicit, add_options, add_output, add_progress, size
+from pyimago.cli._progress import show
 
 if TYPE_CHECKING:
     import argparse
@@ -25,21 +26,25 @@ def add_arguments(parser: Parser) -> None:
     )
     add_options(parser)
     add_output(parser)
+    add_progress(parser)
     add_implicit(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure as the command line says."""
-    measured = pyimago.measure(
-        arguments.image,
-        size=arguments.size,
-        source_format=arguments.format,
-        format=arguments.target_format,
-        implicit=arguments.implicit,
-        **_layout.parse(arguments.options),
-    )
+    layout = _layout.parse(arguments.options)
+    with show(arguments) as progress:
+        measured = pyimago.measure(
+            arguments.image,
+            size=arguments.size,
+            source_format=arguments.format,
+            format=arguments.target_format,
+            implicit=arguments.implicit,
+            progress=progress,
+            **layout,
+        )
     if arguments.output == "json":
         print(json.dumps(measured.to_dict(), indent=4))
-    else:
+    elif not arguments.quiet:
         print(f"required size: {measured.required}")
         print(f"fully allocated size: {measured.fully_allocated}")

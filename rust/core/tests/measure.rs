@@ -1,6 +1,7 @@
 //! How large a file would be, with QEMU as the judge.
 
 use imago_core::access::create::CreateOptions;
+use imago_core::access::job::Job;
 use imago_core::access::measure::measure;
 use imago_core::access::open::OpenOptions;
 use imago_core::format::qcow2::create::{self, Version};
@@ -41,9 +42,12 @@ fn an_empty_disk_is_measured_as_qemu_measures_it() {
     }
     for (name, options) in layouts() {
         for size in [0, 512, 1 << 20, (1 << 30) + 512, 100 << 30] {
-            let ours =
-                measure(None, &CreateOptions::Qcow2(create::CreateOptions { size, ..options.clone() }))
-                    .unwrap();
+            let ours = measure(
+                None,
+                &CreateOptions::Qcow2(create::CreateOptions { size, ..options.clone() }),
+                &mut Job::default(),
+            )
+            .unwrap();
             let theirs = by_qemu(name, &["--size", &size.to_string()]);
             assert_eq!((ours.required, ours.fully_allocated), theirs, "{name} {size}");
         }
@@ -72,10 +76,10 @@ fn a_conversion_is_measured_as_qemu_measures_it() {
     );
     let image = OpenOptions::default().open(&path).unwrap();
     for (name, options) in layouts() {
-        let ours = measure(Some(&image), &CreateOptions::Qcow2(options)).unwrap();
+        let ours = measure(Some(&image), &CreateOptions::Qcow2(options), &mut Job::default()).unwrap();
         let theirs = by_qemu(name, &["-f", "qcow2", path.to_str().unwrap()]);
         assert_eq!((ours.required, ours.fully_allocated), theirs, "{name}");
     }
-    let raw = measure(Some(&image), &CreateOptions::raw(0)).unwrap();
+    let raw = measure(Some(&image), &CreateOptions::raw(0), &mut Job::default()).unwrap();
     assert_eq!((raw.required, raw.fully_allocated), ((50 << 20) + 1024, (50 << 20) + 1024));
 }

@@ -4,9 +4,13 @@ use std::sync::Arc;
 
 use super::create::CreateOptions;
 use super::image::Image;
+use super::job::Job;
 use crate::error::Result;
 use crate::format::luks;
 use crate::format::qcow2::measure::fully_allocated;
+
+/// Extents between two reports of how far it is: some 100 microseconds.
+const STEP: usize = 256;
 
 /// Bytes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +25,7 @@ pub struct Measured {
 ///
 /// As with `qemu-img measure` the tables are counted as if all of the disk were allocated, so that it is an upper bound;
 /// data in less than a cluster counts as a cluster; with a backing file in `target` all of the disk counts.
-pub fn measure(source: Option<&Arc<Image>>, target: &CreateOptions) -> Result<Measured> {
+pub fn measure(source: Option<&Arc<Image>>, target: &CreateOptions, job: &mut Job<'_>) -> Result<Measured> {
     let options = match target {
         CreateOptions::Raw { size, .. } => {
             let size = source.map_or(*size, |source| source.size());
@@ -40,19 +44,24 @@ pub fn measure(source: Option<&Arc<Image>>, target: &CreateOptions) -> Result<Me
     let (fully_allocated, all_data) = fully_allocated(&options)?;
     let data = match source {
         Some(_) if options.backing.is_some() => all_data,
-        Some(source) => allocated(source, u64::from(options.cluster_size))?,
+        Some(source) => allocated(source, u64::from(options.cluster_size), job)?,
         None => 0,
     };
     Ok(Measured { required: fully_allocated - all_data + data, fully_allocated })
 }
 
 /// Bytes of the clusters of `cluster_size` that hold data of `image`.
-fn allocated(image: &Arc<Image>, cluster_size: u64) -> Result<u64> {
+fn allocated(image: &Arc<Image>, cluster_size: u64, job: &mut Job<'_>) -> Result<u64> {
+    let size = image.size();
     let mut clusters = 0;
     // The first cluster that is not counted yet.
     let mut next = 0;
-    for extent in image.extents(0, image.size())? {
+    for (number, extent) in image.extents(0, size)?.enumerate() {
         let extent = extent?;
+        if number % STEP == 0 {
+            job.report(extent.offset, size);
+            job.wanted().check()?;
+        }
         if extent.zero {
             continue;
         }
@@ -61,5 +70,6 @@ fn allocated(image: &Arc<Image>, cluster_size: u64) -> Result<u64> {
         clusters += end.saturating_sub(first);
         next = end.max(next);
     }
+    job.report(size, size);
     Ok(clusters * cluster_size)
 }

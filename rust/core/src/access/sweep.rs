@@ -154,6 +154,10 @@ pub(super) fn sweep_with<T: Send>(
             // Of several failures the first thread's own counts; those that only stopped have none.
             result = result.and(helper.join().unwrap_or_else(lost));
         }
+        if result.is_ok() {
+            // A helper may have done the last piece.
+            job.report(shared.done.load(Ordering::Relaxed), total);
+        }
         result
     })
 }

@@ -7,10 +7,10 @@ use pyo3::types::PyDict;
 
 use super::Format;
 use super::create::create_options;
+use super::job::run_job;
 use super::source::Source;
-use crate::errors::Failure;
 use crate::gate::PyGate;
-use crate::operation::{Face, Venue};
+use crate::operation::Face;
 use crate::secret::PySecret;
 use crate::transfer::Offset;
 
@@ -22,6 +22,7 @@ fn measure_with<F: Face>(
     format: Format,
     implicit: PyGate,
     source_secret: Option<PySecret>,
+    progress: Option<Py<PyAny>>,
     layout: &Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
     let size = match (&source, size) {
@@ -32,16 +33,20 @@ fn measure_with<F: Face>(
     let source =
         source.map(|source| Source::new("source", source, source_format, source_secret)).transpose()?;
     let target = create_options(format.0, size, layout)?;
-    let run = move || -> Result<_, Failure> {
-        let target = target.without_secret()?;
-        let Some(source) = source else { return Ok(measure_image(None, &target)?) };
-        let source = source.open(&implicit)?;
-        let measured = measure_image(Some(source.image()), &target);
-        Ok(source.close().and(measured)?)
-    };
-    F::call(py, Venue::Thread, run, |py, measured| {
-        Ok((measured.required, measured.fully_allocated).into_pyobject(py)?.into_any().unbind())
-    })
+    run_job::<F, _, _, _>(
+        py,
+        progress,
+        move |job| {
+            let target = target.without_secret()?;
+            let Some(source) = source else { return Ok(measure_image(None, &target, job)?) };
+            let source = source.open(&implicit)?;
+            let measured = measure_image(Some(source.image()), &target, job);
+            Ok(source.close().and(measured)?)
+        },
+        |py, measured| {
+            Ok((measured.required, measured.fully_allocated).into_pyobject(py)?.into_any().unbind())
+        },
+    )
 }
 
 faces! {
@@ -53,6 +58,7 @@ faces! {
         format: Format,
         implicit: PyGate,
         source_secret: Option<PySecret>,
+        progress: Option<Py<PyAny>>,
         layout: &Bound<'_, PyDict>,
     )
 }
