@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LONG = {
     "amend": ("amend", "-o", "compat=0.10", "guest.qcow2"),
     "check": ("check", "-r", "all", "guest.qcow2"),
+    "commit": ("commit", "guest.qcow2"),
     "compare": ("compare", "guest.qcow2", "same.qcow2"),
     "convert": ("convert", "-O", "qcow2", "guest.qcow2", "out.qcow2"),
     "hash": ("hash", "guest.qcow2"),
