@@ -74,13 +74,14 @@
 //! - [`format`]: what is where: metadata, allocation, ordering; never moves guest bytes;
 //! - [`storage`]: bytes at offsets: files, memory, null.
 //!
-//! [`error`], [`units`], [`buffer`] and `ondisk` are leaves that all of them use.
+//! [`error`], [`units`], [`buffer`], [`interrupt`] and `ondisk` are leaves that all of them use.
 
 pub mod access;
 pub mod buffer;
 pub mod crypt;
 pub mod error;
 pub mod format;
+pub mod interrupt;
 mod ondisk;
 pub mod storage;
 pub mod units;

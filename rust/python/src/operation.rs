@@ -1,12 +1,15 @@
 //! Operations: what they do without Python, and what they give Python at their end. The synchronous and the awaitable
 //! classes carry out the same operations; see [`Face`].
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use imago_core::IoVectorMut;
 use imago_core::access::image::Image;
+use imago_core::interrupt;
 use pyo3::prelude::*;
 
 use crate::access::{Access, Lease};
@@ -63,15 +66,29 @@ pub(crate) trait Face {
     /// Carries a read or write out.
     fn transfer(py: Python<'_>, access: &Arc<Access>, transfer: Transfer) -> PyResult<Py<PyAny>>;
 
-    /// Carries `run` out without the interpreter, then `finish` with it.
+    /// Carries `run` out without the interpreter, then `finish` with it. Ctrl-C ends what a synchronous caller waits for, the cancelling of the task what
+    /// has a thread of its own, as far as the engine asks ([`interrupt`]).
     fn call<T, R, F>(py: Python<'_>, venue: Venue, run: R, finish: F) -> PyResult<Py<PyAny>>
     where
         T: Send + 'static,
         R: FnOnce() -> Result<T, Failure> + Send + 'static,
-        F: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static;
+        F: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
+    {
+        Self::call_until(py, venue, Arc::default(), run, finish)
+    }
 
-    /// Sets `cancel` once nobody waits for what [`call`](Face::call) returned.
-    fn on_cancel(py: Python<'_>, result: &Py<PyAny>, cancel: Arc<AtomicBool>) -> PyResult<()>;
+    /// The same with `cancel`, which is set once nobody waits for what is returned.
+    fn call_until<T, R, F>(
+        py: Python<'_>,
+        venue: Venue,
+        cancel: Arc<AtomicBool>,
+        run: R,
+        finish: F,
+    ) -> PyResult<Py<PyAny>>
+    where
+        T: Send + 'static,
+        R: FnOnce() -> Result<T, Failure> + Send + 'static,
+        F: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static;
 
     /// Carries out what an image does and no value comes of.
     fn on_image<R>(py: Python<'_>, access: &Arc<Access>, run: R) -> PyResult<Py<PyAny>>
@@ -135,10 +152,6 @@ impl OnCancel {
 }
 
 impl Face for Blocking {
-    fn on_cancel(_: Python<'_>, _: &Py<PyAny>, _: Arc<AtomicBool>) -> PyResult<()> {
-        Ok(())
-    }
-
     #[inline]
     fn read(
         py: Python<'_>,
@@ -168,13 +181,19 @@ impl Face for Blocking {
         wait_for(py, access, transfer)
     }
 
-    fn call<T, R, F>(py: Python<'_>, _: Venue, run: R, finish: F) -> PyResult<Py<PyAny>>
+    fn call_until<T, R, F>(
+        py: Python<'_>,
+        _: Venue,
+        _: Arc<AtomicBool>,
+        run: R,
+        finish: F,
+    ) -> PyResult<Py<PyAny>>
     where
         T: Send + 'static,
         R: FnOnce() -> Result<T, Failure> + Send + 'static,
         F: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
     {
-        match py.detach(|| caught(run)) {
+        match py.detach(|| until_signal(|| caught(run))) {
             Ok(value) => finish(py, value),
             Err(failure) => Err(failure.into_exception(py)),
         }
@@ -182,10 +201,6 @@ impl Face for Blocking {
 }
 
 impl Face for Awaited {
-    fn on_cancel(py: Python<'_>, result: &Py<PyAny>, cancel: Arc<AtomicBool>) -> PyResult<()> {
-        result.call_method1(py, "add_done_callback", (OnCancel(cancel),)).map(drop)
-    }
-
     #[inline]
     fn read(
         py: Python<'_>,
@@ -217,20 +232,48 @@ impl Face for Awaited {
         }
     }
 
-    fn call<T, R, F>(py: Python<'_>, venue: Venue, run: R, finish: F) -> PyResult<Py<PyAny>>
+    fn call_until<T, R, F>(
+        py: Python<'_>,
+        venue: Venue,
+        cancel: Arc<AtomicBool>,
+        run: R,
+        finish: F,
+    ) -> PyResult<Py<PyAny>>
     where
         T: Send + 'static,
         R: FnOnce() -> Result<T, Failure> + Send + 'static,
         F: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
     {
-        let work = Call { run: Some(run), outcome: None, finish };
-        Bridge::current(py)?.submit(py, Box::new(work), Progress::Waits, venue)
+        let submit = |work| Bridge::current(py)?.submit(py, work, Progress::Waits, venue);
+        if venue == Venue::Pool {
+            return submit(Box::new(Call { run: Some(run), outcome: None, finish }));
+        }
+        let unwanted = Arc::clone(&cancel);
+        let run = || interrupt::while_wanted(move || !unwanted.load(Ordering::Relaxed), run);
+        let result = submit(Box::new(Call { run: Some(run), outcome: None, finish }))?;
+        result.call_method1(py, "add_done_callback", (OnCancel(cancel),))?;
+        Ok(result)
     }
 }
 
 /// `f`, with a panic turned into a failure: none may reach Python.
 fn caught<T>(f: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|payload| Err(Failure::from_panic(&*payload)))
+}
+
+/// What `run` comes to, which ends early for what a signal's handler raises (Ctrl-C) while this thread, the interpreter's first, is here.
+fn until_signal<T>(run: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    let raised: Rc<Cell<Option<PyErr>>> = Rc::default();
+    let raise = Rc::clone(&raised);
+    let ask = move || match Python::try_attach(|py| py.check_signals()) {
+        Some(Err(error)) => {
+            raise.set(Some(error));
+            false
+        }
+        Some(Ok(())) | None => true,
+    };
+    let result = interrupt::while_wanted(ask, run);
+    raised.take().map_or(result, |error| Err(Failure::Python(error)))
 }
 
 /// A read or write that was not done at once.

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::interrupt;
 
 /// Bytes that are done, and all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +57,8 @@ impl Wanted<'_> {
     /// An error if it is not.
     pub(super) fn check(self) -> Result<()> {
         if self.0.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
-            return Err(Error::io("the operation was cancelled", std::io::ErrorKind::Interrupted.into()));
+            return Err(interrupt::interrupted());
         }
-        Ok(())
+        interrupt::check()
     }
 }

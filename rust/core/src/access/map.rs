@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use crate::error::Result;
 use crate::format::{FormatKind, Lookup, Mapping, Place};
+use crate::interrupt;
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
@@ -208,7 +209,7 @@ impl Iterator for Extents {
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.offset < self.end {
-            let next = match self.run() {
+            let next = match interrupt::check().and_then(|()| self.run()) {
                 Ok(extent) => extent,
                 Err(error) => {
                     self.offset = self.end;

@@ -1,5 +1,6 @@
 //! Work over a whole disk, piece by piece, on all cores.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use parking_lot::Mutex;
 use super::job::{Job, Wanted};
 use super::pool::{among_all, cores};
 use crate::error::{Error, ErrorKind, Result};
+use crate::interrupt;
 
 /// Bytes of the disk in one piece at most, and what pieces of data do not cross; a multiple of every cluster size, so that no two
 /// threads write to one cluster.
@@ -114,7 +116,8 @@ struct Shared<'a, I> {
     hands: &'a Hands,
     pieces: Mutex<I>,
     done: AtomicU64,
-    stopped: AtomicBool,
+    /// Shared with what helpers ask while they look for a piece.
+    stopped: Arc<AtomicBool>,
     wanted: Wanted<'a>,
 }
 
@@ -142,12 +145,16 @@ pub(super) fn sweep_with<T: Send>(
         hands,
         pieces: Mutex::new(pieces),
         done: AtomicU64::new(0),
-        stopped: AtomicBool::new(false),
+        stopped: Arc::default(),
         wanted: job.wanted(),
     };
     job.report(0, total);
     thread::scope(|scope| {
-        let helpers: Vec<_> = (1..hands.threads).map(|_| scope.spawn(|| shared.run(&work, |_| {}))).collect();
+        let help = || {
+            let stopped = Arc::clone(&shared.stopped);
+            interrupt::while_wanted(move || !stopped.load(Ordering::Relaxed), || shared.run(&work, |_| {}))
+        };
+        let helpers: Vec<_> = (1..hands.threads).map(|_| scope.spawn(help)).collect();
         let mut result = shared.run(&work, |done| job.report(done, total));
         for helper in helpers {
             let lost = |_| Err(Error::new(ErrorKind::Io, "a thread that worked on the image died"));
@@ -175,6 +182,24 @@ impl<T, I: Iterator<Item = Result<Piece<T>>>> Shared<'_, I> {
         result
     }
 
+    /// The same, but nothing for what may have failed only because somebody has stopped.
+    fn unless_stopped<R>(&self, result: Result<R>) -> Result<Option<R>> {
+        match result {
+            Err(_) if self.stopped.load(Ordering::Relaxed) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// The next piece. Finding it may take another thread long, where the mapping is a hostile one.
+    fn next(&self) -> Result<Option<Piece<T>>> {
+        loop {
+            self.wanted.check()?;
+            if let Some(mut pieces) = self.pieces.try_lock_for(PATIENCE) {
+                return pieces.next().transpose();
+            }
+        }
+    }
+
     fn run_pieces(
         &self,
         work: &impl Fn(Piece<T>, &mut Vec<u8>) -> Result<Then>,
@@ -182,13 +207,13 @@ impl<T, I: Iterator<Item = Result<Piece<T>>>> Shared<'_, I> {
     ) -> Result<()> {
         let mut buffer = Vec::new();
         while !self.stopped.load(Ordering::Relaxed) {
-            self.wanted.check()?;
             if let Some(nap) = self.hands.nap() {
+                self.unless_stopped(self.wanted.check())?;
                 thread::sleep(nap);
                 report(self.done.load(Ordering::Relaxed));
                 continue;
             }
-            let Some(piece) = self.pieces.lock().next().transpose()? else { break };
+            let Some(piece) = self.unless_stopped(self.next())?.flatten() else { break };
             let len = piece.len();
             if work(piece, &mut buffer)? == Then::Stop {
                 self.stopped.store(true, Ordering::Relaxed);

@@ -312,7 +312,7 @@ impl Header {
         // First the slot, which looks at the work that both are.
         let slot = header.new_slot(0, &key, secret, *cost)?;
         header.set_slot(0, slot.entry);
-        hash.derive(&key.0, &raw.digest_salt, digest_iterations, &mut header.raw.digest);
+        hash.derive(&key.0, &raw.digest_salt, digest_iterations, &mut header.raw.digest)?;
         let mut bytes = vec![0; payload as usize];
         bytes[..HEADER_LEN].copy_from_slice(header.raw.as_bytes());
         bytes[ALIGNMENT..ALIGNMENT + slot.material.len()].copy_from_slice(&slot.material);
@@ -379,11 +379,11 @@ impl Header {
     ) -> Result<Option<MasterKey>> {
         let slot = &self.raw.slots[number];
         let mut slot_key = KeyBytes::new(vec![0; self.cipher.key_len()]);
-        self.hash.derive(secret.bytes(), &slot.salt, slot.iterations.get(), &mut slot_key);
+        self.hash.derive(secret.bytes(), &slot.salt, slot.iterations.get(), &mut slot_key)?;
         self.cipher.with_key(&slot_key)?.decrypt(0, &mut material);
         let key = antiforensic::merge(self.hash, &material, self.cipher.key_len());
         let mut digest = [0; DIGEST_LEN];
-        self.hash.derive(&key, &self.raw.digest_salt, self.digest_iterations(), &mut digest);
+        self.hash.derive(&key, &self.raw.digest_salt, self.digest_iterations(), &mut digest)?;
         Ok(bool::from(digest.ct_eq(&self.raw.digest)).then_some(MasterKey(key)))
     }
 
@@ -408,7 +408,7 @@ impl Header {
         tried.set_slot(number, entry);
         tried.check_work().map_err(|error| Error::invalid_input(error.message()))?;
         let mut slot_key = KeyBytes::new(vec![0; self.cipher.key_len()]);
-        self.hash.derive(secret.bytes(), &entry.salt, iterations, &mut slot_key);
+        self.hash.derive(secret.bytes(), &entry.salt, iterations, &mut slot_key)?;
         let mut material = antiforensic::split(self.hash, &key.0, STRIPES)?;
         self.cipher.with_key(&slot_key)?.encrypt(0, &mut material);
         Ok(NewSlot { entry, material: std::mem::take(&mut *material) })
@@ -496,7 +496,7 @@ fn iterations_in(hash: Hash, time: Duration, len: usize) -> Result<u32> {
     let mut iterations = ITERATIONS_MIN;
     let took = loop {
         let start = Instant::now();
-        hash.derive(b"a secret", &[0; 32], iterations, &mut key);
+        hash.derive(b"a secret", &[0; 32], iterations, &mut key)?;
         let took = start.elapsed();
         if took >= SAMPLE || iterations > u32::MAX / 2 {
             break took;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::buffer::IoVector;
 use crate::error::Result;
+use crate::interrupt;
 use crate::storage::Storage;
 
 /// Bytes of zeroes that one write has.
@@ -49,6 +50,7 @@ impl Preallocation {
             Preallocation::Full => {
                 let end = offset + len;
                 for at in (offset..end).step_by(WRITE_SIZE as usize) {
+                    interrupt::check()?;
                     storage.writev_at(IoVector::zeroes(WRITE_SIZE.min(end - at) as usize), at)?;
                 }
                 Ok(())

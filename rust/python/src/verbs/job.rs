@@ -54,7 +54,5 @@ where
             None => result,
         }
     };
-    let result = F::call(py, Venue::Thread, run, finish)?;
-    F::on_cancel(py, &result, cancel)?;
-    Ok(result)
+    F::call_until(py, Venue::Thread, cancel, run, finish)
 }
