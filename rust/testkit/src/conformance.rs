@@ -32,6 +32,7 @@ macro_rules! conformance {
                 zeroes_keep_the_length,
                 discard_leaves_old_bytes_or_zeroes,
                 allocating_changes_no_byte,
+                growing_never_cuts,
                 what_was_cut_off_is_gone,
                 reads_without_waiting_are_right,
                 runs_cover_the_data,
@@ -344,6 +345,21 @@ pub fn allocating_changes_no_byte(new: Factory<'_>) {
     assert_same(&read(storage, 0, 50 * unit), &vec![0; 50 * unit], "before the data");
     assert_same(&read(storage, 50 * unit, 100 * unit), &bytes, "the data");
     assert_same(&read(storage, 150 * unit, 100 * unit), &vec![0; 100 * unit], "behind the data");
+}
+
+/// Growing makes a storage longer, with zeroes, and never shorter.
+pub fn growing_never_cuts(new: Factory<'_>) {
+    let storage = &*new();
+    let unit = unit(storage);
+    let bytes = Buffer::random(storage, 10 * unit, &mut Rng::new(12));
+    write(storage, 0, &bytes);
+    let end = 10 * unit as u64;
+    storage.grow(end - unit as u64).expect("grow");
+    assert_eq!(storage.len().expect("len"), end);
+    storage.grow(end + unit as u64).expect("grow");
+    assert_eq!(storage.len().expect("len"), end + unit as u64);
+    assert_same(&read(storage, 0, 10 * unit), &bytes, "the data");
+    assert_same(&read(storage, 10 * unit, unit), &vec![0; unit], "behind the data");
 }
 
 /// Cutting and growing again shows zeroes, in the last unit too.

@@ -634,6 +634,16 @@ impl Storage for SimStorage {
         state.resize(self.medium, len)
     }
 
+    fn grow(&self, len: u64) -> Result<()> {
+        let (mut state, result) = self.enter("change the length");
+        result?;
+        if len > state.media[self.medium].bytes.len() as u64 {
+            state.resize(self.medium, len)
+        } else {
+            Ok(())
+        }
+    }
+
     fn sync(&self) -> Result<()> {
         let (mut state, result) = self.enter("sync");
         if let Err(error) = result {

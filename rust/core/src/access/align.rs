@@ -144,6 +144,10 @@ impl Storage for Aligned {
         self.inner.set_len(len)
     }
 
+    fn grow(&self, len: u64) -> Result<()> {
+        self.inner.grow(len)
+    }
+
     fn sync(&self) -> Result<()> {
         self.inner.sync()
     }

@@ -3,6 +3,7 @@
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, Result};
 use crate::format::{Allocation, InPlace, WriteStep};
+use crate::storage::Storage;
 use crate::units::GuestOffset;
 
 use super::image::Image;
@@ -41,6 +42,7 @@ impl Image {
                 return self.write_locked(bufs, offset);
             };
             let part = bufs.take_front(len as usize);
+            self.reach_sector_end(&**storage, host.0 + len, offset + len)?;
             storage.writev_at(part, host.0).map_err(|e| self.name(e))?;
             offset += len;
         }
@@ -54,6 +56,7 @@ impl Image {
             match step.map_err(|e| self.name(e))? {
                 WriteStep::InPlace(InPlace { len, storage, offset: host }) => {
                     let part = bufs.take_front(len as usize);
+                    self.reach_sector_end(&**storage, host.0 + len, offset + len)?;
                     self.write_data(&**storage, part, host, offset).map_err(|e| self.name(e))?;
                     offset += len;
                 }
@@ -74,14 +77,26 @@ impl Image {
         Ok(())
     }
 
+    /// Sees to it that a write in place up to `host_end`, which is `guest_end` of the disk, leaves no storage that ends within a sector of the disk: a
+    /// later write of that sector would need it longer, and a loss of power could leave half of it.
+    #[inline]
+    fn reach_sector_end(&self, storage: &dyn Storage, host_end: u64, guest_end: u64) -> Result<()> {
+        if host_end.is_multiple_of(SECTOR) {
+            return Ok(());
+        }
+        let of_disk = self.size().saturating_sub(guest_end);
+        let end = host_end + (host_end.next_multiple_of(SECTOR) - host_end).min(of_disk);
+        let grow = || if storage.len()? < end { storage.grow(end) } else { Ok(()) };
+        grow().map_err(|e| self.name(e))
+    }
+
     /// Fills new space: `part` at `offset`, around it what the guest has there now. (I3: published only afterwards)
     fn fill(&self, allocation: &Allocation, part: IoVector<'_>, offset: u64) -> Result<()> {
         let (start, end) = (allocation.guest.0, allocation.guest.0 + allocation.len);
         let after = offset + part.len() as u64;
         let head = self.surroundings(start, offset, allocation.reads_zero)?;
         let tail = match self.surroundings(after, end, allocation.reads_zero)? {
-            // The storage never ends within a sector of data: a later write of that sector would need it
-            // longer, and a loss of power could leave half of it.
+            // The storage does not end within a sector of data, see `reach_sector_end`.
             Around::Skip => Around::Zero((after.next_multiple_of(SECTOR).min(end) - after) as usize),
             tail => tail,
         };

@@ -80,6 +80,14 @@ pub(crate) fn write_sectors(
     Ok(())
 }
 
+impl Encrypted {
+    /// How long the storage inside is with a disk of `len` bytes.
+    fn inner_len(&self, len: u64) -> Result<u64> {
+        let len = len.checked_next_multiple_of(SECTOR as u64).and_then(|len| self.base.checked_add(len));
+        len.ok_or_else(|| Error::invalid_input("no storage is that long"))
+    }
+}
+
 impl Storage for Encrypted {
     fn readv_at(&self, mut bufs: IoVectorMut<'_>, offset: u64) -> Result<()> {
         Self::check(offset, bufs.len() as u64)?;
@@ -124,13 +132,20 @@ impl Storage for Encrypted {
         Ok(())
     }
 
+    fn allocate_at(&self, offset: u64, len: u64) -> Result<()> {
+        self.inner.allocate_at(self.base + offset, len)
+    }
+
     fn len(&self) -> Result<u64> {
         Ok(self.inner.len()?.saturating_sub(self.base).next_multiple_of(SECTOR as u64))
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
-        let len = len.checked_next_multiple_of(SECTOR as u64).and_then(|len| self.base.checked_add(len));
-        self.inner.set_len(len.ok_or_else(|| Error::invalid_input("no storage is that long"))?)
+        self.inner.set_len(self.inner_len(len)?)
+    }
+
+    fn grow(&self, len: u64) -> Result<()> {
+        self.inner.grow(self.inner_len(len)?)
     }
 
     fn sync(&self) -> Result<()> {

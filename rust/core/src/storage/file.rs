@@ -308,6 +308,7 @@ impl File {
     /// Changes the space of a range inside the file with `fallocate`; false where that cannot be done.
     fn allocate(&self, how: Allocate, offset: u64, len: u64) -> Result<bool> {
         let (support, what) = match how {
+            Allocate::Length => (&self.set_aside, "make the file longer"),
             Allocate::Space => (&self.set_aside, "set space aside"),
             Allocate::ZeroRange => (&self.zero_range, "write zeroes"),
             Allocate::PunchHole => (&self.punch_hole, "punch a hole"),
@@ -514,6 +515,15 @@ impl Storage for File {
             return Err(Error::unsupported("a block device has the length it has").in_file(&self.path));
         }
         self.handle.set_len(len).map_err(|error| self.failed("change the length", len, error))
+    }
+
+    fn grow(&self, len: u64) -> Result<()> {
+        self.check_writable()?;
+        // One call, which no write can come between; a length that was looked at first could cut what was written meanwhile.
+        if self.kind == Kind::Regular && len > 0 {
+            self.allocate(Allocate::Length, len - 1, 1)?;
+        }
+        Ok(())
     }
 
     fn sync(&self) -> Result<()> {

@@ -108,6 +108,10 @@ impl Storage for Latched {
         self.latching(|inner| inner.set_len(len))
     }
 
+    fn grow(&self, len: u64) -> Result<()> {
+        self.latching(|inner| inner.grow(len))
+    }
+
     fn sync(&self) -> Result<()> {
         self.latching(|inner| inner.sync())
     }

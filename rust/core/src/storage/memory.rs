@@ -236,6 +236,12 @@ impl Storage for Memory {
         Ok(())
     }
 
+    fn grow(&self, len: u64) -> Result<()> {
+        let content = &mut *self.content.write();
+        content.len = content.len.max(len);
+        Ok(())
+    }
+
     fn sync(&self) -> Result<()> {
         Ok(())
     }

@@ -151,6 +151,12 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// Cuts the storage to `len` bytes, or makes it longer with zeroes.
     fn set_len(&self, len: u64) -> Result<()>;
 
+    /// Makes the storage at least `len` bytes long, with zeroes, and never cuts: other requests may make it longer meanwhile. Where the storage cannot
+    /// promise that, it does nothing.
+    fn grow(&self, len: u64) -> Result<()> {
+        if self.capabilities().resize && self.len()? < len { self.set_len(len) } else { Ok(()) }
+    }
+
     /// Makes everything that was written before this call durable (`fdatasync`).
     fn sync(&self) -> Result<()>;
 

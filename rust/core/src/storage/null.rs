@@ -55,6 +55,11 @@ impl Storage for Null {
         Ok(())
     }
 
+    fn grow(&self, len: u64) -> Result<()> {
+        self.len.fetch_max(len, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn sync(&self) -> Result<()> {
         Ok(())
     }

@@ -57,6 +57,10 @@ impl Storage for Throttled {
         self.wait().set_len(len)
     }
 
+    fn grow(&self, len: u64) -> Result<()> {
+        self.wait().grow(len)
+    }
+
     fn sync(&self) -> Result<()> {
         self.wait().sync()
     }

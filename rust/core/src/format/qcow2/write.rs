@@ -16,6 +16,9 @@ use crate::format::{Allocation, InPlace, Lookup, WriteStep};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
+/// Bytes that devices write whole.
+const SECTOR: u64 = 512;
+
 /// What an allocation's `ticket` says: its space was taken for it (or the entry named it already).
 const TAKEN: u64 = 1;
 const OWN: u64 = 0;
@@ -30,6 +33,7 @@ impl Driver {
         let mut bitmaps = self.bitmaps.lock();
         if !self.started.load(Ordering::Acquire) {
             self.clear_unknown_features(&mut self.flushing.lock())?;
+            self.end_with_a_sector()?;
             self.hold_enabled(&mut bitmaps)?;
             // Whoever sees that writing has started marks what it writes.
             let none = self.publish_recorder(&bitmaps);
@@ -37,6 +41,17 @@ impl Driver {
             self.recorder.set_idle(none);
         }
         Ok(())
+    }
+
+    /// Lets the file end with a sector, as it does from here on: where data is in the last one, half of it could survive a loss of power with the file's
+    /// old length.
+    fn end_with_a_sector(&self) -> Result<()> {
+        let len = self.metadata.len()?;
+        if len.is_multiple_of(SECTOR) || !self.metadata.capabilities().resize {
+            return Ok(());
+        }
+        self.metadata.grow(len.next_multiple_of(SECTOR))?;
+        self.metadata.sync()
     }
 
     /// Clears the autoclear bits that are not known, which comes before any other change of the file. The caller holds `flushing`.

@@ -106,9 +106,11 @@ pub(super) fn seek(file: &fs::File, to: Seek) -> io::Result<u64> {
     u64::try_from(position).map_err(|_| io::Error::last_os_error())
 }
 
-/// What becomes of the space behind a range without writing it; the length of the file stays.
+/// What becomes of the space behind a range without writing it; the length of the file stays, but for `Length`.
 #[derive(Clone, Copy)]
 pub(super) enum Allocate {
+    /// There is some, and the file reaches to its end; what is there stays.
+    Length,
     /// There is some; what is there stays.
     Space,
     /// Zeroes on allocated space.
@@ -120,12 +122,12 @@ pub(super) enum Allocate {
 /// Changes the space of `len` bytes from `offset` on.
 #[cfg(target_os = "linux")]
 pub(super) fn fallocate(file: &fs::File, how: Allocate, offset: u64, len: u64) -> io::Result<()> {
-    let mode = libc::FALLOC_FL_KEEP_SIZE
-        | match how {
-            Allocate::Space => 0,
-            Allocate::ZeroRange => libc::FALLOC_FL_ZERO_RANGE,
-            Allocate::PunchHole => libc::FALLOC_FL_PUNCH_HOLE,
-        };
+    let mode = match how {
+        Allocate::Length => 0,
+        Allocate::Space => libc::FALLOC_FL_KEEP_SIZE,
+        Allocate::ZeroRange => libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_ZERO_RANGE,
+        Allocate::PunchHole => libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
+    };
     loop {
         // SAFETY: no memory is involved.
         match done(unsafe {
