@@ -12,7 +12,7 @@ use super::probe::probe;
 use super::unpack;
 use crate::error::{Error, Result};
 use crate::format::FormatKind;
-use crate::format::qcow2::check::{Control, DataFile, Survey, data_file, repair};
+use crate::format::qcow2::check::{Control, DamagedBitmaps, DataFile, Survey, data_file, repair};
 pub use crate::format::qcow2::check::{Finding, FindingKind, Repair, Report, Severity};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
@@ -85,7 +85,7 @@ fn check_aligned(storage: &dyn Storage, options: CheckOptions, job: &mut Job<'_>
             survey.count(&mut control)?;
             survey
         }
-        what => repaired(storage, data, what, &mut control)?,
+        what => repaired(storage, data, what, DamagedBitmaps::Drop, &mut control)?,
     };
     if deep {
         survey.each_compressed(&mut control, |bytes, cluster| unpack::cluster(storage, cluster, bytes))?;
@@ -98,9 +98,10 @@ fn repaired<'a>(
     storage: &'a dyn Storage,
     data: Option<&dyn Storage>,
     what: Repair,
+    bitmaps: DamagedBitmaps,
     control: &mut Control<'_>,
 ) -> Result<Survey<'a>> {
-    let repaired = repair(storage, data, what, control)?;
+    let repaired = repair(storage, data, what, bitmaps, control)?;
     let mut survey = Survey::open(storage, data)?;
     survey.count(control)?;
     survey.after_repair(repaired)?;
@@ -112,7 +113,8 @@ pub(super) fn make_clean(storage: &dyn Storage) -> Result<()> {
     let wanted = || Ok(());
     let mut report = |_, _| {};
     let mut control = Control::new(cores(), REPAIR_PASSES, &mut report, &wanted);
-    let survey = repaired(storage, None, Repair::All, &mut control)?;
+    // Nobody asked for a repair: what it would cost is somebody's to decide.
+    let survey = repaired(storage, None, Repair::All, DamagedBitmaps::Keep, &mut control)?;
     let Report { corruptions, check_errors, .. } = survey.into_report();
     if corruptions == 0 && check_errors == 0 {
         return Ok(());

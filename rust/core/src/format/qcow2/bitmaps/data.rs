@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::header::Header;
 use crate::format::qcow2::l2::OFFSET_MASK;
 use crate::format::qcow2::tables::read_words;
-use crate::ondisk::clusters_for;
+use crate::ondisk::{bytes_fit, clusters_for};
 use crate::storage::Storage;
 use crate::units::HostOffset;
 
@@ -40,10 +40,13 @@ pub(super) fn read_table(
         ))
         .at(entry.table.offset.0));
     }
-    // A file may end in its last cluster, where the rest reads as zeroes.
-    let there = (storage.len()?.saturating_sub(entry.table.offset.0) / 8).min(entries);
-    let mut words = read_words(storage, entry.table.offset, there)?;
-    words.resize(entries as usize, 0);
+    // What the file lacks of it would read as zeroes, which are clean bits.
+    let file_len = storage.len()?;
+    if !bytes_fit(entry.table.offset.0, entries * 8, file_len) {
+        let text = format!("has a table that goes past the end of the file, which is at {file_len:#x}");
+        return Err(blame(text).at(entry.table.offset.0));
+    }
+    let words = read_words(storage, entry.table.offset, entries)?;
     let place =
         |(index, word): (u64, u64)| {
             let offset = HostOffset(word & OFFSET_MASK);
@@ -63,11 +66,20 @@ pub(super) fn load(storage: &dyn Storage, header: &Header, entry: &Entry, size: 
     let cluster_size = header.cluster_size();
     let places = read_table(storage, header, entry, size)?;
     let bits = Bits::new(size, entry.granularity_bits.into(), header.cluster_bits);
+    let file_len = storage.len()?;
     let mut cluster = vec![0; cluster_size as usize];
     for (index, place) in (0..).zip(places) {
         match place {
             Place::Zeroes => {}
             Place::Ones => bits.add_ones(index, cluster_size),
+            Place::At(host) if !bytes_fit(host.0, cluster_size, file_len) => {
+                let name = entry.name();
+                return Err(Error::corrupt(format!(
+                    "bits of the bitmap \"{}\" go past the end of the file, which is at {file_len:#x}",
+                    name.escape_debug()
+                ))
+                .at(host.0));
+            }
             Place::At(host) => {
                 storage.readv_at((&mut cluster).into(), host.0)?;
                 bits.add_from_disk(index, &cluster);

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use self::blocks::Blocks;
 use self::counts::Counts;
-pub(crate) use self::repair::repair;
+pub(crate) use self::repair::{DamagedBitmaps, repair};
 pub use self::report::{Finding, FindingKind, Report, Severity};
 use self::report::{Notes, Place};
 pub use self::spread::Control;
@@ -89,6 +89,10 @@ pub struct Survey<'a> {
     lost: AtomicBool,
     /// A cluster with references has no refcount block.
     uncovered: AtomicBool,
+    /// Bitmaps, or what they are made of, make no sense: they stand in the way of writing.
+    bad_bitmaps: AtomicBool,
+    /// A repair has raised what was too low.
+    raised: bool,
     corruptions_fixed: u64,
     leaks_fixed: u64,
     /// The last cluster of the file that is used or has a refcount.
@@ -119,6 +123,8 @@ impl<'a> Survey<'a> {
             dangling: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             uncovered: AtomicBool::new(false),
+            bad_bitmaps: AtomicBool::new(false),
+            raised: false,
             corruptions_fixed: 0,
             leaks_fixed: 0,
             last_used: AtomicU64::new(0),
@@ -140,7 +146,7 @@ impl<'a> Survey<'a> {
         self.active_l1()?;
         self.snapshots()?;
         self.bitmaps()?;
-        self.encryption_header();
+        self.encryption_header()?;
         self.walk(control)?;
         self.compare(control)?;
         self.overlaps()

@@ -2,6 +2,7 @@
 //!
 //! Recipe (docs/qcow2.md, "Repair"), each step with a barrier behind it where it wrote anything:
 //!
+//! 0. Bitmaps that make no sense are removed from the header, all of them.
 //! 1. Unknown autoclear bits are cleared (I8).
 //! 2. Refcounts that are too low are raised.
 //! 3. COPIED is cleared where the cluster has more than one user.
@@ -14,14 +15,18 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::report::FindingKind;
+use super::report::{FindingKind, Place};
 use super::spread::Control;
 use super::structures::Claim;
 use super::{READ, Repair, Survey};
 use crate::error::Result;
-use crate::format::qcow2::features::{AUTOCLEAR_KNOWN, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY};
+use crate::format::qcow2::extensions::BITMAPS;
+use crate::format::qcow2::features::{
+    AUTOCLEAR_BITMAPS, AUTOCLEAR_KNOWN, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY,
+};
 use crate::format::qcow2::l2::{ALL, COMPRESSED, COPIED, OFFSET_MASK, ZERO};
 use crate::format::qcow2::refcounts::write_count;
+use crate::format::qcow2::rewrite::HeaderArea;
 use crate::storage::Storage;
 
 /// What a repair did, beside what a later survey does not find any more.
@@ -32,6 +37,17 @@ pub(crate) struct Repaired {
     pub(super) leaks: u64,
     /// COPIED flags that were changed.
     pub(super) flags: u64,
+    /// The image lost its bitmaps.
+    dropped_bitmaps: bool,
+}
+
+/// What a repair of everything does about bitmaps that make no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DamagedBitmaps {
+    /// It leaves them, and with them an image that nobody can write to.
+    Keep,
+    /// It removes all bitmaps of the image.
+    Drop,
 }
 
 /// Which way refcounts are changed.
@@ -47,17 +63,25 @@ pub(crate) fn repair(
     storage: &dyn Storage,
     data: Option<&dyn Storage>,
     what: Repair,
+    bitmaps: DamagedBitmaps,
     control: &mut Control<'_>,
 ) -> Result<Repaired> {
     let mut survey = Survey::open(storage, data)?;
     survey.count(control)?;
     let mut repaired = survey.before_repair();
+    if what == Repair::All && bitmaps == DamagedBitmaps::Drop && survey.bitmaps_are_damaged() {
+        drop_bitmaps(storage)?;
+        repaired.dropped_bitmaps = true;
+        survey = Survey::open(storage, data)?;
+        survey.count(control)?;
+    }
     if what == Repair::None || survey.notes.errors() > 0 {
         return Ok(repaired);
     }
+    let now = survey.before_repair();
     let rebuild = survey.needs_rebuild();
-    let flags_only = repaired.corruptions == 0;
-    if (repaired.corruptions, repaired.leaks, survey.notes.copied()) == (0, 0, 0)
+    let flags_only = now.corruptions == 0;
+    if (now.corruptions, now.leaks, survey.notes.copied()) == (0, 0, 0)
         || (rebuild && (what == Repair::Leaks || !survey.can_rebuild()))
     {
         return Ok(repaired);
@@ -66,6 +90,7 @@ pub(crate) fn repair(
     if what == Repair::All && !rebuild {
         survey.change_refcounts(Change::Raise, control)?;
     }
+    survey.raised = what == Repair::All;
     if what == Repair::All || flags_only {
         repaired.flags += survey.change_flags(false, control)?;
     }
@@ -79,12 +104,20 @@ pub(crate) fn repair(
     Ok(repaired)
 }
 
+/// Removes the bitmaps from the header, in one step; what they took is lost space then.
+fn drop_bitmaps(storage: &dyn Storage) -> Result<()> {
+    let mut area = HeaderArea::read(storage)?;
+    area.set_extension(BITMAPS, None);
+    area.raw.autoclear = (area.raw.autoclear.get() & !AUTOCLEAR_BITMAPS).into();
+    area.install(storage).map(drop)
+}
+
 impl Survey<'_> {
     fn before_repair(&self) -> Repaired {
         Repaired {
             corruptions: self.notes.corruptions() - self.notes.copied(),
             leaks: self.notes.leaks(),
-            flags: 0,
+            ..Repaired::default()
         }
     }
 
@@ -93,6 +126,12 @@ impl Survey<'_> {
         let now = self.before_repair();
         self.corruptions_fixed = repaired.corruptions.saturating_sub(now.corruptions) + repaired.flags;
         self.leaks_fixed = repaired.leaks.saturating_sub(now.leaks);
+        if repaired.dropped_bitmaps {
+            self.note(FindingKind::BitmapsDropped, Place::default(), 1, || {
+                "the bitmaps made no sense and were removed, all of them: the next backup has to be a full one"
+                    .into()
+            });
+        }
         let marks = INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT;
         if self.notes.corruptions() > 0 || self.notes.errors() > 0 || self.header.incompatible & marks == 0 {
             return Ok(());
@@ -231,6 +270,8 @@ impl Survey<'_> {
     fn one_user(&self, host: u64) -> Option<bool> {
         let cluster = host >> self.header.cluster_bits;
         let one = match cluster < self.file_clusters {
+            // A refcount of 0 that nobody raises would let somebody else have the cluster.
+            _ if !self.raised && self.refcount(cluster) == 0 => false,
             false => self.refcount(cluster) == 1,
             true if self.is_lost() => self.counts.get(cluster).max(self.refcount(cluster)) == 1,
             true => self.counts.get(cluster) == 1,

@@ -70,6 +70,10 @@ pub enum FindingKind {
     Snapshot,
     /// The bitmap directory, or a bitmap.
     Bitmap,
+    /// A repair removed all bitmaps, since some made no sense.
+    BitmapsDropped,
+    /// The LUKS header.
+    Encryption,
     /// A table could not be read.
     Unreadable,
     /// A compressed cluster cannot be unpacked.
@@ -96,6 +100,8 @@ impl FindingKind {
             FindingKind::DataFile => "data-file",
             FindingKind::Snapshot => "snapshot",
             FindingKind::Bitmap => "bitmap",
+            FindingKind::BitmapsDropped => "bitmaps-dropped",
+            FindingKind::Encryption => "encryption",
             FindingKind::Unreadable => "unreadable",
             FindingKind::Undecodable => "undecodable",
         }
@@ -103,7 +109,7 @@ impl FindingKind {
 
     fn severity(self) -> Severity {
         match self {
-            FindingKind::Dirty | FindingKind::MarkedCorrupt => Severity::Info,
+            FindingKind::Dirty | FindingKind::MarkedCorrupt | FindingKind::BitmapsDropped => Severity::Info,
             FindingKind::RefcountTooHigh => Severity::Leak,
             FindingKind::Unreadable => Severity::Error,
             _ => Severity::Corruption,

@@ -9,7 +9,8 @@ use zerocopy::FromBytes;
 
 use super::report::{FindingKind, Place};
 use super::{READ, Survey};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
+use crate::format::luks;
 use crate::format::qcow2::bitmaps::{self, BitmapTable};
 use crate::format::qcow2::header::{Encryption, MAX_L1_LEN};
 use crate::format::qcow2::l2::OFFSET_MASK;
@@ -32,6 +33,10 @@ const ENCRYPTION_HEADER: &str = "the encryption header";
 pub(super) struct Claim {
     pub(super) what: &'static str,
     pub(super) clusters: Range<u64>,
+}
+
+fn is_of_bitmaps(what: &str) -> bool {
+    [BITMAP_DIRECTORY, BITMAP_TABLE, BITMAP_DATA].contains(&what)
 }
 
 impl Survey<'_> {
@@ -67,6 +72,9 @@ impl Survey<'_> {
 
     fn past_end(&self, what: &str, offset: u64, times: u64) {
         self.lost.store(true, Ordering::Relaxed);
+        if is_of_bitmaps(what) {
+            self.bad_bitmaps.store(true, Ordering::Relaxed);
+        }
         let end = self.file_len;
         self.note(FindingKind::PastEnd, Place::at(offset), times, || {
             format!("{what} goes past the end of the file, which is at {end:#x}")
@@ -156,6 +164,7 @@ impl Survey<'_> {
             Err(error) if error.os_error().is_some() => return Err(error),
             Err(error) => {
                 let at = error.offset().unwrap_or_default();
+                self.bad_bitmaps.store(true, Ordering::Relaxed);
                 self.note(FindingKind::Bitmap, Place::at(at), 1, || error.message().to_owned());
                 self.unreadable(at, || "what the bitmaps use cannot be told from leaks".into());
                 return Ok(());
@@ -169,6 +178,7 @@ impl Survey<'_> {
             let needed = bits.div_ceil(8).div_ceil(self.cluster_size());
             if u64::from(entries) != needed && !bitmap.is_in_use() {
                 let name = bitmap.name();
+                self.bad_bitmaps.store(true, Ordering::Relaxed);
                 self.note(FindingKind::Bitmap, Place::at(offset.0), 1, || {
                     let name = name.escape_debug();
                     format!("the table of bitmap \"{name}\" has {entries} entries; the disk needs {needed}")
@@ -183,16 +193,32 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// Counts the space of a LUKS header.
-    pub(super) fn encryption_header(&mut self) {
-        if let Some(Encryption::Luks(place)) = self.header.encryption {
-            self.claim(ENCRYPTION_HEADER, place.offset.0, place.len);
+    /// Counts the space of a LUKS header, and looks at it: without it nothing of the disk can be read.
+    pub(super) fn encryption_header(&mut self) -> Result<()> {
+        let Some(Encryption::Luks(place)) = self.header.encryption else { return Ok(()) };
+        self.claim(ENCRYPTION_HEADER, place.offset.0, place.len);
+        match luks::inspect_inside(self.storage, place.offset, place.len) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+            Err(error) => {
+                let at = Place::at(error.offset().unwrap_or(place.offset.0));
+                self.note(FindingKind::Encryption, at, 1, || {
+                    format!("{ENCRYPTION_HEADER} makes no sense: {}", error.message())
+                });
+            }
         }
+        Ok(())
+    }
+
+    /// Bitmaps make no sense, or share space with something else: nobody may write to the image as long as they are there.
+    pub(super) fn bitmaps_are_damaged(&self) -> bool {
+        self.bad_bitmaps.load(Ordering::Relaxed)
     }
 
     fn bitmap_table(&self, offset: u64, entries: u32, times: u64) -> Result<()> {
         let bad = |at, word: u64, what: &str| {
             self.lost.store(true, Ordering::Relaxed);
+            self.bad_bitmaps.store(true, Ordering::Relaxed);
             self.note(FindingKind::Bitmap, Place::at(at), times, || {
                 format!("entry {word:#x} of a bitmap table {what}")
             });
@@ -204,9 +230,13 @@ impl Survey<'_> {
             } else if !host.is_multiple_of(self.cluster_size()) {
                 bad(at, word, "names no cluster boundary");
             } else if host != 0 {
-                match self.inside(host, self.cluster_size()) {
-                    Some(clusters) => self.counts.add(clusters, times),
-                    None => self.past_end(BITMAP_DATA, host, times),
+                let within = self.inside(host, self.cluster_size());
+                if let Some(clusters) = within.clone() {
+                    self.counts.add(clusters, times);
+                }
+                // Who stores bits writes whole clusters of them: what the file lacks are no zeroes.
+                if within.is_none() || host + self.cluster_size() > self.file_len {
+                    self.past_end(BITMAP_DATA, host, times);
                 }
             }
         })
@@ -235,7 +265,13 @@ impl Survey<'_> {
     pub(super) fn overlaps(&self) -> Result<()> {
         let mut seen = FxHashSet::default();
         let mut overlap = |what: &str, cluster: u64, users: u64| {
-            if self.counts.get(cluster) != users && seen.insert(cluster) {
+            if self.counts.get(cluster) == users {
+                return;
+            }
+            if is_of_bitmaps(what) {
+                self.bad_bitmaps.store(true, Ordering::Relaxed);
+            }
+            if seen.insert(cluster) {
                 let at = cluster << self.header.cluster_bits;
                 self.note(FindingKind::Overlap, Place::at(at), 1, || {
                     format!("the cluster of {what} has another use as well")
