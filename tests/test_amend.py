@@ -79,9 +79,43 @@ async def test_the_data_file_gets_another_name(face: Face, tmp_path: Path) -> No
     assert "data-file" not in specific(path)
 
 
+async def test_the_size_changes(face: Face, make_image: MakeImage) -> None:
+    path = make_image(CONTENT)
+    await face.call("amend", path, size=3 << 20, refcount_bits=8)
+    assert (pyimago.info(path).virtual_size, specific(path)["refcount-bits"]) == (3 << 20, 8)
+    assert await content(face, path) == CONTENT + bytes(1 << 20)
+    await face.call("amend", path, size=1 << 20)
+    assert await content(face, path) == CONTENT[: 1 << 20]
+    subprocess.run(["qemu-img", "check", "-q", path], check=True)
+
+
+async def test_a_size_needs_what_the_image_names(face: Face, make_image: MakeImage, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    make_image(CONTENT, "elsewhere/base")
+    (tmp_path / "here").mkdir()
+    path = tmp_path / "here" / "top.qcow2"
+    pyimago.create(path, format="qcow2", backing="../elsewhere/base", backing_format="qcow2")
+    before = path.read_bytes()
+    with pytest.raises(pyimago.ImplicitOpenDeniedError):
+        await face.call("amend", path, size=4 << 20)
+    assert path.read_bytes() == before
+    await face.call("amend", path, size=4 << 20, implicit="allow")
+    assert await content(face, path) == CONTENT + bytes(2 << 20)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
+        ({"size": 1000}, ValueError, "multiples of 512"),
+        ({"size": -1}, ValueError, "out of range"),
+        ({"size": "1"}, TypeError, "int"),
+        ({"new_secret": b"x"}, ValueError, "keyslot_state"),
+        ({"keyslot_state": "on"}, ValueError, "'active' or 'inactive'"),
+        ({"keyslot_state": "active"}, ValueError, "takes new_secret"),
+        ({"keyslot_state": "active", "new_secret": b"x", "old_secret": b"y"}, ValueError, "old_secret goes"),
+        ({"keyslot_state": "inactive"}, ValueError, "takes keyslot, old_secret or both"),
+        ({"keyslot_state": "inactive", "keyslot": 1, "new_secret": b"x"}, ValueError, "go with"),
+        ({"keyslot_state": "inactive", "keyslot": 1}, ValueError, "no key slots"),
         ({"version": 4}, ValueError, "version is 2"),
         ({"version": 2, "lazy_refcounts": True}, ValueError, "version 3"),
         ({"version": 2, "refcount_bits": 8}, ValueError, "16 bits only"),

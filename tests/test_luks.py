@@ -100,6 +100,67 @@ async def test_wrong_and_missing_secrets(face: Face, path: Path) -> None:
     assert path.read_bytes() == before
 
 
+async def test_amend_has_the_words_of_qemu_for_key_slots(face: Face, path: Path) -> None:
+    def active() -> list[int]:
+        return [slot.number for slot in pyimago.luks.key_slots(path) if slot.active]
+
+    await face.call(
+        "amend", path, secret=SECRET, keyslot_state="active", new_secret="two", keyslot=6, **QUICK
+    )
+    assert active() == [0, 6]
+    assert opens(path, SECRET)
+    assert opens(path, "two")
+    before = path.read_bytes()
+    refused: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({"keyslot_state": "inactive", "keyslot": 3}, ValueError),
+        ({"keyslot_state": "inactive", "keyslot": 2**40}, ValueError),
+        ({"keyslot_state": "inactive", "keyslot": 6, "old_secret": SECRET}, pyimago.WrongSecretError),
+        ({"keyslot_state": "active", "new_secret": "three"}, pyimago.WrongSecretError),
+        ({"keyslot_state": "active", "new_secret": "three", "secret": b"no"}, pyimago.WrongSecretError),
+        ({"keyslot_state": "active", "new_secret": "three", "secret": SECRET, "keyslot": 6}, ValueError),
+    ]
+    for changes, error in refused:
+        with pytest.raises(error):
+            await face.call("amend", path, **changes)
+        assert path.read_bytes() == before
+    await face.call("amend", path, keyslot_state="inactive", old_secret=SECRET)
+    assert active() == [6]
+    with pytest.raises(ValueError, match="lost for good"):
+        await face.call("amend", path, keyslot_state="inactive", keyslot=6)
+    await face.call("amend", path, keyslot_state="inactive", keyslot=6, force=True)
+    assert active() == []
+
+
+async def test_numbers_out_of_range_are_a_value_error(face: Face, path: Path) -> None:
+    keys: Any = pyimago.luks if face.name == "sync" else pyimago.aio.luks
+    for number in (-1, 2**32, 2**70):
+        for changes in ({"slot": number}, {"iterations": number}, {"iter_time": number}):
+            with pytest.raises(ValueError, match="out of range"):
+                await settle(keys.add_key(path, secret=SECRET, new_secret=b"x", **changes))
+        with pytest.raises(ValueError, match="out of range"):
+            await settle(keys.erase_key(path, slot=number))
+    with pytest.raises(ValueError, match="erased already"):
+        await settle(keys.erase_key(path, slot=3))
+
+
+async def test_a_bare_image_grows_and_shrinks_with_its_file(face: Face, tmp_path: Path) -> None:
+    path = tmp_path / "bare"
+    pyimago.create(path, SIZE, format="luks", secret=SECRET, **QUICK)
+    header = path.stat().st_size - SIZE
+    async with face.open(path, write=True, secret=SECRET) as image:
+        await image.write(pattern(1, 300_000), 70_001)
+        await image.resize(2 * SIZE + 1)
+        assert image.size == 2 * SIZE + 512
+        await image.resize(2 * SIZE)
+        await image.write(b"at the end", 2 * SIZE - 10)
+        await image.resize(3 * SIZE, preallocation="full")
+        assert await image.pread(SIZE, 2 * SIZE) == bytes(SIZE)
+        assert await image.pread(10, 2 * SIZE - 10) == b"at the end"
+        await image.resize(SIZE)
+    assert path.stat().st_size == header + SIZE
+    assert opens(path, SECRET)
+
+
 async def test_no_message_shows_a_secret(face: Face, path: Path, tmp_path: Path) -> None:
     """Not the right one, nor a wrong one, nor one of the wrong type; whatever fails."""
     marker = "Xyzzy-Plugh"

@@ -139,3 +139,24 @@ async def test_an_unsafe_rebase_looks_at_nothing(face: Face, make_image: MakeIma
     assert pyimago.info(top).backing_filename == "moved/old.qcow2"
     with pytest.raises(FileNotFoundError):
         pyimago.open(top)
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+async def test_an_image_is_not_its_own_backing_file(
+    face: Face, make_image: MakeImage, tmp_path: Path, *, unsafe: bool
+) -> None:
+    path = make_image(CONTENT, "image.qcow2")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="its own backing file"):
+        await face.call("rebase", path, "./image.qcow2", backing_format="qcow2", unsafe=unsafe)
+    top = tmp_path / "top.qcow2"
+    pyimago.create(top, format="qcow2", backing="image.qcow2", backing_format="qcow2")
+    with pytest.raises(pyimago.InvalidImageError, match="comes back to this file"):
+        await face.call("rebase", path, "top.qcow2", backing_format="qcow2")
+    assert path.read_bytes() == before
+
+
+async def test_a_raw_disk_that_no_file_can_be_is_refused(face: Face, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="end of what a file can be"):
+        await face.call("create", tmp_path / "raw", 2**63, format="raw")
+    assert not (tmp_path / "raw").exists()

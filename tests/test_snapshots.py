@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.face import Face, Image, settle
 
 import pyimago
 
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Qemu
-    from tests.face import Face
 
 SIZE = 4 << 20
 
@@ -97,3 +98,75 @@ async def test_what_is_only_read_keeps_its_snapshots_and_size(face: Face, path: 
             await image.snapshots.create("x")
         with pytest.raises(OSError, match="reading only"):
             await image.resize(512)
+
+
+async def test_step_by_step_a_snapshot_and_cache_sizes_can_be_chosen(face: Face, path: Path) -> None:
+    async with face.open(path, write=True) as image:
+        await image.write(b"before", 1 << 20)
+        await image.snapshots.create("small")
+        await image.resize(2 * SIZE)
+    options: dict[str, Any] = {"snapshot": "small", "l2_cache_size": 1 << 16, "refcount_cache_size": 1 << 16}
+    sync = face.name == "sync"
+    open_path = pyimago.Qcow2.open_path_sync if sync else pyimago.Qcow2.open_path
+    open_image = pyimago.Qcow2.open_image_sync if sync else pyimago.Qcow2.open_image
+    access = pyimago.SyncFormatAccess if sync else pyimago.FormatAccess
+    for opening in (open_path(path, **options), open_image(pyimago.Memory(path.read_bytes()), **options)):
+        image = Image(access(await settle(opening)))
+        assert image.size == SIZE
+        assert await image.pread(6, 1 << 20) == b"before"
+        stats = image.raw.cache_stats()
+        assert stats is not None
+        assert stats.l2.capacity == 1 << 16
+        await image.close()
+    with pytest.raises(ValueError, match="only read"):
+        await settle(open_path(path, write=True, snapshot="small"))
+    with pytest.raises(ValueError, match="no snapshot"):
+        await settle(open_path(path, snapshot="large"))
+
+
+def test_what_belongs_to_an_image_keeps_it_open(path: Path) -> None:
+    with pyimago.open(path, write=True) as image:
+        image.write(b"x", 0)
+        image.snapshots.create("one")
+        image.bitmaps.add("map")
+        image.write(b"x", 1 << 20)
+    snapshots, bitmaps = pyimago.open(path).snapshots, pyimago.open(path).bitmaps
+    extents, dirty = pyimago.open(path).extents(), pyimago.open(path).bitmaps.ranges("map")
+    gc.collect()
+    assert [snapshot.name for snapshot in snapshots.list()] == ["one"]
+    assert [bitmap.name for bitmap in bitmaps.list()] == ["map"]
+    assert sum(extent.length for extent in extents) == SIZE
+    assert list(dirty) == [(1 << 20, 1 << 16)]
+    assert isinstance(snapshots, pyimago.Snapshots)
+    assert isinstance(bitmaps, pyimago.Bitmaps)
+    # Gone with the last of them.
+    with pytest.raises(pyimago.ImageLockedError):
+        pyimago.open(path, write=True)
+    del snapshots, bitmaps, extents, dirty
+    gc.collect()
+    pyimago.open(path, write=True).close()
+
+
+async def test_a_chain_that_is_too_long_is_one_error(face: Face, tmp_path: Path) -> None:
+    below: pyimago.SyncFormatAccess | pyimago.FormatAccess | None = None
+    kept = []
+    for number in range(256):
+        pyimago.create(tmp_path / f"{number}", SIZE, format="qcow2", cluster_size=512)
+        opened = pyimago.Qcow2.open_path_sync(tmp_path / f"{number}")
+        opened.set_backing(below)
+        below = pyimago.SyncFormatAccess(opened)
+        kept.append(below)
+    top = pyimago.Qcow2.open_path_sync(path_of_one_more(tmp_path))
+    with pytest.raises(pyimago.UnsupportedFeatureError, match="more than 256"):
+        top.set_backing(below)
+    with pytest.raises(pyimago.UnsupportedFeatureError, match="more than 256"):
+        async with face.open(path_of_one_more(tmp_path), backing=below):
+            pass
+    for image in reversed(kept):
+        image.close()
+
+
+def path_of_one_more(folder: Path) -> Path:
+    path = folder / "one more"
+    pyimago.create(path, SIZE, format="qcow2", overwrite=True)
+    return path

@@ -22,7 +22,10 @@ from pyimago._errors import (
     shrinks,
 )
 from pyimago._native import (
+    AsyncBitmaps,
+    AsyncSnapshots,
     Bitmap,
+    Bitmaps,
     Disk,
     Extent,
     File,
@@ -33,6 +36,7 @@ from pyimago._native import (
     Raw,
     Slice,
     Snapshot,
+    Snapshots,
     Storage,
     StorageOpenOptions,
     SyncFormatAccess,
@@ -108,7 +112,11 @@ __all__ = [
     "FormatAccess",
     "Extent",
     "Bitmap",
+    "Bitmaps",
+    "AsyncBitmaps",
     "Snapshot",
+    "Snapshots",
+    "AsyncSnapshots",
     # Formats
     "Raw",
     "Qcow2",
@@ -429,33 +437,44 @@ def amend(
     path: StrPath,
     *,
     format: Format | None = None,
+    implicit: Implicit = "beside",
+    secret: Secret | None = None,
+    force: bool = False,
     progress: Progress | None = None,
     **changes: Unpack[Amendment],
 ) -> None:
     """Change what the image at `path` is and which files it names; what it holds stays the same.
 
     Nobody else may have the image open. What cannot be done is refused before the file is touched; after a
-    crash the image is the old or the new one, with lost space at worst. No other file is looked at: a new
-    `backing` has to show the same bytes as the old one did, or the guest sees others.
+    crash the image is the old or the new one, with lost space at worst. A new `backing` is not looked at: it
+    has to show the same bytes as the old one did, or the guest sees others.
 
     Args:
         path: The image.
-        format: Its format; probed unless given. Only qcow2 has anything to amend.
+        format: Its format; probed unless given.
+        implicit: Which files that the image names may be opened, as in `open`; only a new `size` needs them.
+        secret: What opens an encrypted image; a new `size` needs it, and a key slot that is made.
+        force: Erase the last active key slot, too: nobody ever reads the disk again. And wipe one again that
+            is erased already.
         progress: Called now and then with the bytes of tables that are done and all of them; what it raises
             ends the work, with the image as it was.
-        **changes: What is to change: `version`, `lazy_refcounts`, `refcount_bits`, `backing`,
-            `backing_format`, `data_file`, `data_file_raw`; see `Amendment`.
+        **changes: What is to change. Of a qcow2 image: `version`, `lazy_refcounts`, `refcount_bits`,
+            `backing`, `backing_format`, `data_file`, `data_file_raw`, `size`. Of one that is encrypted with
+            LUKS, and of a LUKS image: `keyslot_state`, `keyslot`, `new_secret`, `old_secret`, `iter_time`,
+            `iterations`. See `Amendment`. A key slot, the header and the size are three steps, each whole or
+            not there after a crash.
 
     Raises:
         ValueError: A value is out of its range, or the changes exclude each other or do not go with the
             image.
+        WrongSecretError: `secret` does not open the image, or `old_secret` no key slot, or not `keyslot`.
         UnsupportedFeatureError: The new version cannot have what the image has, or the image has to be
             repaired first.
         ImageLockedError: The image is in use.
         ImagoError: It is no image that can be amended.
         OSError: The file cannot be read or written.
     """
-    _native.amend(path, format, progress, changes)
+    _native.amend(path, format, implicit, secret, force, progress, changes)
 
 
 def rebase(

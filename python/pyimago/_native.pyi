@@ -312,16 +312,44 @@ class Raw:
 @final
 class Qcow2:
     @staticmethod
-    def open_path_sync(path: StrPath, *, write: bool = False, secret: Secret | None = None) -> Qcow2: ...
+    def open_path_sync(
+        path: StrPath,
+        *,
+        write: bool = False,
+        secret: Secret | None = None,
+        snapshot: str | None = None,
+        l2_cache_size: int | None = None,
+        refcount_cache_size: int | None = None,
+    ) -> Qcow2: ...
     @staticmethod
     def open_path(
-        path: StrPath, *, write: bool = False, secret: Secret | None = None
+        path: StrPath,
+        *,
+        write: bool = False,
+        secret: Secret | None = None,
+        snapshot: str | None = None,
+        l2_cache_size: int | None = None,
+        refcount_cache_size: int | None = None,
     ) -> Awaitable[Qcow2]: ...
     @staticmethod
-    def open_image_sync(storage: Storage, *, write: bool = False, secret: Secret | None = None) -> Qcow2: ...
+    def open_image_sync(
+        storage: Storage,
+        *,
+        write: bool = False,
+        secret: Secret | None = None,
+        snapshot: str | None = None,
+        l2_cache_size: int | None = None,
+        refcount_cache_size: int | None = None,
+    ) -> Qcow2: ...
     @staticmethod
     def open_image(
-        storage: Storage, *, write: bool = False, secret: Secret | None = None
+        storage: Storage,
+        *,
+        write: bool = False,
+        secret: Secret | None = None,
+        snapshot: str | None = None,
+        l2_cache_size: int | None = None,
+        refcount_cache_size: int | None = None,
     ) -> Awaitable[Qcow2]: ...
     def set_backing(self, backing: Backing | None) -> None: ...
     def set_cache_sizes(
@@ -603,10 +631,22 @@ def measure_awaited(
     layout: Mapping[str, object],
 ) -> Awaitable[tuple[int, int]]: ...
 def amend(
-    path: StrPath, format: Format | None, progress: Progress | None, changes: Mapping[str, object]
+    path: StrPath,
+    format: Format | None,
+    implicit: Implicit,
+    secret: Secret | None,
+    force: bool,
+    progress: Progress | None,
+    changes: Mapping[str, object],
 ) -> None: ...
 def amend_awaited(
-    path: StrPath, format: Format | None, progress: Progress | None, changes: Mapping[str, object]
+    path: StrPath,
+    format: Format | None,
+    implicit: Implicit,
+    secret: Secret | None,
+    force: bool,
+    progress: Progress | None,
+    changes: Mapping[str, object],
 ) -> Awaitable[None]: ...
 def rebase(
     path: StrPath,

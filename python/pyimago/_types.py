@@ -93,7 +93,10 @@ class NewImage(Layout, total=False):
 
 
 class Amendment(TypedDict, total=False):
-    """What of a qcow2 image is to change; what is absent stays as it is.
+    """What of an image is to change; what is absent stays as it is.
+
+    All but the last six are of qcow2 images only; those are of images that are encrypted with LUKS, and go
+    together as in `qemu-img amend`.
 
     Attributes:
         version: 2 ("0.10") or 3 ("1.1").
@@ -106,6 +109,15 @@ class Amendment(TypedDict, total=False):
             name, who opens the image brings the file.
         data_file_raw: Whether the data file is a raw image of the disk. It can cease to be one, and not
             become one.
+        size: Bytes of the disk, a multiple of 512, as `resize` of an open image has it. What is behind a
+            smaller one is lost.
+        keyslot_state: "active" makes a key slot, which `new_secret` opens; "inactive" erases the one that
+            `keyslot` says, or all that `old_secret` opens; with both, that one if the secret opens it.
+        keyslot: Number of a key slot, 0 to 7. One that is to be made is the first inactive one otherwise.
+        new_secret: What opens the slot that is made.
+        old_secret: What opens those to erase.
+        iter_time: Milliseconds that trying `new_secret` shall take on this machine: 2000 unless given.
+        iterations: Iterations of PBKDF2, instead.
     """
 
     version: Literal[2, 3, "0.10", "1.1"] | None
@@ -115,6 +127,13 @@ class Amendment(TypedDict, total=False):
     backing_format: str | None
     data_file: StrPath | None
     data_file_raw: bool | None
+    size: int | None
+    keyslot_state: Literal["active", "inactive"] | None
+    keyslot: int | None
+    new_secret: Secret | None
+    old_secret: Secret | None
+    iter_time: int | None
+    iterations: int | None
 
 
 @dataclass(frozen=True, slots=True)

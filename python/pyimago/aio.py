@@ -298,14 +298,17 @@ async def amend(
     path: StrPath,
     *,
     format: Format | None = None,
+    implicit: Implicit = "beside",
+    secret: Secret | None = None,
+    force: bool = False,
     progress: Progress | None = None,
     **changes: Unpack[Amendment],
 ) -> None:
     """As `pyimago.amend`, awaited; cancelling the task ends it, with the old or the new image.
 
-    `progress` is called on another thread.
+    Callables are called on another thread.
     """
-    await _native.amend_awaited(path, format, progress, changes)
+    await _native.amend_awaited(path, format, implicit, secret, force, progress, changes)
 
 
 async def rebase(

@@ -173,3 +173,79 @@ def test_rebase_keeps_the_content(pyimago: Run, qemu_img: Run) -> None:
     qemu_img("compare", "-f", "qcow2", "-F", "raw", "guest.qcow2", "content")
     pyimago("rebase", "-u", "-b", "nowhere", "-F", "raw", "guest.qcow2")
     assert information(qemu_img, "guest.qcow2")["backing-filename"] == "nowhere"
+
+
+SECRETS = ("--object", "secret,id=a,data=mine", "--object", "secret,id=b,data=yours")
+QUICK = "encrypt.format=luks,encrypt.key-secret=a,encrypt.iter-time=10"
+
+
+def slots(run: Run, image: str, path: tuple[str, ...]) -> list[bool]:
+    document = information(run, image)["format-specific"]["data"]
+    for name in path:
+        document = document[name]
+    return [slot["active"] for slot in document["slots"]]
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "luks"])
+def test_amend_changes_key_slots_as_qemu_img_does(pyimago: Run, qemu_img: Run, kind: str) -> None:
+    prefix, path = ("encrypt.", ("encrypt",)) if kind == "qcow2" else ("", ())
+    options = QUICK if kind == "qcow2" else "key-secret=a,iter-time=10"
+    for name in ("ours", "theirs"):
+        qemu_img("create", "-q", *SECRETS, "-f", kind, "-o", options, name, "4M")
+
+    def both(*options: str, opens: str = "a", force: bool = False) -> None:
+        spelled = ",".join(prefix + option for option in options)
+        more = ("--force",) if force else ()
+        image = f"driver={kind},file.filename=theirs,{prefix}key-secret={opens}"
+        theirs = qemu_img("amend", *SECRETS, "-o", spelled, *more, "--image-opts", image, check=False)
+        key = f"{spelled},{prefix}key-secret={opens}"
+        ours = pyimago("amend", *SECRETS, "-f", kind, "-o", key, *more, "ours", check=False)
+        assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout), (ours, theirs)
+        assert (
+            slots(qemu_img, "ours", path) == slots(qemu_img, "theirs", path) == slots(pyimago, "ours", path)
+        )
+
+    both("state=active", "new-secret=b", "iter-time=10")
+    both("state=active", "new-secret=b", "keyslot=1", "iter-time=10")
+    both("state=active", "new-secret=b", "keyslot=9")
+    both("state=active", "new-secret=b", "old-secret=a")
+    both("state=active")
+    both("new-secret=b")
+    both("state=inactive")
+    both("state=inactive", "keyslot=5")
+    both("state=inactive", "keyslot=1", "old-secret=a")
+    both("state=inactive", "old-secret=a", "new-secret=b")
+    both("state=inactive", "old-secret=a", opens="b")
+    both("state=inactive", "old-secret=a", opens="b")
+    both("state=inactive", "old-secret=b", opens="b")
+    both("state=sideways", "old-secret=b", opens="b")
+    assert slots(qemu_img, "ours", path) == [False, True] + 6 * [False]
+    both("state=inactive", "keyslot=1", opens="b", force=True)
+    assert not any(slots(qemu_img, "ours", path))
+
+
+def test_amend_changes_the_size_as_qemu_img_does(pyimago: Run, qemu_img: Run) -> None:
+    for name in ("ours", "theirs"):
+        qemu_img("create", "-q", "-f", "qcow2", name, "4M")
+    for options in ("size=8M", "size=1M,lazy_refcounts=on", "compat=0.10,size=3M", "size=1000", "size=0"):
+        ours = pyimago("amend", "-f", "qcow2", "-o", options, "ours", check=False)
+        theirs = qemu_img("amend", "-f", "qcow2", "-o", options, "theirs", check=False)
+        assert ours.returncode == theirs.returncode, (ours, theirs)
+        found = [information(qemu_img, name) for name in ("ours", "theirs")]
+        assert found[0]["virtual-size"] == found[1]["virtual-size"], options
+        assert found[0]["format-specific"] == found[1]["format-specific"]
+    qemu_img("check", "ours")
+    listed = pyimago("amend", "-o", "help").stdout
+    assert all(name in listed for name in ("encrypt.new-secret", "encrypt.state", "size"))
+
+
+def test_snapshots_are_deleted_by_name_as_qemu_img_does(pyimago: Run, qemu_img: Run) -> None:
+    for run, name in ((pyimago, "ours"), (qemu_img, "theirs")):
+        qemu_img("create", "-q", "-f", "qcow2", name, "4M")
+        for snapshot in ("x", "1", "x", "", "y"):
+            run("snapshot", "-c", snapshot, name)
+        assert run("snapshot", "-d", "5", name, check=False).returncode == 1
+        for snapshot in ("1", "x", ""):
+            run("snapshot", "-d", snapshot, name)
+        left = [(s["id"], s["name"]) for s in information(qemu_img, name)["snapshots"]]
+        assert left == [("3", "x"), ("5", "y")]

@@ -1,4 +1,4 @@
-"""Change what IMAGE is: its version, its refcounts, the files that it names. Its content stays."""
+"""Change what IMAGE is: version, refcounts, size, key slots, the files that it names. Its content stays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli import _layout
-from pyimago.cli._arguments import add_format, add_options, add_progress
+from pyimago.cli._arguments import (
+    add_format,
+    add_implicit,
+    add_objects,
+    add_options,
+    add_progress,
+    read_secrets,
+)
 from pyimago.cli._progress import show
 from pyimago.cli._text import UsageError
 
@@ -21,18 +28,30 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="the image's file; nobody else may use it")
     add_format(parser)
     add_options(parser)
+    add_objects(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="erase the last key slot, too: nobody ever reads the disk again"
+    )
     add_progress(parser)
+    add_implicit(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Amend as the command line says."""
-    changes = _layout.parse(arguments.options)
+    changes = _layout.parse(arguments.options, read_secrets(arguments.object), _layout.AMENDABLE)
     if not changes:
         raise UsageError("Must specify options (-o)")
-    size = changes.pop("size", None)
-    if changes:
-        with show(arguments) as progress:
-            pyimago.amend(arguments.image, format=arguments.format, progress=progress, **changes)
-    if size is not None:
-        with pyimago.open(arguments.image, format=arguments.format, write=True) as image:
-            image.resize(size)
+    # No size is none to change to: so qemu-img has it, and who means nothing by it keeps the disk.
+    if changes.get("size") == 0:
+        del changes["size"]
+        if not changes:
+            return
+    with show(arguments) as progress:
+        pyimago.amend(
+            arguments.image,
+            format=arguments.format,
+            implicit=arguments.implicit,
+            force=arguments.force,
+            progress=progress,
+            **changes,
+        )

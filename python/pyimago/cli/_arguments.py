@@ -65,7 +65,7 @@ class Options(argparse.Action):
         from pyimago.cli import _layout
 
         if _layout.help_asked([str(value)]):
-            _layout.print_help()
+            _layout.print_help(_layout.AMENDABLE if parser.prog.endswith(" amend") else _layout.OPTIONS)
             parser.exit()
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), value])
 

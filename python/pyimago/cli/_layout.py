@@ -41,7 +41,9 @@ SWITCH: dict[str, bool] = {
 _switch = _choice(SWITCH)
 _version = _choice({"0.10": 2, "v2": 2, "1.1": 3, "v3": 3})
 
-OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+Known = dict[str, tuple[str, "Callable[[str], Any]", str]]
+
+OPTIONS: Known = {
     "backing_file": ("backing", str, "the backing file's name"),
     "backing_fmt": ("backing_format", str, "its format"),
     "cluster_size": ("cluster_size", _size, "bytes of a cluster, or with k, M"),
@@ -67,8 +69,20 @@ for _name in ("cipher-alg", "cipher-mode", "ivgen-alg", "ivgen-hash-alg", "hash-
     OPTIONS[f"encrypt.{_name}"] = (_name.replace("-", "_"), str, f"{_name} of the encryption")
 OPTIONS["encrypt.iter-time"] = ("iter_time", _size, "milliseconds that trying a secret shall take")
 
+AMENDABLE: Known = {
+    **OPTIONS,
+    "encrypt.keyslot": ("keyslot", _size, "number of the key slot, 0 to 7"),
+    "encrypt.new-secret": ("new_secret", str, "the id of the --object secret that opens the slot made"),
+    "encrypt.old-secret": ("old_secret", str, "the id of the --object secret that opens those to erase"),
+    "encrypt.state": ("keyslot_state", _same("active", "inactive"), "make a key slot (active) or erase it"),
+}
+"""The same for `amend`, which says itself of what cannot change why not."""
+SECRETS = ("secret", "new_secret", "old_secret")
 
-def parse(options: Sequence[str], secrets: Mapping[str, bytes] | None = None) -> dict[str, Any]:
+
+def parse(
+    options: Sequence[str], secrets: Mapping[str, bytes] | None = None, known: Known = OPTIONS
+) -> dict[str, Any]:
     """The keyword arguments that the `-o name=value,...` arguments ask for; `,,` in a value is a comma.
 
     `secrets` are those that `--object secret` defined, by id. LUKS images take the options of `encrypt.`
@@ -77,17 +91,18 @@ def parse(options: Sequence[str], secrets: Mapping[str, bytes] | None = None) ->
     layout: dict[str, Any] = {}
     for option in _split(options):
         name, given, value = option.partition("=")
-        known = OPTIONS.get(name) or OPTIONS.get(f"encrypt.{name}")
-        if known is None:
-            raise UsageError(f"no option {name!r}: there are {', '.join(sorted(OPTIONS))}")
-        keyword, read, _ = known
+        found = known.get(name) or known.get(f"encrypt.{name}")
+        if found is None:
+            raise UsageError(f"no option {name!r}: there are {', '.join(sorted(known))}")
+        keyword, read, _ = found
         try:
             # As for QEMU, a name alone switches it on.
             layout[keyword] = read(value if given else "on")
         except ValueError as error:
             raise UsageError(f"{name} {error}") from None
-    if "secret" in layout:
-        layout["secret"] = secret(layout["secret"], secrets or {})
+    for keyword in SECRETS:
+        if keyword in layout:
+            layout[keyword] = secret(layout[keyword], secrets or {})
     return layout
 
 
@@ -103,10 +118,10 @@ def help_asked(options: Sequence[str]) -> bool:
     return any(option in {"help", "?"} for option in _split(options))
 
 
-def print_help() -> None:
+def print_help(known: Known) -> None:
     """Print the options."""
     print("Supported options:")
-    for name, (_, _, text) in sorted(OPTIONS.items()):
+    for name, (_, _, text) in sorted(known.items()):
         print(f"  {name:<22} {text}")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyimago
 from pyimago.cli import _info
 from pyimago.cli._arguments import add_format, add_output
+from pyimago.cli._text import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -23,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
     what.add_argument("-l", "--list", action="store_true", help="list them (the default)")
     what.add_argument("-c", "--create", metavar="NAME", help="take one")
     what.add_argument("-a", "--apply", metavar="NAME", help="make the disk what it was, by id or name")
-    what.add_argument("-d", "--delete", metavar="NAME", help="delete one, by id or name")
+    what.add_argument("-d", "--delete", metavar="NAME", help="delete one, by name")
     what.add_argument("--rename", metavar=("NAME", "NEW"), nargs=2, help="give one another name")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     add_output(parser)
@@ -41,9 +42,17 @@ def run(arguments: argparse.Namespace) -> None:
         elif arguments.apply is not None:
             image.snapshots.apply(arguments.apply)
         elif arguments.delete is not None:
-            image.snapshots.delete(arguments.delete)
+            image.snapshots.delete(_id_of(image, arguments.delete))
         else:
             image.snapshots.rename(*arguments.rename)
+
+
+def _id_of(image: pyimago.SyncFormatAccess, name: str) -> str:
+    """The first snapshot of that name; as with qemu-img what is deleted is named, not numbered."""
+    for snapshot in image.snapshots.list():
+        if snapshot.name == name:
+            return snapshot.id
+    raise UsageError(f"Could not delete snapshot {name!r}: snapshot not found")
 
 
 def _list(arguments: argparse.Namespace) -> None:

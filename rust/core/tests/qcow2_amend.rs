@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use imago_core::access::amend::amend as amend_file;
+use imago_core::access::amend::{Amendment, amend as amend_file};
 use imago_core::access::job::Job;
 use imago_core::format::ImplicitReference;
 use imago_core::format::qcow2::amend::{AmendOptions, BackingChange, DataFileChange, amend};
@@ -98,7 +98,11 @@ fn options(change: impl FnOnce(&mut AmendOptions)) -> AmendOptions {
 }
 
 fn amend_path(path: &Path, options: &AmendOptions) -> Result<()> {
-    amend_file(path, None, options, &mut Job::default())
+    amend_file(path, &of_header(options), &mut Job::default())
+}
+
+fn of_header(options: &AmendOptions) -> Amendment {
+    Amendment { header: options.clone(), ..Amendment::default() }
 }
 
 /// What `qemu-img info` says of an image, but for what names or measures the file.
@@ -636,7 +640,7 @@ fn a_job_that_is_not_wanted_ends_with_the_old_image() {
         cancel.store(progress.done > 3 * 4096, std::sync::atomic::Ordering::Relaxed);
     };
     let mut job = Job::default().progress(&mut progress).cancel(&cancel);
-    let error = amend_file(&made.path, None, &down(), &mut job).unwrap_err();
+    let error = amend_file(&made.path, &of_header(&down()), &mut job).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     assert!(told.len() > 3 && told.is_sorted());
     assert_eq!(Qcow2::parse(&made.bytes()).unwrap().header.version, 3);
@@ -664,7 +668,7 @@ fn a_refcount_table_that_moves_meanwhile_stays_in_force() {
     let table = || Qcow2::parse(&fs::read(&path).unwrap()).unwrap().header.refcount_table_offset;
     let before = table();
     let options = AmendOptions { version: Some(Version::V2), ..AmendOptions::default() };
-    amend_file(&path, None, &options, &mut Job::default()).unwrap();
+    amend_path(&path, &options).unwrap();
     assert_ne!(table(), before, "the table moved");
     qemu::assert_clean(&path);
     assert!(qemu::content(&path) == content);

@@ -142,14 +142,18 @@ fn set_recording<F: Face>(
 macro_rules! bitmaps_class {
     ($(#[$doc:meta])* $name:ident, $face:ty, $ranges:ident) => {
         $(#[$doc])*
-        #[pyclass(frozen, module = "pyimago._native")]
-        pub(crate) struct $name(pub(crate) Arc<Access>);
+        #[pyclass(frozen, module = "pyimago")]
+        pub(crate) struct $name {
+            pub(crate) access: Arc<Access>,
+            /// The object of the image, which would close it if it went.
+            pub(crate) owner: Py<PyAny>,
+        }
 
         #[pymethods]
         impl $name {
             /// All of them, a list of `Bitmap`.
             fn list(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-                let lease = self.0.lease(py)?;
+                let lease = self.access.lease(py)?;
                 let run = move || lease.image().bitmaps().list().map_err(Failure::from);
                 <$face>::call(py, Venue::Pool, run, |py, bitmaps| {
                     let list = PyList::empty(py);
@@ -172,27 +176,27 @@ macro_rules! bitmaps_class {
             ) -> PyResult<Py<PyAny>> {
                 let granularity = granularity.map(|Offset(bytes)| bytes);
                 let state = if enabled { Recording::Enabled } else { Recording::Disabled };
-                change::<$face>(py, &self.0, move |image| image.bitmaps().add(&name, granularity, state))
+                change::<$face>(py, &self.access, move |image| image.bitmaps().add(&name, granularity, state))
             }
 
             /// Remove a bitmap, also an inconsistent one.
             fn remove(&self, py: Python<'_>, name: String) -> PyResult<Py<PyAny>> {
-                change::<$face>(py, &self.0, move |image| image.bitmaps().remove(&name))
+                change::<$face>(py, &self.access, move |image| image.bitmaps().remove(&name))
             }
 
             /// Make everything clean in a bitmap.
             fn clear(&self, py: Python<'_>, name: String) -> PyResult<Py<PyAny>> {
-                change::<$face>(py, &self.0, move |image| image.bitmaps().clear(&name))
+                change::<$face>(py, &self.access, move |image| image.bitmaps().clear(&name))
             }
 
             /// Let a bitmap record writes from now on.
             fn enable(&self, py: Python<'_>, name: String) -> PyResult<Py<PyAny>> {
-                set_recording::<$face>(py, &self.0, name, Recording::Enabled)
+                set_recording::<$face>(py, &self.access, name, Recording::Enabled)
             }
 
             /// Let a bitmap stay as it is from now on.
             fn disable(&self, py: Python<'_>, name: String) -> PyResult<Py<PyAny>> {
-                set_recording::<$face>(py, &self.0, name, Recording::Disabled)
+                set_recording::<$face>(py, &self.access, name, Recording::Disabled)
             }
 
             /// Make dirty in the bitmap `target` what is dirty in `source`, a bitmap of `image` (None: of this image). The disks have to
@@ -206,7 +210,7 @@ macro_rules! bitmaps_class {
                 image: Option<&Bound<'_, PyAny>>,
             ) -> PyResult<Py<PyAny>> {
                 let other = image.map(shared_image).transpose()?;
-                change::<$face>(py, &self.0, move |image| {
+                change::<$face>(py, &self.access, move |image| {
                     let from = other.as_deref().unwrap_or(image);
                     image.bitmaps().merge(&target, from.bitmaps().ranges(&source)?)
                 })
@@ -214,8 +218,8 @@ macro_rules! bitmaps_class {
 
             /// What is dirty in a bitmap: an iterator of pairs of offset and length in bytes.
             fn ranges(&self, py: Python<'_>, name: String) -> PyResult<$ranges> {
-                let image = Arc::clone(self.0.image(py)?.get());
-                Ok($ranges(Cursor::new(&self.0, dirty_ranges(image, name))))
+                let image = Arc::clone(self.access.image(py)?.get());
+                Ok($ranges(Cursor::new(&self.access, self.owner.clone_ref(py), dirty_ranges(image, name))))
             }
         }
     };

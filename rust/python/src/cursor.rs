@@ -51,14 +51,20 @@ impl<T> Ahead<T> {
 /// A sequence, and the image it is of.
 pub(crate) struct Cursor<T> {
     access: Arc<Access>,
+    /// The object of the image, which would close it if it went.
+    _owner: Py<PyAny>,
     ahead: Arc<Mutex<Ahead<T>>>,
 }
 
 impl<T: Item> Cursor<T> {
     /// What `items` gives; an error is met again by who asks again.
-    pub(crate) fn new(access: &Arc<Access>, items: impl Iterator<Item = Result<T>> + Send + 'static) -> Self {
+    pub(crate) fn new(
+        access: &Arc<Access>,
+        owner: Py<PyAny>,
+        items: impl Iterator<Item = Result<T>> + Send + 'static,
+    ) -> Self {
         let ahead = Ahead { ready: VecDeque::new(), rest: Some(Box::new(items)) };
-        Cursor { access: Arc::clone(access), ahead: Arc::new(Mutex::new(ahead)) }
+        Cursor { access: Arc::clone(access), _owner: owner, ahead: Arc::new(Mutex::new(ahead)) }
     }
 
     /// The next one that is at hand: `Some(None)` at the end.

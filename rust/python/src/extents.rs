@@ -147,6 +147,7 @@ impl Item for Facts {
 pub(crate) fn cursor(
     py: Python<'_>,
     access: &Arc<Access>,
+    owner: Py<PyAny>,
     Offset(offset): Offset,
     length: Option<Offset>,
 ) -> PyResult<Cursor<Facts>> {
@@ -154,7 +155,7 @@ pub(crate) fn cursor(
     access.check_range("extents", offset, length)?;
     let open = access.image(py)?;
     let extents = open.get().extents(offset, length).map_err(|error| exception(py, &error))?;
-    Ok(Cursor::new(access, extents))
+    Ok(Cursor::new(access, owner, extents))
 }
 
 iterator_classes!(

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use imago_core::access::image::{CHAIN_MAX, Image};
-use imago_core::format::CacheSizes;
-use imago_core::{IntoImage, qcow2, raw};
+use imago_core::storage::file::File;
+use imago_core::{Error, IntoImage, Storage as EngineStorage, StorageOpenOptions, qcow2, raw};
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -17,6 +17,7 @@ use crate::path::StrPath;
 use crate::secret::PySecret;
 use crate::storages::Storage;
 use crate::transfer::Offset;
+use crate::verbs::open::sizes;
 
 /// The engine's object until a `FormatAccess` takes it; locked while another thread is at it.
 struct Slot<T>(Arc<Mutex<Option<T>>>);
@@ -42,7 +43,7 @@ fn taken() -> PyErr {
 }
 
 macro_rules! format_class {
-    ($(#[$doc:meta])* $name:ident, $engine:ty, [$($extra:ident: $type:ty => $after:ident)?], { $($own:tt)* }) => {
+    ($(#[$doc:meta])* $name:ident, $engine:ty, $open:ident($($argument:ident: $type:ty),*), { $($own:tt)* }) => {
         $(#[$doc])*
         #[pyclass(frozen, module = "pyimago")]
         pub(crate) struct $name(Slot<$engine>);
@@ -65,48 +66,32 @@ macro_rules! format_class {
         impl $name {
             /// Open the file at `path` as an image of this format. No other file is opened.
             #[staticmethod]
-            #[pyo3(signature = (path, *, write = false $(, $extra = None)?))]
-            fn open_path_sync(py: Python<'_>, path: StrPath, write: bool $(, $extra: $type)?) -> PyResult<Py<PyAny>> {
-                Self::open_with::<Blocking>(py, move || {
-                    let opened = <$engine>::open_path_sync(path.0, write)?;
-                    $(let opened = $after(opened, $extra)?;)?
-                    Ok(opened)
-                })
+            #[pyo3(signature = (path, *, write = false $(, $argument = None)*))]
+            fn open_path_sync(py: Python<'_>, path: StrPath, write: bool $(, $argument: $type)*) -> PyResult<Py<PyAny>> {
+                Self::open_with::<Blocking>(py, move || $open(file(path, write)?, write $(, $argument)*))
             }
 
             /// As `open_path_sync`, awaited.
             #[staticmethod]
-            #[pyo3(signature = (path, *, write = false $(, $extra = None)?))]
-            fn open_path(py: Python<'_>, path: StrPath, write: bool $(, $extra: $type)?) -> PyResult<Py<PyAny>> {
-                Self::open_with::<Awaited>(py, move || {
-                    let opened = <$engine>::open_path_sync(path.0, write)?;
-                    $(let opened = $after(opened, $extra)?;)?
-                    Ok(opened)
-                })
+            #[pyo3(signature = (path, *, write = false $(, $argument = None)*))]
+            fn open_path(py: Python<'_>, path: StrPath, write: bool $(, $argument: $type)*) -> PyResult<Py<PyAny>> {
+                Self::open_with::<Awaited>(py, move || $open(file(path, write)?, write $(, $argument)*))
             }
 
             /// Open `storage` as an image of this format. No other storage is opened.
             #[staticmethod]
-            #[pyo3(signature = (storage, *, write = false $(, $extra = None)?))]
-            fn open_image_sync(py: Python<'_>, storage: &Storage, write: bool $(, $extra: $type)?) -> PyResult<Py<PyAny>> {
+            #[pyo3(signature = (storage, *, write = false $(, $argument = None)*))]
+            fn open_image_sync(py: Python<'_>, storage: &Storage, write: bool $(, $argument: $type)*) -> PyResult<Py<PyAny>> {
                 let storage = storage.shared();
-                Self::open_with::<Blocking>(py, move || {
-                    let opened = <$engine>::open_shared_sync(storage, write)?;
-                    $(let opened = $after(opened, $extra)?;)?
-                    Ok(opened)
-                })
+                Self::open_with::<Blocking>(py, move || $open(storage, write $(, $argument)*))
             }
 
             /// As `open_image_sync`, awaited.
             #[staticmethod]
-            #[pyo3(signature = (storage, *, write = false $(, $extra = None)?))]
-            fn open_image(py: Python<'_>, storage: &Storage, write: bool $(, $extra: $type)?) -> PyResult<Py<PyAny>> {
+            #[pyo3(signature = (storage, *, write = false $(, $argument = None)*))]
+            fn open_image(py: Python<'_>, storage: &Storage, write: bool $(, $argument: $type)*) -> PyResult<Py<PyAny>> {
                 let storage = storage.shared();
-                Self::open_with::<Awaited>(py, move || {
-                    let opened = <$engine>::open_shared_sync(storage, write)?;
-                    $(let opened = $after(opened, $extra)?;)?
-                    Ok(opened)
-                })
+                Self::open_with::<Awaited>(py, move || $open(storage, write $(, $argument)*))
             }
 
             $($own)*
@@ -114,8 +99,33 @@ macro_rules! format_class {
     };
 }
 
-/// The image with its key, if it is encrypted and there is a secret; without one nothing but its metadata is of use.
-fn unlocked(mut image: qcow2::Qcow2, secret: Option<PySecret>) -> Result<qcow2::Qcow2, Failure> {
+fn file(path: StrPath, write: bool) -> imago_core::Result<Arc<dyn EngineStorage>> {
+    Ok(Arc::new(File::open_sync(StorageOpenOptions::new().filename(path.0).write(write))?))
+}
+
+fn open_raw(storage: Arc<dyn EngineStorage>, write: bool) -> Result<raw::Raw, Failure> {
+    Ok(raw::Raw::open_shared_sync(storage, write)?)
+}
+
+/// The image, or a snapshot in it, with its key if it is encrypted and there is a secret; without one nothing but its metadata is of use.
+fn open_qcow2(
+    storage: Arc<dyn EngineStorage>,
+    write: bool,
+    secret: Option<PySecret>,
+    snapshot: Option<String>,
+    l2_cache_size: Option<Offset>,
+    refcount_cache_size: Option<Offset>,
+) -> Result<qcow2::Qcow2, Failure> {
+    let mut image = match snapshot {
+        Some(_) if write => {
+            return Err(
+                PyValueError::new_err("a snapshot is only read; apply it to write to what it has").into()
+            );
+        }
+        Some(snapshot) => qcow2::Qcow2::open_snapshot_sync(storage, &snapshot)?,
+        None => qcow2::Qcow2::open_shared_sync(storage, write)?,
+    };
+    image.set_cache_sizes(sizes(l2_cache_size, refcount_cache_size));
     if image.needs_secret()
         && let Some(secret) = PySecret::get_some(secret)?
     {
@@ -126,19 +136,23 @@ fn unlocked(mut image: qcow2::Qcow2, secret: Option<PySecret>) -> Result<qcow2::
 
 format_class!(
     /// A raw image: the bytes of the disk as they are.
-    Raw, raw::Raw, [], {}
+    Raw, raw::Raw, open_raw(), {}
 );
 
 format_class!(
     /// A qcow2 image whose metadata is open. What it names (backing file, data file) is set or opened before it is
     /// handed to a `FormatAccess` or `SyncFormatAccess`.
-    Qcow2, qcow2::Qcow2, [secret: Option<PySecret> => unlocked], {
+    Qcow2,
+    qcow2::Qcow2,
+    open_qcow2(secret: Option<PySecret>, snapshot: Option<String>, l2_cache_size: Option<Offset>, refcount_cache_size: Option<Offset>),
+    {
         /// Put `backing`, an open image, below this one instead of what its header names; None: nothing is below.
-        fn set_backing(&self, backing: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        fn set_backing(&self, py: Python<'_>, backing: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
             let backing = backing.map(shared_image).transpose()?;
             // Reading goes down the chain by recursion.
             if backing.as_ref().is_some_and(|image| image.chain_len() >= CHAIN_MAX) {
-                return Err(PyValueError::new_err(format!("the chain has more than {CHAIN_MAX} images")));
+                let error = Error::unsupported(format!("the chain has more than {CHAIN_MAX} images"));
+                return Err(exception(py, &error));
             }
             self.0.with(|slot| {
                 if let Some(qcow2) = slot {
@@ -154,10 +168,7 @@ format_class!(
             l2_cache_size: Option<Offset>,
             refcount_cache_size: Option<Offset>,
         ) -> PyResult<()> {
-            let sizes = CacheSizes {
-                l2: l2_cache_size.map(|bytes| bytes.0),
-                refcount: refcount_cache_size.map(|bytes| bytes.0),
-            };
+            let sizes = sizes(l2_cache_size, refcount_cache_size);
             self.0.with(|slot| {
                 if let Some(qcow2) = slot {
                     qcow2.set_cache_sizes(sizes);

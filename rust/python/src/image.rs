@@ -140,8 +140,9 @@ macro_rules! image_class {
 
             /// What the `length` bytes (None: all) from `offset` (bytes) on are: an iterator of `Extent`.
             #[pyo3(signature = (offset = Offset(0), length = None), text_signature = "($self, offset=0, length=None)")]
-            fn extents(&self, py: Python<'_>, offset: Offset, length: Option<Offset>) -> PyResult<$extents> {
-                extents::cursor(py, &self.access, offset, length).map($extents)
+            fn extents(slf: &Bound<'_, Self>, offset: Offset, length: Option<Offset>) -> PyResult<$extents> {
+                let owner = slf.clone().into_any().unbind();
+                extents::cursor(slf.py(), &slf.get().access, owner, offset, length).map($extents)
             }
 
             /// Make everything that was written durable.
@@ -156,14 +157,14 @@ macro_rules! image_class {
 
             /// The persistent dirty bitmaps.
             #[getter]
-            fn bitmaps(&self) -> $bitmaps {
-                $bitmaps(Arc::clone(&self.access))
+            fn bitmaps(slf: &Bound<'_, Self>) -> $bitmaps {
+                $bitmaps { access: Arc::clone(&slf.get().access), owner: slf.clone().into_any().unbind() }
             }
 
             /// The snapshots inside the image.
             #[getter]
-            fn snapshots(&self) -> $snapshots {
-                $snapshots(Arc::clone(&self.access))
+            fn snapshots(slf: &Bound<'_, Self>) -> $snapshots {
+                $snapshots { access: Arc::clone(&slf.get().access), _owner: slf.clone().into_any().unbind() }
             }
 
             /// Make the disk `size` bytes long, for qcow2 a multiple of 512. What is new reads as zeroes, what is cut off is gone.

@@ -261,11 +261,16 @@ fn caught<T>(f: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|payload| Err(Failure::from_panic(&*payload)))
 }
 
+/// Runs the handlers of signals that have come; what one raises is the error.
+fn raise_signals(py: Python<'_>) -> PyResult<()> {
+    py.check_signals()
+}
+
 /// What `run` comes to, which ends early for what a signal's handler raises (Ctrl-C) while this thread, the interpreter's first, is here.
 fn until_signal<T>(run: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     let raised: Rc<Cell<Option<PyErr>>> = Rc::default();
     let raise = Rc::clone(&raised);
-    let ask = move || match Python::try_attach(|py| py.check_signals()) {
+    let ask = move || match Python::try_attach(raise_signals) {
         Some(Err(error)) => {
             raise.set(Some(error));
             false

@@ -123,14 +123,18 @@ fn change<F: Face>(
 macro_rules! snapshots_class {
     ($(#[$doc:meta])* $name:ident, $face:ty) => {
         $(#[$doc])*
-        #[pyclass(frozen, module = "pyimago._native")]
-        pub(crate) struct $name(pub(crate) Arc<Access>);
+        #[pyclass(frozen, module = "pyimago")]
+        pub(crate) struct $name {
+            pub(crate) access: Arc<Access>,
+            /// The object of the image, which would close it if it went.
+            pub(crate) _owner: Py<PyAny>,
+        }
 
         #[pymethods]
         impl $name {
             /// All of them, a list of `Snapshot`.
             fn list(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-                let lease = self.0.lease(py)?;
+                let lease = self.access.lease(py)?;
                 let run = move || lease.image().snapshots().map_err(Failure::from);
                 <$face>::call(py, Venue::Pool, run, |py, snapshots| {
                     let list = PyList::empty(py);
@@ -145,25 +149,25 @@ macro_rules! snapshots_class {
             /// number unless given.
             #[pyo3(signature = (name, *, id = None))]
             fn create(&self, py: Python<'_>, name: String, id: Option<String>) -> PyResult<Py<PyAny>> {
-                self.0.check_writable()?;
-                let lease = self.0.lease(py)?;
+                self.access.check_writable()?;
+                let lease = self.access.lease(py)?;
                 let run = move || lease.image().create_snapshot(&name, id.as_deref()).map_err(Failure::from);
                 <$face>::call(py, Venue::Pool, run, |py, snapshot| Ok(Py::new(py, Snapshot(snapshot))?.into_any()))
             }
 
             /// Make the disk what it was when the snapshot (an id or a name) was taken, its size included. What was written since is lost.
             fn apply(&self, py: Python<'_>, snapshot: String) -> PyResult<Py<PyAny>> {
-                change::<$face>(py, &self.0, move |image| image.apply_snapshot(&snapshot))
+                change::<$face>(py, &self.access, move |image| image.apply_snapshot(&snapshot))
             }
 
             /// Remove the snapshot (an id or a name); the space that only it takes is free.
             fn delete(&self, py: Python<'_>, snapshot: String) -> PyResult<Py<PyAny>> {
-                change::<$face>(py, &self.0, move |image| image.delete_snapshot(&snapshot))
+                change::<$face>(py, &self.access, move |image| image.delete_snapshot(&snapshot))
             }
 
             /// Give the snapshot (an id or a name) another name.
             fn rename(&self, py: Python<'_>, snapshot: String, name: String) -> PyResult<Py<PyAny>> {
-                change::<$face>(py, &self.0, move |image| image.rename_snapshot(&snapshot, &name))
+                change::<$face>(py, &self.access, move |image| image.rename_snapshot(&snapshot, &name))
             }
         }
     };

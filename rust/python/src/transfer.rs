@@ -283,6 +283,23 @@ impl<'py> FromPyObject<'_, 'py> for Offset {
     }
 }
 
+/// A small number that is not negative. One that is out of range is a `ValueError`, anything else than a number a `TypeError`.
+pub(crate) struct Count(pub(crate) u32);
+
+impl<'py> FromPyObject<'_, 'py> for Count {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        object.extract::<u32>().map(Count).map_err(|error| {
+            if error.is_instance_of::<pyo3::exceptions::PyOverflowError>(object.py()) {
+                PyValueError::new_err(format!("{} is out of range: 0 to {} are possible", *object, u32::MAX))
+            } else {
+                error
+            }
+        })
+    }
+}
+
 /// A compression level. A number that no method has is a `ValueError`, anything else than a number a `TypeError`.
 pub(crate) struct Level(pub(crate) CompressionLevel);
 

@@ -5,40 +5,123 @@ use std::sync::Arc;
 
 use super::align::aligned;
 use super::job::Job;
+use super::keys::KeyChange;
+use super::open::{Gate, OpenOptions};
 use super::probe::probe;
-use crate::error::{Error, Result};
+use super::{image::Image, keys};
+use crate::crypt::Secret;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::FormatKind;
+use crate::format::preallocation::Preallocation;
 use crate::format::qcow2::amend as qcow2;
 pub use crate::format::qcow2::amend::{AmendOptions, BackingChange, DataFileChange};
+use crate::format::qcow2::create::Version;
 use crate::storage::file::File;
 use crate::storage::{Storage, StorageOpenOptions};
 
-/// Amends the image in the file at `path`, which nobody else may have open; without a `kind` its first bytes decide. Its content stays what it is.
+/// What of an image is to change; the default is nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Amendment {
+    /// The image's format; without one its first bytes decide.
+    pub format: Option<FormatKind>,
+    /// What a qcow2 image is and names.
+    pub header: AmendOptions,
+    /// The disk's size in bytes, of a qcow2 image: see [`Image::resize`].
+    pub size: Option<u64>,
+    /// A key slot, of an image that is encrypted with LUKS.
+    pub key: Option<KeyChange>,
+    /// What opens an encrypted image: a key slot is made, and the disk grows, with its help only.
+    pub secret: Option<Secret>,
+    /// Who decides on the files that the image names, which a change of the size needs.
+    pub gate: Gate,
+}
+
+/// Amends the image in the file at `path`, which nobody else may have open. Its content stays what it is, but for what a change of its size adds and cuts off.
+///
+/// Each of the three kinds of change is whole or not there after a crash; they are made in this order: key slot, header, size, but to version 2 the size first.
 ///
 /// # Errors
-/// [`Locked`](crate::ErrorKind::Locked) for an image that is in use; what [`qcow2::amend`] says, with the file untouched where that says so;
-/// [`Interrupted`](std::io::ErrorKind::Interrupted) for a job that is not wanted any more, with the image as it was but for the place of its tables.
-pub fn amend(
-    path: impl AsRef<Path>,
-    kind: Option<FormatKind>,
-    options: &AmendOptions,
-    job: &mut Job<'_>,
-) -> Result<()> {
-    let options_of_file = StorageOpenOptions::new().filename(path.as_ref()).write(true);
-    let storage: Arc<dyn Storage> = aligned(Arc::new(File::open_sync(options_of_file)?));
-    let kind = match kind {
-        Some(kind) => kind,
-        None => probe(&*storage)?,
-    };
-    if kind != FormatKind::Qcow2 {
-        return Err(Error::unsupported(format!("a {kind} image has nothing that could be amended"))
-            .in_file(path.as_ref()));
-    }
-    let wanted = job.wanted();
-    let amended = qcow2::amend(&storage, options, &mut |done, total| {
-        job.report(done, total);
-        wanted.check()
-    });
+/// [`Locked`](ErrorKind::Locked) for an image that is in use; what [`qcow2::amend`], [`Image::resize`] and [`KeyChange`] say, with the file untouched
+/// where that says so; [`Interrupted`](std::io::ErrorKind::Interrupted) for a job that is not wanted any more, with the image as it was but for the place
+/// of its tables.
+pub fn amend(path: impl AsRef<Path>, amendment: &Amendment, job: &mut Job<'_>) -> Result<()> {
+    let path = path.as_ref();
+    let file = File::open_sync(StorageOpenOptions::new().filename(path).write(true))?;
+    amend_storage(Arc::new(file), amendment, job).map_err(|error| error.in_file(path))
+}
+
+/// The same for an image in `storage`, which is unlocked at the end.
+pub fn amend_storage(storage: Arc<dyn Storage>, amendment: &Amendment, job: &mut Job<'_>) -> Result<()> {
+    let storage = aligned(storage);
+    let amended = amend_aligned(&storage, amendment, job);
     storage.unlock();
     amended
+}
+
+fn amend_aligned(storage: &Arc<dyn Storage>, amendment: &Amendment, job: &mut Job<'_>) -> Result<()> {
+    let Amendment { header, key, size, .. } = amendment;
+    let kind = amendment.format.map_or_else(|| probe(&**storage), Ok)?;
+    let changes_header = *header != AmendOptions::default() || (size.is_none() && key.is_none());
+    match kind {
+        FormatKind::Luks if changes_header || size.is_some() => {
+            return Err(Error::invalid_input("of a LUKS image only the key slots can be amended"));
+        }
+        FormatKind::Raw => {
+            return Err(Error::unsupported(format!("a {kind} image has nothing that could be amended")));
+        }
+        FormatKind::Qcow2 | FormatKind::Luks => {}
+    }
+    if changes_header || size.is_some() {
+        qcow2::check(storage, header)?;
+    }
+    let to_version_2 = header.version == Some(Version::V2);
+    let image = size.map(|size| open_to_resize(storage, amendment, size)).transpose()?;
+    if let Some(key) = key {
+        keys::change(Arc::clone(storage), Some(kind), key, amendment.secret.as_ref())?;
+    }
+    let amend_header = |job: &mut Job<'_>| {
+        let wanted = job.wanted();
+        qcow2::amend(storage, header, &mut |done, total| {
+            job.report(done, total);
+            wanted.check()
+        })
+    };
+    match (size, image) {
+        (Some(size), Some(image)) if !changes_header => resize(&image, *size),
+        (Some(size), Some(image)) if to_version_2 => {
+            resize(&image, *size)?;
+            amend_header(job)
+        }
+        (Some(size), _) => {
+            amend_header(job)?;
+            let image = open_to_resize(storage, amendment, *size)?;
+            resize(&image, *size)
+        }
+        (None, _) if changes_header => amend_header(job),
+        (None, _) => Ok(()),
+    }
+}
+
+/// The image, once it is clear that its disk can be made `size` bytes long.
+fn open_to_resize(storage: &Arc<dyn Storage>, amendment: &Amendment, size: u64) -> Result<Arc<Image>> {
+    let options = OpenOptions {
+        write: true,
+        format: Some(FormatKind::Qcow2),
+        gate: amendment.gate.clone(),
+        secret: amendment.secret.clone(),
+        ..OpenOptions::default()
+    };
+    let image = options.open_storage(Arc::clone(storage))?;
+    match image.check_resize(size) {
+        // A version 2 image with snapshots keeps its size; as version 3 it need not.
+        Err(error)
+            if error.kind() == ErrorKind::Unsupported && amendment.header.version == Some(Version::V3) => {}
+        checked => checked?,
+    }
+    Ok(image)
+}
+
+fn resize(image: &Image, size: u64) -> Result<()> {
+    let resized = image.resize(size, Preallocation::Off);
+    resized.and(image.close_locked())
 }

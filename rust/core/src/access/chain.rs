@@ -60,16 +60,7 @@ impl Link {
         Ok(match found {
             FormatKind::Raw => Link::Raw { driver: Raw::open(storage, writable)?, probed: kind.is_none() },
             FormatKind::Qcow2 => {
-                if writable && needs_cleaning(&*storage)? {
-                    // What cannot be opened is not repaired either.
-                    drop(Self::unlocked(
-                        Driver::open(Arc::clone(&storage), false)?,
-                        Arc::clone(&storage),
-                        secret,
-                    )?);
-                }
-                let driver = open_qcow2(Arc::clone(&storage), writable)?;
-                Self::unlocked(driver, storage, secret)?
+                Self::unlocked(open_qcow2(Arc::clone(&storage), writable)?, storage, secret)?
             }
             FormatKind::Luks => {
                 let volume = Volume::open(Arc::clone(&storage))?;
@@ -124,6 +115,14 @@ impl Link {
         Ok(())
     }
 
+    /// Repairs an image that has to be before it is written. Whatever it names is open by then: nothing is touched of one that cannot be used.
+    pub(super) fn clean(&mut self) -> Result<()> {
+        match self {
+            Link::Raw { .. } => Ok(()),
+            Link::Qcow2(driver) => clean(driver),
+        }
+    }
+
     pub(super) fn into_image(self, base: Base) -> Image {
         match self {
             Link::Raw { driver, probed: true } => Image::new(Arc::new(driver), base).probed_raw(),
@@ -155,14 +154,21 @@ fn needed<'a>(secret: Option<&'a Secret>, storage: &dyn Storage) -> Result<&'a S
     })
 }
 
-/// Opens a qcow2 image. One that is to be written and was not closed cleanly is repaired first; if that cannot make it right, or
-/// it could not be opened otherwise, nothing is opened.
+/// Opens a qcow2 image. One that is to be written and was not closed cleanly is read-only until it is repaired, see [`clean`].
 pub(super) fn open_qcow2(storage: Arc<dyn Storage>, writable: bool) -> Result<Driver> {
     if writable && storage.capabilities().write && needs_cleaning(&*storage)? {
-        drop(Driver::open(Arc::clone(&storage), false)?);
-        check::make_clean(&*storage)?;
+        return Driver::open_unclean(storage);
     }
     Driver::open(storage, writable)
+}
+
+/// Repairs the image of `driver`, if it has to be before it is written; an error if that cannot make it right.
+pub(super) fn clean(driver: &mut Driver) -> Result<()> {
+    if driver.is_unclean() {
+        check::make_clean(&**driver.storage())?;
+        driver.reopen()?;
+    }
+    Ok(())
 }
 
 /// Opens what images name.
@@ -197,7 +203,7 @@ impl<'a> Opener<'a> {
             return Ok(());
         }
         let storage =
-            self.open_data_file_named(driver.path(), driver.data_file_reference(), driver.writable())?;
+            self.open_data_file_named(driver.path(), driver.data_file_reference(), driver.will_write())?;
         set_data_storage(driver, storage)
     }
 

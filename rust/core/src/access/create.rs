@@ -88,6 +88,9 @@ impl CreateOptions {
             CreateOptions::Raw { preallocation: Preallocation::Metadata, .. } => Err(Error::invalid_input(
                 "a raw image has no metadata to preallocate: off, falloc and full are possible",
             )),
+            CreateOptions::Raw { size, .. } if i64::try_from(*size).is_err() => Err(Error::invalid_input(
+                format!("a disk of {size} bytes passes the end of what a file can be: 2^63 - 1 bytes"),
+            )),
             CreateOptions::Raw { .. } => Ok(()),
             CreateOptions::Qcow2(options) => qcow2::check(options),
             CreateOptions::Luks { encryption, .. } => luks::check(encryption),

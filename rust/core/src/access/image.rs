@@ -43,6 +43,7 @@ const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
 const NO_DATA_FILE: u8 = 2;
 const LOCKED: u8 = 3;
+const UNCLEAN: u8 = 4;
 
 /// An open image and the images below it.
 ///
@@ -126,6 +127,13 @@ impl Image {
     #[must_use]
     pub(crate) fn locked(self) -> Self {
         self.state.store(LOCKED, Ordering::SeqCst);
+        self
+    }
+
+    /// The same image, which was not closed cleanly and has not been repaired: every operation is an error that says so.
+    #[must_use]
+    pub(crate) fn unclean(self) -> Self {
+        self.state.store(UNCLEAN, Ordering::SeqCst);
         self
     }
 
@@ -222,6 +230,9 @@ impl Image {
 
     #[cold]
     fn read_only(&self) -> Error {
+        if self.state.load(Ordering::SeqCst) == UNCLEAN {
+            return self.not_open(UNCLEAN);
+        }
         self.name(Error::new(ErrorKind::ReadOnly, "the image was opened read-only"))
     }
 
@@ -245,6 +256,22 @@ impl Image {
         if let Some(result) = &*closed {
             return result.clone();
         }
+        let result = self.end(&mut closed);
+        self.format.storage().unlock();
+        self.format.data_storage().unlock();
+        result
+    }
+
+    /// The same for who goes on with the image's storage: that stays locked.
+    pub(super) fn close_locked(&self) -> Result<()> {
+        let mut closed = self.closed.lock();
+        match &*closed {
+            Some(result) => result.clone(),
+            None => self.end(&mut closed),
+        }
+    }
+
+    fn end(&self, closed: &mut Option<Result<()>>) -> Result<()> {
         self.state.store(CLOSED, Ordering::SeqCst);
         self.wait_idle();
         let mut result = Ok(());
@@ -252,8 +279,6 @@ impl Image {
             result = self.format.flush().and_then(|()| self.format.close()).map_err(|e| self.name(e));
         }
         self.unpacked.forget(0, u64::MAX);
-        self.format.storage().unlock();
-        self.format.data_storage().unlock();
         if let Base::Image { image, owned: true } = &self.base {
             result = result.and(image.close());
         }
@@ -303,6 +328,12 @@ impl Image {
         if state == LOCKED {
             let text = "the image is encrypted and was not unlocked: give the secret that opens it";
             return self.name(Error::new(ErrorKind::WrongSecret, text));
+        }
+        if state == UNCLEAN {
+            return self.name(Error::unsupported(
+                "the image was not closed cleanly and is repaired when what it names was opened: open the implicit \
+                 dependencies first",
+            ));
         }
         self.name(Error::new(ErrorKind::Closed, "the image is closed"))
     }

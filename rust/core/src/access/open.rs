@@ -103,6 +103,7 @@ impl OpenOptions {
             (Backing::None, _) | (Backing::Implicit, None) => Base::None,
             (Backing::Implicit, Some(reference)) => opener.open_backing(path.as_deref(), reference)?,
         };
+        link.clean()?;
         Ok(Arc::new(link.into_image(base)))
     }
 }

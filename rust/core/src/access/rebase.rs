@@ -4,7 +4,7 @@ use std::iter;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::amend::{AmendOptions, BackingChange, amend};
+use super::amend::{AmendOptions, Amendment, BackingChange, amend};
 use super::extent::Extent;
 use super::gate::resolve_beside;
 use super::image::Image;
@@ -52,13 +52,24 @@ pub struct RebaseOptions {
 /// shows what it showed, and it can be done again.
 pub fn rebase(path: impl AsRef<Path>, options: &RebaseOptions, job: &mut Job<'_>) -> Result<()> {
     let path = path.as_ref();
+    if let Some(backing) = &options.backing
+        && is_same_file(path, &resolve_beside(Some(path), &backing.name))
+    {
+        return Err(Error::invalid_input("an image cannot be its own backing file").in_file(path));
+    }
     if options.mode == RebaseMode::Safe {
         keep_content(path, options, job)?;
         job.wanted().check()?;
     }
     let change = options.backing.clone().map_or(BackingChange::Drop, BackingChange::Set);
     let header = AmendOptions { backing: Some(change), ..AmendOptions::default() };
-    amend(path, options.format, &header, &mut Job::default())
+    let amendment = Amendment { format: options.format, header, ..Amendment::default() };
+    amend(path, &amendment, &mut Job::default())
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    real(one).is_some_and(|one| real(other) == Some(one))
 }
 
 fn keep_content(path: &Path, options: &RebaseOptions, job: &mut Job<'_>) -> Result<()> {

@@ -3,16 +3,21 @@
 use crate::buffer::IoVector;
 use crate::error::{Error, Result};
 use crate::format::preallocation::Preallocation;
-use crate::format::{Allocation, Lookup, Mapping, Place, Resize, WriteStep, ZeroIntent};
+use crate::format::{Allocation, Format, Lookup, Mapping, Place, Resize, WriteStep, ZeroIntent};
 use crate::units::GuestOffset;
 
 use super::image::{Base, Image};
+
+fn resizable(format: &dyn Format) -> Result<&dyn Resize> {
+    format.resize().ok_or_else(|| Error::unsupported(format!("{} images keep their size", format.kind())))
+}
 
 impl Image {
     /// Makes the disk `size` bytes long. What is new reads as zeroes, whatever the backing file or an older, longer disk had there; what is
     /// cut off is gone, and its space goes back to the host where that is possible. Durable when it returns.
     ///
-    /// `preallocation` is for what is new. Writes wait meanwhile, reads go on.
+    /// `preallocation` is for what is new. Writes wait meanwhile, reads go on. A LUKS image that is not inside another format decrypts what is new, so that it
+    /// reads as noise until it is written, unless it is preallocated in full; its size is rounded up to a multiple of 512.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a size that cannot be (qcow2 knows multiples of 512 only) and for preallocation when
@@ -20,16 +25,14 @@ impl Image {
     /// has been touched then. After any other error [`size`](Image::size) is the old size or, when the disk shrinks, the new one.
     pub fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.exclusively(|format| {
-            let resize = format
-                .resize()
-                .ok_or_else(|| Error::unsupported(format!("{} images keep their size", format.kind())))?;
+            let resize = resizable(format)?;
             let old = format.size();
             resize.check(size)?;
             if preallocation != Preallocation::Off && size < old {
                 return Err(Error::invalid_input("nothing is preallocated when the disk shrinks"));
             }
             let gives_space = preallocation != Preallocation::Off || size > old && resize.fills_places();
-            if gives_space && format.is_encrypted() {
+            if gives_space && format.is_encrypted() && !resize.is_flat() {
                 return Err(Error::unsupported(
                     "space that was not written to decrypts to garbage: an encrypted disk grows without preallocation",
                 ));
@@ -47,7 +50,7 @@ impl Image {
                 let grow = || {
                     if resize.is_flat() {
                         resize.set_size(size)?;
-                        return preallocation.reserve(&**format.storage(), old, size - old);
+                        return preallocation.reserve(&**format.storage(), old, format.size() - old);
                     }
                     self.prepare_growth(old, size, preallocation, resize)?;
                     resize.set_size(size)
@@ -69,6 +72,11 @@ impl Image {
             self.unpacked.forget(0, u64::MAX);
             Ok(())
         })
+    }
+
+    /// Refuses a size that the disk cannot have. Nothing is changed.
+    pub(super) fn check_resize(&self, size: u64) -> Result<()> {
+        self.exclusively(|format| resizable(format)?.check(size))
     }
 
     /// Makes everything between the old end and the new one read as zeroes, and sets space aside for it.

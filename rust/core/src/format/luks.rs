@@ -52,7 +52,7 @@ impl Unlocked {
     }
 }
 
-/// Whether the last active key slot may be erased, after which nothing ever opens the image again.
+/// Whether the last active key slot may be erased, after which nothing ever opens the image again (and an inactive one wiped again).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LastSlot {
     /// No: that is refused.
@@ -218,11 +218,26 @@ impl Volume {
         Ok(number)
     }
 
-    /// Erases slot `number`; erasing an inactive one wipes its key material again.
+    /// An error unless `secret` opens slot `number`.
+    pub fn check_secret(&self, number: usize, secret: &Secret) -> Result<()> {
+        self.check_slot(number)?;
+        match self.unlock_any(secret, number..number + 1)? {
+            Some(_) => Ok(()),
+            None => Err(in_file(
+                &self.storage,
+                Error::new(ErrorKind::WrongSecret, format!("the secret does not open key slot {number}")),
+            )),
+        }
+    }
+
+    /// Erases slot `number`. An inactive one is refused, as by QEMU, unless it is forced, which wipes its key material again.
     ///
     /// Recipe: random bytes over the key material; barrier; the slot inactive and empty; barrier.
     pub fn erase_slot(&mut self, number: usize, last: LastSlot) -> Result<()> {
         self.check_slot(number)?;
+        if !self.is_active(number) && last == LastSlot::Keep {
+            return Err(self.refuse(format!("key slot {number} is erased already")));
+        }
         self.check_last(&[number], last)?;
         self.erase(number)
     }

@@ -13,6 +13,9 @@ use super::{
     WriteStep, ZeroIntent, ZeroStep, luks,
 };
 
+/// Bytes that are encrypted together.
+const SECTOR: u64 = 512;
+
 /// A disk whose bytes are those of one storage, offset by offset.
 ///
 /// Its size is the storage's length when it was opened, which need not be a multiple of anything. [`Format::map`] calls all of it data:
@@ -64,10 +67,6 @@ impl Raw {
 impl Resize for Raw {
     fn check(&self, _: u64) -> Result<()> {
         self.flushed.check()?;
-        if self.luks.is_some() {
-            // What is new would have to be encrypted zeroes, all of it.
-            return Err(Error::unsupported("a LUKS image keeps its size"));
-        }
         if self.storage.capabilities().resize {
             return Ok(());
         }
@@ -84,6 +83,9 @@ impl Resize for Raw {
     }
 
     fn set_size(&self, size: u64) -> Result<()> {
+        // Only whole sectors are encrypted.
+        let unit = if self.luks.is_some() { SECTOR } else { 1 };
+        let size = size.checked_next_multiple_of(unit).unwrap_or(size);
         // Before the length: a flush meanwhile cuts the file to this. What is not in the file yet, or any more, reads as zeroes.
         let old = self.size.swap(size, Ordering::AcqRel);
         let set = self.flushed.set_len(size).and_then(|()| self.flushed.sync());

@@ -15,6 +15,7 @@ use crate::errors::Failure;
 use crate::operation::{Face, Venue};
 use crate::path::StrPath;
 use crate::secret::PySecret;
+use crate::transfer::Count;
 
 /// Does `change` to the key slots of the image at `path`.
 fn change_slots<F, T>(
@@ -34,21 +35,27 @@ where
     F::call(py, Venue::Thread, run, |py, answer| answer.into_py_any(py))
 }
 
+/// How hard a new secret is to try.
+fn cost_of(iter_time: Option<Count>, iterations: Option<Count>) -> PyResult<Cost> {
+    let number = |count: Option<Count>| count.map(|Count(number)| number);
+    Ok(cost(number(iter_time), number(iterations))?.unwrap_or_default())
+}
+
 fn add_with<F: Face>(
     py: Python<'_>,
     path: StrPath,
     format: Option<Format>,
     secret: PySecret,
     new_secret: PySecret,
-    slot: Option<usize>,
-    iter_time: Option<u32>,
-    iterations: Option<u32>,
+    slot: Option<Count>,
+    iter_time: Option<Count>,
+    iterations: Option<Count>,
 ) -> PyResult<Py<PyAny>> {
-    let cost = cost(iter_time, iterations)?.unwrap_or_else(Cost::default);
+    let cost = cost_of(iter_time, iterations)?;
     change_slots::<F, _>(py, path.0, format, move |slots| {
         let (secret, new_secret) = (secret.get()?, new_secret.get()?);
         let unlocked = slots.unlock(&secret)?;
-        Ok(slots.add_key(&unlocked, &new_secret, slot, cost)?)
+        Ok(slots.add_key(&unlocked, &new_secret, slot.map(|Count(slot)| slot as usize), cost)?)
     })
 }
 
@@ -58,10 +65,10 @@ fn change_with<F: Face>(
     format: Option<Format>,
     secret: PySecret,
     new_secret: PySecret,
-    iter_time: Option<u32>,
-    iterations: Option<u32>,
+    iter_time: Option<Count>,
+    iterations: Option<Count>,
 ) -> PyResult<Py<PyAny>> {
-    let cost = cost(iter_time, iterations)?.unwrap_or_else(Cost::default);
+    let cost = cost_of(iter_time, iterations)?;
     change_slots::<F, _>(py, path.0, format, move |slots| {
         let (secret, new_secret) = (secret.get()?, new_secret.get()?);
         Ok(slots.change_key(&secret, &new_secret, cost)?)
@@ -73,7 +80,7 @@ fn erase_with<F: Face>(
     path: StrPath,
     format: Option<Format>,
     secret: Option<PySecret>,
-    slot: Option<usize>,
+    slot: Option<Count>,
     force: bool,
 ) -> PyResult<Py<PyAny>> {
     let last = if force { LastSlot::Erase } else { LastSlot::Keep };
@@ -82,7 +89,8 @@ fn erase_with<F: Face>(
     }
     change_slots::<F, _>(py, path.0, format, move |slots| match (secret, slot) {
         (Some(secret), _) => Ok(slots.erase_key(&secret.get()?, last)?),
-        (None, Some(slot)) => {
+        (None, Some(Count(slot))) => {
+            let slot = slot as usize;
             slots.erase_slot(slot, last)?;
             Ok(vec![slot])
         }
@@ -97,9 +105,9 @@ faces! {
         format: Option<Format>,
         secret: PySecret,
         new_secret: PySecret,
-        slot: Option<usize>,
-        iter_time: Option<u32>,
-        iterations: Option<u32>,
+        slot: Option<Count>,
+        iter_time: Option<Count>,
+        iterations: Option<Count>,
     )
 }
 
@@ -110,8 +118,8 @@ faces! {
         format: Option<Format>,
         secret: PySecret,
         new_secret: PySecret,
-        iter_time: Option<u32>,
-        iterations: Option<u32>,
+        iter_time: Option<Count>,
+        iterations: Option<Count>,
     )
 }
 
@@ -121,7 +129,7 @@ faces! {
         path: StrPath,
         format: Option<Format>,
         secret: Option<PySecret>,
-        slot: Option<usize>,
+        slot: Option<Count>,
         force: bool,
     )
 }

@@ -56,7 +56,7 @@ impl<'py> FromPyObject<'_, 'py> for DataFile {
 }
 
 /// What the two arguments say.
-fn sizes(l2: Option<Offset>, refcount: Option<Offset>) -> CacheSizes {
+pub(crate) fn sizes(l2: Option<Offset>, refcount: Option<Offset>) -> CacheSizes {
     CacheSizes { l2: l2.map(|bytes| bytes.0), refcount: refcount.map(|bytes| bytes.0) }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::IntoImage;
 use crate::access::align::aligned;
-use crate::access::chain::{Link, Opener, open_qcow2, set_data_storage};
+use crate::access::chain::{Link, Opener, clean, open_qcow2, set_data_storage};
 use crate::access::gate::Gate;
 use crate::access::image::{Base, Image};
 use crate::crypt::Secret;
@@ -27,7 +27,8 @@ pub struct Qcow2 {
 }
 
 impl Qcow2 {
-    /// Opens the qcow2 image in the file at `path`. Nothing it names is opened.
+    /// Opens the qcow2 image in the file at `path`. Nothing it names is opened, and nothing written: one that was not closed cleanly
+    /// and is to be written is repaired when what it names was opened.
     pub fn open_path_sync(path: impl AsRef<Path>, writable: bool) -> Result<Self> {
         let options = StorageOpenOptions::new().filename(path.as_ref()).write(writable);
         Self::open_image_sync(Box::new(File::open_sync(options)?), writable)
@@ -40,10 +41,19 @@ impl Qcow2 {
 
     /// The same for a storage that others hold too.
     pub fn open_shared_sync(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
-        let driver = Box::new(open_qcow2(aligned(storage), writable)?);
+        Ok(Self::of(open_qcow2(aligned(storage), writable)?))
+    }
+
+    /// Opens a snapshot (an id or a name) inside the image in `storage` as a disk of its own, with its own size, to be read.
+    pub fn open_snapshot_sync(storage: Arc<dyn Storage>, id_or_name: &str) -> Result<Self> {
+        Ok(Self::of(Driver::open_snapshot(aligned(storage), id_or_name)?))
+    }
+
+    fn of(driver: Driver) -> Self {
+        let driver = Box::new(driver);
         let base = driver.backing_reference().is_none().then_some(Base::None);
         let has_data_file = !driver.needs_data_file() && !driver.needs_secret();
-        Ok(Qcow2 { driver, base, has_data_file })
+        Qcow2 { driver, base, has_data_file }
     }
 
     /// Puts `backing` below the image instead of what its header names; `None`: nothing, unallocated ranges read as zeroes.
@@ -96,7 +106,7 @@ impl Qcow2 {
     }
 
     /// Opens what the image names and was not set: the backing chain (read-only) and the external data file. They are
-    /// opened only beside or below the image's directory, see [`Gate::Beside`].
+    /// opened only beside or below the image's directory, see [`Gate::Beside`]. Then an image that is to be written and was not closed cleanly is repaired.
     pub fn open_implicit_dependencies_sync(&mut self) -> Result<()> {
         self.open_implicit_dependencies_gated_sync(&Gate::default())
     }
@@ -118,7 +128,7 @@ impl Qcow2 {
             }
             _ => {}
         }
-        Ok(())
+        clean(&mut self.driver)
     }
 }
 
@@ -129,9 +139,10 @@ impl IntoImage for Qcow2 {
             (None, Some(reference)) => Base::Unopened(reference),
             (None, None) => Base::None,
         };
-        let locked = self.driver.is_locked();
+        let (locked, unclean) = (self.driver.is_locked(), self.driver.is_unclean());
         let image = Link::Qcow2(self.driver).into_image(base);
         Arc::new(match (self.has_data_file, locked) {
+            (true, _) if unclean => image.unclean(),
             (true, _) => image,
             (false, true) => image.locked(),
             (false, false) => image.without_data_file(),

@@ -95,6 +95,8 @@ pub struct Driver {
     /// Size of the guest's disk in bytes.
     size: AtomicU64,
     writable: bool,
+    /// It is to be written, once a repair has made that possible: until then it is read-only.
+    unclean: bool,
     /// Length of the image file when it was opened; an image that is written checked its tables against it then.
     file_end: u64,
     /// The image file. Metadata is written through the latch, so that nothing is ever written on top of unknown state.
@@ -155,6 +157,33 @@ impl Driver {
         })
     }
 
+    /// Opens an image that was not closed cleanly and is to be written, for reading until a repair was made and [`reopen`](Driver::reopen) called.
+    pub(crate) fn open_unclean(storage: Arc<dyn Storage>) -> Result<Self> {
+        Ok(Driver { unclean: true, ..Self::open(storage, false)? })
+    }
+
+    /// Whether a repair has to be made before it is written.
+    pub(crate) fn is_unclean(&self) -> bool {
+        self.unclean
+    }
+
+    /// Whether it is written, or will be after a repair.
+    pub(crate) fn will_write(&self) -> bool {
+        self.writable || self.unclean
+    }
+
+    /// Opens it for writing after a repair; what was found out, set and opened for it stays.
+    pub(crate) fn reopen(&mut self) -> Result<()> {
+        let mut driver = Self::open(Arc::clone(&self.storage), true)?;
+        let sizes = CacheSizes { l2: self.l2_cache_size, refcount: Some(self.refcounts.get_mut().budget()) };
+        driver.set_cache_sizes(sizes);
+        driver.crypt = self.crypt.take();
+        driver.data = self.data.take();
+        driver.has_backing = self.has_backing;
+        *self = driver;
+        Ok(())
+    }
+
     /// Opens the disk as it was when a snapshot (id or name) was taken, with its size then, for reading.
     pub fn open_snapshot(storage: Arc<dyn Storage>, id_or_name: &str) -> Result<Self> {
         let path = storage.path().map(Path::to_owned);
@@ -197,6 +226,7 @@ impl Driver {
         Ok(Driver {
             geometry,
             writable,
+            unclean: false,
             file_end: storage.len()?,
             metadata: Latched::new(Arc::clone(&storage)),
             data: (!geometry.external_data && crypt.is_none()).then(|| Arc::clone(&storage)),

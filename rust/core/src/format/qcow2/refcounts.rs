@@ -164,6 +164,10 @@ impl Refcounts {
     }
 
     /// Has clean blocks dropped when all take more than `bytes`.
+    pub(super) fn budget(&self) -> u64 {
+        self.counters.budget.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_budget(&mut self, bytes: u64) {
         self.counters.budget.store(bytes, Ordering::Relaxed);
     }

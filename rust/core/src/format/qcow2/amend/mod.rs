@@ -75,18 +75,14 @@ pub fn amend(
     options: &AmendOptions,
     report: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    let mut amend = || {
-        if !storage.capabilities().write {
-            return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
-        }
-        let header = Header::read(&**storage)?;
-        refuse_unsafe_writes(&header)?;
-        let mut area = HeaderArea::read(&**storage)?;
-        change_fields(&mut area, &header, options)?;
-        change_references(&mut area, &header, options)?;
-        Amendment { storage, old: header, area }.run(report)
-    };
-    amend().map_err(|error| in_file(&**storage, error))
+    let amended = Amendment::of(storage, options).and_then(|amendment| amendment.run(report));
+    amended.map_err(|error| in_file(&**storage, error))
+}
+
+/// Refuses what [`amend`] would refuse after a look at the header.
+pub(crate) fn check(storage: &Arc<dyn Storage>, options: &AmendOptions) -> Result<()> {
+    let checked = Amendment::of(storage, options).and_then(|amendment| amendment.area.check(&**storage));
+    checked.map_err(|error| in_file(&**storage, error))
 }
 
 /// Versions, feature bits, refcount width.
@@ -211,7 +207,19 @@ struct Amendment<'a> {
     area: HeaderArea,
 }
 
-impl Amendment<'_> {
+impl<'a> Amendment<'a> {
+    fn of(storage: &'a Arc<dyn Storage>, options: &AmendOptions) -> Result<Self> {
+        if !storage.capabilities().write {
+            return Err(Error::new(ErrorKind::ReadOnly, "the storage was opened read-only"));
+        }
+        let old = Header::read(&**storage)?;
+        refuse_unsafe_writes(&old)?;
+        let mut area = HeaderArea::read(&**storage)?;
+        change_fields(&mut area, &old, options)?;
+        change_references(&mut area, &old, options)?;
+        Ok(Amendment { storage, old, area })
+    }
+
     fn run(mut self, report: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
         let storage = &**self.storage;
         let mut steps = Steps { done: 0, total: 0, cluster_size: self.old.cluster_size(), report };
