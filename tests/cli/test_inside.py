@@ -38,7 +38,7 @@ def test_snapshots_as_qemu_img_has_them(pyimago: Run, qemu_img: Run, qemu_io: Ru
     pyimago("snapshot", "-a", "first", image)
     qemu_io("-c", "read -P 1 1M 300k", "image")
     pyimago("snapshot", "--rename", "first", "third", image)
-    pyimago("snapshot", "-d", "2", image)
+    pyimago("snapshot", "-d", "second", image)
     (left,) = json.loads(pyimago("snapshot", "-l", "--output=json", image).stdout)
     assert (left["id"], left["name"]) == ("1", "third")
     qemu_img("check", "image")

@@ -228,6 +228,9 @@ fn with_bitmaps(path: &Path) {
     image.close().unwrap();
 }
 
+/// What is wrong, and how it comes about.
+type Damage<'a> = (&'a str, Box<dyn Fn(&mut Vec<u8>) + 'a>);
+
 /// Whatever is wrong with them, nobody could write to the image again.
 #[test]
 fn bitmaps_that_make_no_sense_are_removed_by_a_repair_of_all_and_by_no_other() {
@@ -239,7 +242,6 @@ fn bitmaps_that_make_no_sense_are_removed_by_a_repair_of_all_and_by_no_other() {
     let found = Qcow2::parse(&good).unwrap();
     let table = found.bitmap("b").unwrap().table_offset;
     let directory = found.bitmap_directory.0;
-    type Damage<'a> = (&'a str, Box<dyn Fn(&mut Vec<u8>) + 'a>);
     let damages: [Damage<'_>; 5] = [
         ("a bitmap of no type", Box::new(|bytes| put(bytes, directory + 16, &[9]))),
         ("a table nowhere", Box::new(|bytes| put(bytes, directory, &(1_u64 << 50).to_be_bytes()))),

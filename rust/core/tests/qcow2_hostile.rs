@@ -161,7 +161,7 @@ fn the_corrupt_bit_keeps_writers_out_and_readers_in() {
         put(&mut bytes, 72, &bits.to_be_bytes());
         refusal(&bytes);
         let opened = open_bytes(bytes, false).unwrap();
-        opened.read(&mut vec![0; 200_192], 0).unwrap();
+        opened.read(&mut vec![0; opened.size() as usize], 0).unwrap();
     }
 }
 

@@ -85,6 +85,7 @@ pub fn write_and_check(bytes: &[u8]) {
         compresses: !header.data_file(),
         snapshots: 0,
         resizes: false,
+        bitmaps: 0,
     };
     let sound = sound && !header.data_file();
     let mut model = Model::new(view, geometry, Discards::Either);

@@ -10,6 +10,8 @@ pub struct History {
     versions: Vec<Version>,
     /// Epoch in which a flush had ended, and the version that it made durable.
     flushes: Vec<(u64, usize)>,
+    /// Bitmaps are held against it, too.
+    bitmaps: bool,
 }
 
 #[derive(Debug)]
@@ -25,7 +27,17 @@ impl History {
     /// An image that shows `view`, durable.
     pub fn new(view: View) -> Self {
         let first = Version { epoch: 0, view, whole: true };
-        History { versions: vec![first], flushes: vec![(0, 0)] }
+        History { versions: vec![first], flushes: vec![(0, 0)], bitmaps: true }
+    }
+
+    /// The same where operations fail, and nobody knows what a bitmap was told of them.
+    #[must_use]
+    pub fn without_bitmaps(self) -> Self {
+        History { bitmaps: false, ..self }
+    }
+
+    pub(crate) fn has_bitmaps(&self) -> bool {
+        self.bitmaps
     }
 
     /// An operation of this kind that began in `epoch` leaves `view`, or some of it.
@@ -46,7 +58,9 @@ impl History {
         let mut problems = Vec::new();
         while let Some((first, others)) = rest.split_first() {
             let len = 1 + others.iter().position(|version| version.whole).unwrap_or(others.len());
-            match mix_allows(&rest[..len], found, unit) {
+            let allowed = mix_allows(&rest[..len], found, unit)
+                .and_then(|()| if self.bitmaps { bitmaps_allow(&rest[..len], found) } else { Ok(()) });
+            match allowed {
                 Ok(()) => return Ok(()),
                 Err(problem) if first.whole && durable > 0 => problems.push(format!("as a whole: {problem}")),
                 Err(problem) => problems.push(problem),
@@ -79,6 +93,22 @@ fn mix_allows(versions: &[Version], found: &View, unit: usize) -> Result<(), Str
     if !versions.iter().any(|version| version.view.beside_disk() == found.beside_disk()) {
         let problem = durable.expect(&View { disk: durable.disk.clone(), ..found.clone() });
         return Err(problem.expect_err("the first version is one of them"));
+    }
+    Ok(())
+}
+
+/// Whether each bitmap of `found` that does not say that nobody knows is as in one of the versions, and, if it records, says so of all in
+/// which the disk differs from what it was then.
+fn bitmaps_allow(versions: &[Version], found: &View) -> Result<(), String> {
+    let known = found.bitmaps.iter().filter(|bitmap| bitmap.dirty.is_some());
+    for bitmap in known {
+        let allows = |version: &Version| {
+            version.view.bitmaps.contains(bitmap)
+                && (!bitmap.enabled || bitmap.knows_of(&version.view.disk, &found.disk))
+        };
+        if !versions.iter().any(allows) {
+            return Err(format!("the bitmap {:?}, which is none of any version", bitmap.name));
+        }
     }
     Ok(())
 }

@@ -78,6 +78,7 @@ impl Config {
             snapshots: if self.data_file == DataFile::None && self.refcount_bits >= 16 { 4 } else { 0 },
             // In version 2 snapshots do not know their size.
             resizes: self.data_file == DataFile::None && self.version == 3,
+            bitmaps: if self.version >= 3 { 3 } else { 0 },
         }
     }
 

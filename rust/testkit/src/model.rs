@@ -25,6 +25,8 @@ pub struct Geometry {
     pub snapshots: usize,
     /// The disk's size can change.
     pub resizes: bool,
+    /// Bitmaps that a script may have at once; 0 where there can be none.
+    pub bitmaps: usize,
 }
 
 /// The bytes that a write with that seed puts at `offset`; seed 0 writes zeroes.
@@ -56,12 +58,84 @@ pub struct View {
     pub disk: Vec<u8>,
     /// Name and disk of each snapshot, in the order of their table.
     pub snapshots: Vec<(String, Arc<[u8]>)>,
+    /// The persistent bitmaps, in the order of their directory.
+    pub bitmaps: Vec<Bitmap>,
+}
+
+/// A persistent dirty bitmap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bitmap {
+    /// Its name.
+    pub name: String,
+    /// It records writes.
+    pub enabled: bool,
+    /// Bytes that a bit stands for.
+    pub granule: u64,
+    /// Its bits; `None`: it is inconsistent, nobody knows what they should be.
+    pub dirty: Option<Vec<bool>>,
+}
+
+impl Bitmap {
+    /// One of a disk of `size` bytes in which nothing is dirty.
+    pub fn clean(name: String, enabled: bool, granule: u64, size: u64) -> Self {
+        Bitmap { name, enabled, granule, dirty: Some(vec![false; size.div_ceil(granule) as usize]) }
+    }
+
+    /// Those that the oracle finds.
+    pub(crate) fn all_of(image: &Qcow2<'_>) -> Result<Vec<Self>, String> {
+        let bitmap = |found: &crate::qcow2::Bitmap| {
+            let (enabled, size) = (found.flags & 2 != 0, image.header.size);
+            let mut bitmap = Bitmap::clean(found.name.clone(), enabled, 1 << found.granularity_bits, size);
+            if found.flags & 1 == 0 {
+                image.dirty(found)?.into_iter().for_each(|(offset, len)| bitmap.mark(offset, len));
+            } else {
+                bitmap.dirty = None;
+            }
+            Ok(bitmap)
+        };
+        image.bitmaps.iter().map(bitmap).collect()
+    }
+
+    /// Makes what is in a range dirty.
+    pub(crate) fn mark(&mut self, offset: u64, len: u64) {
+        let granules = offset / self.granule..(offset + len).div_ceil(self.granule);
+        if let Some(dirty) = self.dirty.as_mut().filter(|_| len > 0) {
+            dirty[granules.start as usize..granules.end as usize].fill(true);
+        }
+    }
+
+    /// What is dirty, of a disk of `size` bytes.
+    fn ranges(&self, size: u64) -> Vec<(u64, u64)> {
+        let dirty = self.dirty.iter().flatten().zip((0..).step_by(self.granule as usize));
+        let range = |(_, at): (&bool, u64)| (at, self.granule.min(size - at));
+        dirty.filter(|(dirty, _)| **dirty).map(range).collect()
+    }
+
+    pub(crate) fn merge(&mut self, other: &Bitmap, size: u64) {
+        for (offset, len) in other.ranges(size) {
+            self.mark(offset, len);
+        }
+    }
+
+    pub(crate) fn resize(&mut self, size: u64) {
+        if let Some(dirty) = &mut self.dirty {
+            dirty.resize(size.div_ceil(self.granule) as usize, false);
+        }
+    }
+
+    /// Whether it says so of every granule in which the two disks, of which one may be longer, differ.
+    pub(crate) fn knows_of(&self, one: &[u8], other: &[u8]) -> bool {
+        let common = one.len().min(other.len());
+        let pairs = one[..common].chunks(self.granule as usize).zip(other.chunks(self.granule as usize));
+        let mut dirty = self.dirty.iter().flatten().zip(pairs);
+        dirty.all(|(dirty, (one, other))| *dirty || *one == other[..one.len()])
+    }
 }
 
 impl View {
     /// A disk and nothing else.
     pub fn of_disk(disk: Vec<u8>) -> Self {
-        View { disk, snapshots: Vec::new() }
+        View { disk, snapshots: Vec::new(), bitmaps: Vec::new() }
     }
 
     /// What the oracle sees in the bytes of an image. `backing`: what the backing file shows; `data_file`: its bytes.
@@ -72,12 +146,18 @@ impl View {
             let disk = image.snapshot_content(snapshot, backing)?;
             view.snapshots.push((snapshot.name.clone(), disk.into()));
         }
+        view.bitmaps = Bitmap::all_of(&image)?;
         Ok(view)
     }
 
-    /// Everything but the disk: what an operation changes as a whole or not at all.
+    /// Everything but the disk and the bits of bitmaps: what an operation changes as a whole or not at all.
     pub fn beside_disk(&self) -> impl PartialEq + '_ {
-        &self.snapshots
+        (&self.snapshots, self.bitmaps.iter().map(|bitmap| &bitmap.name).collect::<Vec<_>>())
+    }
+
+    /// Tells bitmaps that record of a change of the disk.
+    pub(crate) fn record(&mut self, offset: u64, len: u64) {
+        self.bitmaps.iter_mut().filter(|bitmap| bitmap.enabled).for_each(|bitmap| bitmap.mark(offset, len));
     }
 
     /// # Errors
@@ -94,10 +174,25 @@ impl View {
         if names(self) != names(found) {
             return Err(format!("the snapshots {:?}, not {:?}", names(found), names(self)));
         }
-        match self.snapshots.iter().zip(&found.snapshots).find(|(ours, theirs)| ours != theirs) {
-            Some(((name, _), _)) => Err(format!("another content in the snapshot {name:?}")),
-            None => Ok(()),
+        if let Some(((name, _), _)) =
+            self.snapshots.iter().zip(&found.snapshots).find(|(ours, theirs)| ours != theirs)
+        {
+            return Err(format!("another content in the snapshot {name:?}"));
         }
+        if self.bitmaps == found.bitmaps {
+            return Ok(());
+        }
+        let facts = |bitmap: &Bitmap| {
+            let bits = bitmap.dirty.as_ref().map(|dirty| dirty.iter().filter(|dirty| **dirty).count());
+            format!(
+                "{} (enabled {}, {} bytes, {bits:?} dirty)",
+                bitmap.name.trim_end_matches('-'),
+                bitmap.enabled,
+                bitmap.granule
+            )
+        };
+        let of = |view: &View| view.bitmaps.iter().map(facts).collect::<Vec<_>>();
+        Err(format!("the bitmaps {:?}, not {:?}", of(found), of(self)))
     }
 }
 
@@ -129,6 +224,10 @@ impl Model {
 
     pub(crate) fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    pub(crate) fn has_inconsistent_bitmap(&self) -> bool {
+        self.view.bitmaps.iter().any(|bitmap| bitmap.dirty.is_none())
     }
 
     /// Bytes of a cluster.

@@ -14,12 +14,12 @@ use std::ops::Range;
 
 use imago_core::access::image::Image;
 use imago_core::access::pack::CompressionLevel;
-use imago_core::format::ZeroIntent;
 use imago_core::format::preallocation::Preallocation;
+use imago_core::format::{Recording, ZeroIntent};
 use proptest::prelude::*;
 use proptest::strategy::Union;
 
-use crate::model::{Geometry, Model, packable, pattern};
+use crate::model::{Bitmap, Geometry, Model, packable, pattern};
 use crate::rng::by_seed;
 
 /// One operation on an image; offsets and lengths in bytes.
@@ -66,6 +66,24 @@ pub enum Op {
     Resize {
         size: u64,
     },
+    AddBitmap {
+        name: u8,
+        enabled: bool,
+    },
+    RemoveBitmap {
+        index: usize,
+    },
+    ClearBitmap {
+        index: usize,
+    },
+    RecordBitmap {
+        index: usize,
+        enabled: bool,
+    },
+    MergeBitmap {
+        index: usize,
+        source: usize,
+    },
     Flush,
     Reopen,
 }
@@ -89,7 +107,13 @@ impl Op {
             | Op::Write { .. }
             | Op::WriteCompressed { .. }
             | Op::WriteZeroes { .. }
-            | Op::Discard { .. } => Crash::Sectors,
+            | Op::Discard { .. }
+            // Of bitmaps that are held nothing is durable before they are stored.
+            | Op::AddBitmap { .. }
+            | Op::RemoveBitmap { .. }
+            | Op::ClearBitmap { .. }
+            | Op::RecordBitmap { .. }
+            | Op::MergeBitmap { .. } => Crash::Sectors,
             Op::TakeSnapshot { .. }
             | Op::ApplySnapshot { .. }
             | Op::DeleteSnapshot { .. }
@@ -97,6 +121,18 @@ impl Op {
             | Op::Resize { .. } => Crash::Whole,
             Op::Flush | Op::Reopen => Crash::Durable,
         }
+    }
+
+    /// It changes bitmaps and nothing else.
+    pub(crate) fn is_of_bitmaps(&self) -> bool {
+        matches!(
+            self,
+            Op::AddBitmap { .. }
+                | Op::RemoveBitmap { .. }
+                | Op::ClearBitmap { .. }
+                | Op::RecordBitmap { .. }
+                | Op::MergeBitmap { .. }
+        )
     }
 
     /// The same for an image that is as the model is now: inside its disk, and of a snapshot that is there. Without any, and where there
@@ -124,6 +160,7 @@ impl Op {
                     op = Op::Flush;
                 }
             }
+            Op::ApplySnapshot { .. } | Op::Resize { .. } if model.has_inconsistent_bitmap() => op = Op::Flush,
             Op::ApplySnapshot { index } | Op::DeleteSnapshot { index } | Op::RenameSnapshot { index, .. } => {
                 match index.checked_rem(model.view.snapshots.len()) {
                     Some(there) if model.geometry().snapshots > 0 => *index = there,
@@ -135,6 +172,32 @@ impl Op {
                     op = Op::Flush;
                 }
             }
+            Op::AddBitmap { name, .. } => {
+                let name = bitmap_name(*name);
+                let there = &model.view.bitmaps;
+                if there.len() >= model.geometry().bitmaps || there.iter().any(|bitmap| bitmap.name == name) {
+                    op = Op::Flush;
+                }
+            }
+            Op::RemoveBitmap { index }
+            | Op::ClearBitmap { index }
+            | Op::RecordBitmap { index, .. }
+            | Op::MergeBitmap { index, .. } => match index.checked_rem(model.view.bitmaps.len()) {
+                None => op = Op::Flush,
+                // Nothing else can be done with one that is inconsistent.
+                Some(there) if model.view.bitmaps[there].dirty.is_none() => {
+                    op = Op::RemoveBitmap { index: there };
+                }
+                Some(there) => {
+                    *index = there;
+                    if let Op::MergeBitmap { source, .. } = &mut op {
+                        *source %= model.view.bitmaps.len();
+                        if model.view.bitmaps[*source].dirty.is_none() {
+                            op = Op::Flush;
+                        }
+                    }
+                }
+            },
             Op::Flush | Op::Reopen => {}
         }
         op
@@ -143,6 +206,7 @@ impl Op {
     /// Does it to an image, which is as `before` says. [`Op::Reopen`] is a flush here: closing and opening is the caller's.
     pub fn run(&self, image: &Image, before: &Model) -> imago_core::Result<()> {
         debug_assert_eq!(self, &self.fitted(before), "it fits");
+        let bitmap = |index: usize| &*before.view.bitmaps[index].name;
         match *self {
             Op::Read { offset, len } => image.read(&mut vec![0; len as usize], offset),
             Op::Write { offset, len, seed } => image.write(&pattern(seed, offset, len), offset),
@@ -160,12 +224,31 @@ impl Op {
                 image.rename_snapshot(&id(image, index)?, &snapshot_name(name))
             }
             Op::Resize { size } => image.resize(size, Preallocation::Off),
+            Op::AddBitmap { name, enabled } => {
+                image.bitmaps().add(&bitmap_name(name), Some(granule(name)), recording(enabled))
+            }
+            Op::RemoveBitmap { index } => image.bitmaps().remove(bitmap(index)),
+            Op::ClearBitmap { index } => image.bitmaps().clear(bitmap(index)),
+            Op::RecordBitmap { index, enabled } => {
+                image.bitmaps().set_recording(bitmap(index), recording(enabled))
+            }
+            Op::MergeBitmap { index, source } => {
+                let ranges = image.bitmaps().ranges(bitmap(source))?;
+                image.bitmaps().merge(bitmap(index), ranges)
+            }
             Op::Flush | Op::Reopen => image.flush(),
         }
     }
 
     /// Changes the model as it changes an image, where that is certain; a discard's ragged ends stay as they are.
     pub fn change(&self, model: &mut Model) {
+        match *self {
+            Op::Write { offset, len, .. }
+            | Op::WriteCompressed { offset, len, .. }
+            | Op::WriteZeroes { offset, len, .. }
+            | Op::Discard { offset, len } => model.view.record(offset, len),
+            _ => {}
+        }
         match *self {
             Op::Write { offset, len, seed } => {
                 model.view.disk[offset as usize..(offset + len) as usize]
@@ -186,10 +269,31 @@ impl Op {
                 let disk = model.view.disk.clone().into();
                 model.view.snapshots.push((snapshot_name(name), disk));
             }
-            Op::ApplySnapshot { index } => model.view.disk = model.view.snapshots[index].1.to_vec(),
+            Op::ApplySnapshot { index } => {
+                model.view.disk = model.view.snapshots[index].1.to_vec();
+                let size = model.size();
+                model.view.bitmaps.iter_mut().for_each(|bitmap| bitmap.resize(size));
+                model.view.record(0, size);
+            }
             Op::DeleteSnapshot { index } => drop(model.view.snapshots.remove(index)),
             Op::RenameSnapshot { index, name } => model.view.snapshots[index].0 = snapshot_name(name),
-            Op::Resize { size } => model.view.disk.resize(size as usize, 0),
+            Op::Resize { size } => {
+                model.view.disk.resize(size as usize, 0);
+                model.view.bitmaps.iter_mut().for_each(|bitmap| bitmap.resize(size));
+            }
+            Op::AddBitmap { name, enabled } => {
+                let bitmap = Bitmap::clean(bitmap_name(name), enabled, granule(name), model.size());
+                model.view.bitmaps.push(bitmap);
+            }
+            Op::RemoveBitmap { index } => drop(model.view.bitmaps.remove(index)),
+            Op::ClearBitmap { index } => {
+                model.view.bitmaps[index].dirty.iter_mut().for_each(|dirty| dirty.fill(false));
+            }
+            Op::RecordBitmap { index, enabled } => model.view.bitmaps[index].enabled = enabled,
+            Op::MergeBitmap { index, source } => {
+                let (size, source) = (model.size(), model.view.bitmaps[source].clone());
+                model.view.bitmaps[index].merge(&source, size);
+            }
             Op::Read { .. } | Op::Flush | Op::Reopen => {}
         }
     }
@@ -198,6 +302,18 @@ impl Op {
 /// No number, so that it is never taken for an id; of any length, so that the table's is too.
 fn snapshot_name(name: u8) -> String {
     format!("s{name}{}", "-".repeat(usize::from(name) / 2))
+}
+
+fn bitmap_name(name: u8) -> String {
+    format!("b{name}{}", "-".repeat(usize::from(name)))
+}
+
+fn granule(name: u8) -> u64 {
+    512 << (name % 4)
+}
+
+fn recording(enabled: bool) -> Recording {
+    if enabled { Recording::Enabled } else { Recording::Disabled }
 }
 
 fn id(image: &Image, index: usize) -> imago_core::Result<String> {
@@ -253,6 +369,19 @@ fn any_op(geometry: Geometry) -> impl Strategy<Value = Op> {
         (1, Just(Op::Flush).boxed()),
         (1, Just(Op::Reopen).boxed()),
     ];
+    if geometry.bitmaps > 0 {
+        let flag = any::<bool>();
+        let add = (any::<u8>(), flag).prop_map(|(name, enabled)| Op::AddBitmap { name, enabled });
+        let record = (index, flag).prop_map(|(index, enabled)| Op::RecordBitmap { index, enabled });
+        let merge = (index, index).prop_map(|(index, source)| Op::MergeBitmap { index, source });
+        ops.extend([
+            (2, add.boxed()),
+            (1, index.prop_map(|index| Op::RemoveBitmap { index }).boxed()),
+            (1, index.prop_map(|index| Op::ClearBitmap { index }).boxed()),
+            (1, record.boxed()),
+            (1, merge.boxed()),
+        ]);
+    }
     if geometry.compresses {
         let packed = (clusters(geometry), any::<u8>());
         let packed = packed.prop_map(|((offset, len), seed)| Op::WriteCompressed { offset, len, seed });

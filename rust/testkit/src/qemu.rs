@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use crate::model::View;
+use crate::model::{Bitmap, View};
 use crate::qcow2::Qcow2;
 
 /// Whether `qemu-img` and `qemu-io` are there.
@@ -137,14 +137,16 @@ pub fn snapshot_content(path: &Path, snapshot: &str) -> Vec<u8> {
     convert_to_raw(path, &["-l", snapshot])
 }
 
-/// What the image shows, as `qemu-img convert` has it; only the names of the snapshots are the oracle's.
+/// What the image shows, as `qemu-img convert` has it; only the names of the snapshots, and the bitmaps, are the oracle's.
 #[track_caller]
 pub fn view(path: &Path) -> View {
     let bytes = std::fs::read(path).expect("an image");
-    let names = Qcow2::parse(&bytes).expect("an image").snapshots.into_iter().map(|snapshot| snapshot.name);
+    let image = Qcow2::parse(&bytes).expect("an image");
+    let names = image.snapshots.iter().map(|snapshot| &snapshot.name);
     View {
         disk: content(path),
-        snapshots: names.map(|name| (name.clone(), snapshot_content(path, &name).into())).collect(),
+        snapshots: names.map(|name| (name.clone(), snapshot_content(path, name).into())).collect(),
+        bitmaps: Bitmap::all_of(&image).expect("bitmaps"),
     }
 }
 
