@@ -44,7 +44,7 @@ soak: qemu ## Random scripts with crash images and failing storage for SOAK_MINU
 fuzz: qemu ## Fuzz opening, checking and writing for FUZZ_SECONDS (60) each (needs cargo-fuzz)
 	@cargo fuzz --version > /dev/null 2>&1 || { echo "make fuzz needs cargo-fuzz: cargo install cargo-fuzz" >&2; exit 1; }
 	cd rust/fuzz && cargo run --release --quiet --bin seeds $(addprefix corpus/,$(FUZZ_TARGETS))
-	cd rust/fuzz && $(foreach target,$(FUZZ_TARGETS),RUSTC_BOOTSTRAP=1 cargo fuzz run $(target) -- \
+	cd rust/fuzz && $(foreach target,$(FUZZ_TARGETS),RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . $(target) -- \
 		-max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=1048576 -rss_limit_mb=2048 &&) true
 
 test-rust: ## Rust tests and doctests
