@@ -69,8 +69,11 @@ def _parser(commands: Mapping[str, str]) -> Parser:
     return parser
 
 
-def _formats(**_: Any) -> Iterable[str]:
-    return FORMATS
+def _words(*words: str) -> Callable[..., Iterable[str]]:
+    def complete(**_: Any) -> Iterable[str]:
+        return words
+
+    return complete
 
 
 def _options(prefix: str, **_: Any) -> Iterable[str]:
@@ -83,13 +86,14 @@ def _options(prefix: str, **_: Any) -> Iterable[str]:
     return [f"{before}{comma}{word}" for word in (words if before else ["help", *words])]
 
 
-def _nothing(**_: Any) -> Iterable[str]:
-    return ()
-
-
+NUMBERS_AND_NAMES = (
+    *("SIZE", "[+-]SIZE", "OFFSET", "LENGTH", "RATE", "COUNT", "DEPTH", "BYTE", "N"),
+    *("NAME", "SNAPSHOT", "SOURCE"),
+)
 COMPLETERS: dict[str, Callable[..., Iterable[str]]] = {
-    "FMT": _formats,
+    "FMT": _words(*FORMATS),
     "NAME=VALUE[,...]": _options,
-    **dict.fromkeys(("SIZE", "[+-]SIZE", "OFFSET", "LENGTH", "NAME"), _nothing),
+    "secret,id=ID,...": _words("secret,id="),
+    **dict.fromkeys(NUMBERS_AND_NAMES, _words()),
 }
 """By what the help calls the value; all else is a file or one of the choices."""
