@@ -630,8 +630,7 @@ def map(
         ImagoError: A file cannot be read as an image, or is in use.
         OSError: A file cannot be read.
     """
-    with open(path, format=format, snapshot=snapshot, implicit=implicit, secret=secret) as image:
-        return list(image.extents(offset, length))
+    return _native.map(path, offset, length, format, snapshot, implicit, secret)
 
 
 def bench(

@@ -74,6 +74,8 @@ __all__ = [
     "hash_awaited",
     "info",
     "info_awaited",
+    "map",
+    "map_awaited",
     "measure",
     "measure_awaited",
     "open",
@@ -726,3 +728,21 @@ def bench_awaited(
     secret: Secret | None,
     progress: Progress | None,
 ) -> Awaitable[float]: ...
+def map(
+    place: Place,
+    offset: int,
+    length: int | None,
+    format: Format | None,
+    snapshot: str | None,
+    implicit: Implicit,
+    secret: Secret | None,
+) -> list[Extent]: ...
+def map_awaited(
+    place: Place,
+    offset: int,
+    length: int | None,
+    format: Format | None,
+    snapshot: str | None,
+    implicit: Implicit,
+    secret: Secret | None,
+) -> Awaitable[list[Extent]]: ...

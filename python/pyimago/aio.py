@@ -382,8 +382,7 @@ async def map(
     secret: Secret | None = None,
 ) -> list[Extent]:
     """As `pyimago.map`, awaited."""
-    async with open(path, format=format, snapshot=snapshot, implicit=implicit, secret=secret) as image:
-        return [extent async for extent in image.extents(offset, length)]
+    return await _native.map_awaited(path, offset, length, format, snapshot, implicit, secret)
 
 
 async def bench(

@@ -137,6 +137,12 @@ impl Extent {
     }
 }
 
+impl From<Facts> for Extent {
+    fn from(facts: Facts) -> Self {
+        Extent(facts)
+    }
+}
+
 impl Item for Facts {
     fn object(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         Ok(Py::new(py, Extent(self))?.into_any())

@@ -69,6 +69,8 @@ mod _native {
         add_key, add_key_awaited, change_key, change_key_awaited, erase_key, erase_key_awaited,
     };
     #[pymodule_export]
+    use crate::verbs::map::{map, map_awaited};
+    #[pymodule_export]
     use crate::verbs::measure::{measure, measure_awaited};
     #[pymodule_export]
     use crate::verbs::open::{open, open_awaited};

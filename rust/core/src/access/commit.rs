@@ -90,11 +90,17 @@ pub fn commit_into(image: &Arc<Image>, base: &Arc<Image>, merging: Merging, job:
         );
     }
     merge(image, base, levels, merging.rate, job)?;
-    job.wanted().check()?;
+    still_wanted(image, job)?;
     // Durable before what it was made from goes.
     base.flush()?;
-    job.wanted().check()?;
+    still_wanted(image, job)?;
     if empties { image.make_empty() } else { Ok(()) }
+}
+
+/// Who gave up while threads ended, or while what was written became durable, keeps the image as it is.
+fn still_wanted(image: &Image, job: &mut Job<'_>) -> Result<()> {
+    job.report(image.size(), image.size());
+    job.wanted().check()
 }
 
 /// An image with all below it.

@@ -3,6 +3,7 @@
 use std::iter;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::error::Result;
@@ -14,6 +15,8 @@ use crate::units::{GuestOffset, HostOffset};
 use super::below::Answer;
 use super::extent::Extent;
 use super::image::{Base, Image, Operation};
+use super::job::Job;
+use super::sweep::{Piece, Then, sweep};
 
 /// A part of a read that a ring may do: `len` bytes at `host_offset` of `fd`.
 #[cfg(unix)]
@@ -58,6 +61,42 @@ struct Level {
     image: Arc<Image>,
     /// It is known to hold nothing from the iteration's offset up to here: it is not asked again for every run of another.
     empty_until: u64,
+}
+
+/// Parts of a disk that one thread goes through: no smaller than this, a multiple of every cluster size, and no more than so many.
+const PART: u64 = 1 << 30;
+const PARTS: u64 = 256;
+
+/// The disk from `offset` on in parts; what of them is not known yet.
+pub(super) fn parts(offset: u64, len: u64) -> impl Iterator<Item = Result<Piece<()>>> {
+    let (size, end) = (len.div_ceil(PARTS).next_multiple_of(PART), offset + len);
+    let mut start = offset;
+    iter::from_fn(move || {
+        let part = Piece { start, end: (start / PART * PART + size).min(end), what: () };
+        start = part.end;
+        (part.start < part.end).then_some(Ok(part))
+    })
+}
+
+/// What [`Image::extents`] says of a range, gathered by all cores.
+pub fn gather(image: &Arc<Image>, offset: u64, len: u64, job: &mut Job<'_>) -> Result<Vec<Extent>> {
+    image.check_range(offset, len)?;
+    let gathered = Mutex::new(Vec::new());
+    sweep(parts(offset, len), len, job, |part, _| {
+        let extents = image.extents(part.start, part.len())?.collect::<Result<Vec<_>>>()?;
+        gathered.lock().push(extents);
+        Ok(Then::Next)
+    })?;
+    let mut gathered = gathered.into_inner();
+    gathered.sort_unstable_by_key(|extents| extents.first().map(|extent| extent.offset));
+    let mut all: Vec<Extent> = Vec::with_capacity(gathered.iter().map(Vec::len).sum());
+    for extent in gathered.into_iter().flatten() {
+        match all.last_mut() {
+            Some(last) if last.continues_in(&extent) => last.length += extent.length,
+            _ => all.push(extent),
+        }
+    }
+    Ok(all)
 }
 
 impl Image {

@@ -1,10 +1,13 @@
 //! How large a file a new image needs.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::create::CreateOptions;
 use super::image::Image;
 use super::job::Job;
+use super::map::parts;
+use super::sweep::{Then, sweep};
 use crate::error::Result;
 use crate::format::luks;
 use crate::format::qcow2::measure::fully_allocated;
@@ -50,26 +53,30 @@ pub fn measure(source: Option<&Arc<Image>>, target: &CreateOptions, job: &mut Jo
     Ok(Measured { required: fully_allocated - all_data + data, fully_allocated })
 }
 
-/// Bytes of the clusters of `cluster_size` that hold data of `image`.
+/// Bytes of the clusters of `cluster_size` that hold data of `image`, counted by all cores.
 fn allocated(image: &Arc<Image>, cluster_size: u64, job: &mut Job<'_>) -> Result<u64> {
-    let size = image.size();
-    let mut clusters = 0;
-    // The first cluster that is not counted yet.
-    let mut next = 0;
-    for (number, extent) in image.extents(0, size)?.enumerate() {
-        let extent = extent?;
-        if number % STEP == 0 {
-            job.report(extent.offset, size);
-            job.wanted().check()?;
+    let clusters = AtomicU64::new(0);
+    let wanted = job.wanted();
+    // A part ends where a cluster does.
+    sweep(parts(0, image.size()), image.size(), job, |part, _| {
+        let mut count = 0;
+        // The first cluster that is not counted yet.
+        let mut next = 0;
+        for (number, extent) in image.extents(part.start, part.len())?.enumerate() {
+            let extent = extent?;
+            if number % STEP == 0 {
+                wanted.check()?;
+            }
+            if extent.zero {
+                continue;
+            }
+            let first = (extent.offset / cluster_size).max(next);
+            let end = extent.end().div_ceil(cluster_size);
+            count += end.saturating_sub(first);
+            next = end.max(next);
         }
-        if extent.zero {
-            continue;
-        }
-        let first = (extent.offset / cluster_size).max(next);
-        let end = extent.end().div_ceil(cluster_size);
-        clusters += end.saturating_sub(first);
-        next = end.max(next);
-    }
-    job.report(size, size);
-    Ok(clusters * cluster_size)
+        clusters.fetch_add(count, Ordering::Relaxed);
+        Ok(Then::Next)
+    })?;
+    Ok(clusters.into_inner() * cluster_size)
 }

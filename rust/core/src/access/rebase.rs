@@ -59,7 +59,6 @@ pub fn rebase(path: impl AsRef<Path>, options: &RebaseOptions, job: &mut Job<'_>
     }
     if options.mode == RebaseMode::Safe {
         keep_content(path, options, job)?;
-        job.wanted().check()?;
     }
     let change = options.backing.clone().map_or(BackingChange::Drop, BackingChange::Set);
     let header = AmendOptions { backing: Some(change), ..AmendOptions::default() };
@@ -135,8 +134,11 @@ fn copy_differences(
         }
         Ok(Then::Next)
     })?;
+    job.report(size, size);
     job.wanted().check()?;
-    image.flush()
+    image.flush()?;
+    job.report(size, size);
+    job.wanted().check()
 }
 
 /// What becomes of a cluster.

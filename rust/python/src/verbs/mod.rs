@@ -30,6 +30,7 @@ mod encryption;
 pub(crate) mod info;
 mod job;
 pub(crate) mod keys;
+pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod open;
 pub(crate) mod rebase;

@@ -163,7 +163,14 @@ impl Driver {
         let place = match run.unit {
             Unit::Data { host } => Place::Data { storage: self.data_at(guest, host)?, offset: host + within },
             Unit::Zero { reserved } => Place::Zero { reserved: reserved.map(|host| host + within) },
-            Unit::Unallocated { .. } => Place::Unallocated,
+            Unit::Unallocated { .. } => {
+                let span = self.geometry.slice_span();
+                // Who asks for more than a slice goes through all of the disk.
+                if !self.writable && len > span && end == guest.align_down(span) + span {
+                    end = self.empty_until(table.host, end, guest + len)?;
+                }
+                Place::Unallocated
+            }
             Unit::Compressed => {
                 let start = guest.align_down(self.geometry.cluster_size());
                 end = (guest + len).min(start + self.geometry.cluster_size());

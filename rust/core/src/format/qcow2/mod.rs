@@ -26,6 +26,7 @@ mod refcounts;
 mod references;
 mod resize;
 mod rewrite;
+mod scan;
 pub mod sequential;
 mod snapshots;
 mod tables;
@@ -111,6 +112,8 @@ pub struct Driver {
     /// disk after the next flush.
     l1: Box<[AtomicU64]>,
     slices: SliceCache,
+    /// Of an image that is only read: where its tables are empty.
+    scans: scan::Scans,
     /// What the caller wants `slices` to hold; otherwise the size of the disk decides.
     l2_cache_size: Option<u64>,
     inflight: Inflight,
@@ -236,6 +239,7 @@ impl Driver {
                 geometry.l2_bytes(header.size).min(L2_CACHE_BYTES),
                 geometry.slice_bytes(),
             ),
+            scans: scan::Scans::default(),
             l2_cache_size: None,
             inflight: Inflight::default(),
             started: AtomicBool::new(false),

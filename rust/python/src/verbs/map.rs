@@ -1,0 +1,64 @@
+//! Where the bytes of an image are.
+
+use imago_core::access::map::gather;
+use imago_core::access::open::OpenOptions;
+use imago_core::storage::StorageOpenOptions;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+use super::Format;
+use super::job::run_job;
+use super::source::Place;
+use crate::extents::Extent;
+use crate::gate::PyGate;
+use crate::operation::Face;
+use crate::secret::PySecret;
+use crate::transfer::Offset;
+
+fn map_with<F: Face>(
+    py: Python<'_>,
+    place: Place,
+    offset: Offset,
+    length: Option<Offset>,
+    format: Option<Format>,
+    snapshot: Option<String>,
+    implicit: PyGate,
+    secret: Option<PySecret>,
+) -> PyResult<Py<PyAny>> {
+    run_job::<F, _, _, _>(
+        py,
+        None,
+        move |job| {
+            let secret = PySecret::get_some(secret)?;
+            let image = implicit.pass(|gate| {
+                let format = format.map(|format| format.0);
+                let opening =
+                    OpenOptions { format, snapshot, gate: gate.clone(), secret, ..OpenOptions::default() };
+                opening.open_storage(place.storage(StorageOpenOptions::new())?)
+            })?;
+            let length = length.map_or_else(|| image.size().saturating_sub(offset.0), |length| length.0);
+            let extents = gather(&image, offset.0, length, job);
+            Ok(image.close().and(extents)?)
+        },
+        |py, extents| {
+            let list = PyList::empty(py);
+            for extent in extents {
+                list.append(Extent::from(extent))?;
+            }
+            Ok(list.into_any().unbind())
+        },
+    )
+}
+
+faces! {
+    /// The extents of `length` bytes (None: all) at `offset` of the image at `place`; see `pyimago.map`.
+    map_with => map, map_awaited(
+        place: Place,
+        offset: Offset,
+        length: Option<Offset>,
+        format: Option<Format>,
+        snapshot: Option<String>,
+        implicit: PyGate,
+        secret: Option<PySecret>,
+    )
+}
