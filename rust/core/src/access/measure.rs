@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::format::luks;
 use crate::format::qcow2::measure::fully_allocated;
 
-/// Extents between two reports of how far it is: some 100 microseconds.
+/// Extents between two looks at whether it is still wanted: some 100 microseconds.
 const STEP: usize = 256;
 
 /// Bytes of a file.
