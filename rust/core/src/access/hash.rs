@@ -25,12 +25,10 @@ pub fn hash(image: &Arc<Image>, job: &mut Job<'_>) -> Result<[u8; 32]> {
     let blocks = Blocks { extents: image.extents(0, size)?, current: None, position: 0, size };
     let digests = Mutex::new(Vec::new());
     sweep(blocks, size, job, |piece, buffer| {
-        if piece.what != Known::Zero {
-            buffer.resize(piece.len() as usize, 0);
-            image.read(&mut buffer[..], piece.start)?;
-            if !is_zero(buffer) {
-                digests.lock().push((piece.start / PIECE, *blake3::hash(buffer).as_bytes()));
-            }
+        if piece.what != Known::Zero
+            && let Some(digest) = digest_of(image, &piece, buffer)?
+        {
+            digests.lock().push((piece.start / PIECE, digest));
         }
         Ok(Then::Next)
     })?;
@@ -42,6 +40,34 @@ pub fn hash(image: &Arc<Image>, job: &mut Job<'_>) -> Result<[u8; 32]> {
         whole.update(&block.to_le_bytes()).update(&digest);
     }
     Ok(*whole.finalize().as_bytes())
+}
+
+/// Bytes that are read and hashed at a time, so that they are still in a core's own cache for the hash.
+const PART: u64 = 128 << 10;
+
+static ZEROES: [u8; PART as usize] = [0; PART as usize];
+
+/// The digest of a block, `None` if all of it is zeroes.
+fn digest_of(image: &Image, piece: &Piece<Known>, buffer: &mut Vec<u8>) -> Result<Option<[u8; 32]>> {
+    let mut hasher = None;
+    let mut at = piece.start;
+    while at < piece.end {
+        let len = PART.min(piece.end - at);
+        buffer.resize(len as usize, 0);
+        image.read(&mut buffer[..], at)?;
+        if hasher.is_none() && !is_zero(buffer) {
+            let mut begun = blake3::Hasher::new();
+            for _ in (piece.start..at).step_by(PART as usize) {
+                begun.update(&ZEROES);
+            }
+            hasher = Some(begun);
+        }
+        if let Some(hasher) = &mut hasher {
+            hasher.update(buffer);
+        }
+        at += len;
+    }
+    Ok(hasher.map(|hasher| *hasher.finalize().as_bytes()))
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
