@@ -621,7 +621,7 @@ def measure(
     source_secret: Secret | None,
     progress: Progress | None,
     layout: Mapping[str, object],
-) -> tuple[int, int]: ...
+) -> tuple[int, int, int | None]: ...
 def measure_awaited(
     source: Source | None,
     size: int | None,
@@ -631,7 +631,7 @@ def measure_awaited(
     source_secret: Secret | None,
     progress: Progress | None,
     layout: Mapping[str, object],
-) -> Awaitable[tuple[int, int]]: ...
+) -> Awaitable[tuple[int, int, int | None]]: ...
 def amend(
     path: StrPath,
     format: Format | None,

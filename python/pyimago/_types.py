@@ -317,14 +317,17 @@ class Measurement:
         required: With the source's content, or empty; the tables are counted as if all of the disk were
             allocated, so that it is an upper bound.
         fully_allocated: When all of the disk is allocated.
+        bitmaps: What the source's bitmaps take beside; None where source or target can have none.
     """
 
     required: int
     fully_allocated: int
+    bitmaps: int | None
 
     def to_dict(self) -> dict[str, int]:
         """The document that `qemu-img measure --output=json` prints."""
-        return {"required": self.required, "fully-allocated": self.fully_allocated}
+        document = {"required": self.required, "fully-allocated": self.fully_allocated}
+        return document if self.bitmaps is None else document | {"bitmaps": self.bitmaps}
 
 
 @dataclass(frozen=True, slots=True)

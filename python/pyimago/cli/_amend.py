@@ -6,14 +6,8 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli import _layout
-from pyimago.cli._arguments import (
-    add_format,
-    add_implicit,
-    add_objects,
-    add_options,
-    add_progress,
-    read_secrets,
-)
+from pyimago.cli._arguments import add_format, add_implicit, add_options, add_progress
+from pyimago.cli._images import Images, add_cache, add_naming
 from pyimago.cli._progress import show
 from pyimago.cli._text import UsageError
 
@@ -27,8 +21,9 @@ def add_arguments(parser: Parser) -> None:
     """What `amend` takes."""
     parser.add_argument("image", metavar="IMAGE", help="the image's file; nobody else may use it")
     add_format(parser)
+    add_naming(parser)
+    add_cache(parser, "-t", "--cache")
     add_options(parser)
-    add_objects(parser)
     parser.add_argument(
         "--force", action="store_true", help="erase the last key slot, too: nobody ever reads the disk again"
     )
@@ -38,7 +33,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Amend as the command line says."""
-    changes = _layout.parse(arguments.options, read_secrets(arguments.object), _layout.AMENDABLE)
+    images = Images(arguments)
+    image = images.path(arguments.image, arguments.format, cache=arguments.cache)
+    changes = _layout.parse(arguments.options, images.secrets, _layout.AMENDABLE)
     if not changes:
         raise UsageError("Must specify options (-o)")
     # No size is none to change to: so qemu-img has it, and who means nothing by it keeps the disk.
@@ -46,10 +43,11 @@ def run(arguments: argparse.Namespace) -> None:
         del changes["size"]
         if not changes:
             return
+    changes.setdefault("secret", image.secret)
     with show(arguments) as progress:
         pyimago.amend(
-            arguments.image,
-            format=arguments.format,
+            image.filename,
+            format=image.format,
             implicit=arguments.implicit,
             force=arguments.force,
             progress=progress,

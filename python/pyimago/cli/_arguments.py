@@ -129,25 +129,48 @@ def read_secrets(objects: Sequence[str]) -> dict[str, bytes]:
     """The secrets that the `--object` arguments define, by id."""
     from pathlib import Path
 
-    from pyimago.cli import _layout
-
     secrets: dict[str, bytes] = {}
     for text in objects:
-        members = _layout.members(text)
-        if members[""] != "secret" or "id" not in members:
+        members = _object(text)
+        kind, name = members.pop("qom-type", None), members.pop("id", None)
+        if kind != "secret" or name is None:
             raise UsageError("an object is secret,id=ID and file=NAME or data=TEXT")
-        if "file" in members:
-            secret = Path(members["file"]).read_bytes()
-        elif "data" in members:
-            secret = members["data"].encode("utf-8", "surrogateescape")
+        file, data = members.pop("file", None), members.pop("data", None)
+        form = members.pop("format", "raw")
+        if members:
+            raise UsageError(f"Parameter '{next(iter(members))}' is unexpected")
+        if file is not None:
+            secret = Path(file).read_bytes()
+        elif data is not None:
+            secret = data.encode("utf-8", "surrogateescape")
         else:
-            raise UsageError(f"the secret {members['id']!r} has neither file nor data")
-        if members.get("format") == "base64":
+            raise UsageError(f"the secret {name!r} has neither file nor data")
+        if form == "base64":
             from base64 import b64decode
 
-            secret = b64decode(secret)
-        secrets[members["id"]] = secret
+            try:
+                secret = b64decode(secret, validate=True)
+            except ValueError:
+                raise UsageError(f"the secret {name!r} is not in base64") from None
+        elif form != "raw":
+            raise UsageError(f"the format of a secret is raw or base64, not {form!r}")
+        secrets[name] = secret
     return secrets
+
+
+def _object(text: str) -> dict[str, str]:
+    """The members of `type,name=value,...`, or of the same as JSON."""
+    if not text.startswith("{"):
+        from pyimago.cli import _layout
+
+        members = _layout.members(text) if text.strip(",") else {"": ""}
+        return {"qom-type": members.pop("")} | members
+    import json
+
+    try:
+        return {str(name): str(value) for name, value in json.loads(text).items()}
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--object: {error}") from None
 
 
 def add_progress(parser: Parser) -> None:

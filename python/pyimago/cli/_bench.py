@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli._arguments import add_format, add_implicit, size
+from pyimago.cli._images import Images, add_naming
 from pyimago.cli._text import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def add_arguments(parser: Parser) -> None:
     """What `bench` takes."""
     parser.add_argument("image", metavar="IMAGE", help="the image, with the files it names")
     add_format(parser)
+    add_naming(parser, share=True)
     parser.add_argument("-c", "--count", metavar="COUNT", type=int, default=75_000, help="requests (75000)")
     parser.add_argument("-d", "--depth", metavar="DEPTH", type=int, default=64, help="at a time (64)")
     parser.add_argument("-s", "--buffer-size", metavar="SIZE", type=size, default=4096, help="of each (4k)")
@@ -45,7 +47,6 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "-t", "--cache", metavar="CACHE", choices=CACHES, default="writeback", help="as for qemu-img"
     )
-    parser.add_argument("-U", "--force-share", action="store_true", help="read past the locks of others")
     parser.add_argument("-q", "--quiet", action="store_true", help="taken, and without effect")
     add_implicit(parser)
 
@@ -63,9 +64,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     if durable and arguments.write:
         interval = 1
+    image = Images(arguments).path(arguments.image, arguments.format, write=arguments.write)
     result = pyimago.bench(
-        arguments.image,
-        format=arguments.format,
+        image.filename,
+        format=image.format,
         write=arguments.write,
         count=arguments.count,
         depth=arguments.depth,

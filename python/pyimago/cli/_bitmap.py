@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli._arguments import add_format, size
+from pyimago.cli._images import Images, add_naming, format_of
 from pyimago.cli._text import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="the image's file")
     parser.add_argument("name", metavar="NAME", help="the bitmap's name")
     add_format(parser)
+    add_naming(parser)
     for name, text in (
         ("add", "make it; it follows writes, unless --disable comes too"),
         ("remove", "remove it"),
@@ -53,7 +55,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError("granularity only supported with --add")
     if arguments.source_file is not None and not any(change == "merge" for change, _ in changes):
         raise UsageError("Merge bitmap source file only supported with --merge")
-    with pyimago.open(arguments.image, format=arguments.format, write=True, backing=None) as image:
+    if arguments.source_format is not None and arguments.source_file is None:
+        raise UsageError("-F only supported with -b")
+    with Images(arguments).opened(arguments.image, arguments.format, write=True, backing=False) as image:
         for change, value in changes:
             _change(image, arguments, change, value)
 
@@ -74,5 +78,7 @@ def _change(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, chan
         case _ if arguments.source_file is None:
             bitmaps.merge(name, value)
         case _:
-            with pyimago.open(arguments.source_file, format=arguments.source_format, backing=None) as source:
+            with pyimago.open(
+                arguments.source_file, format=format_of(arguments.source_format), backing=None
+            ) as source:
                 bitmaps.merge(name, value, image=source)

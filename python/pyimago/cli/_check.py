@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli._arguments import add_format, add_implicit, add_output, add_progress
+from pyimago.cli._images import Images, add_cache, add_naming
 from pyimago.cli._progress import show
 from pyimago.cli._text import escape
 
 if TYPE_CHECKING:
     import argparse
 
+    from pyimago._types import Format, Lock
     from pyimago.cli._arguments import Parser
 
 NOT_CHECKED = 1
@@ -30,6 +32,8 @@ def add_arguments(parser: Parser) -> None:
     """What `check` takes."""
     parser.add_argument("image", metavar="IMAGE", help="the image's file")
     add_format(parser)
+    add_naming(parser, share=True)
+    add_cache(parser, "-T", "--cache")
     add_output(parser)
     parser.add_argument(
         "-r", "--repair", choices=("leaks", "all"), help="repair what leaks, or all that can be repaired"
@@ -41,21 +45,12 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check as the command line says."""
-    try:
-        with show(arguments) as progress:
-            result = pyimago.check(
-                arguments.image,
-                format=arguments.format,
-                repair=arguments.repair or "none",
-                deep=arguments.deep,
-                implicit=arguments.implicit,
-                progress=progress,
-            )
-    except pyimago.UnsupportedFeatureError as error:
-        error.exit_status = UNSUPPORTED  # type: ignore[attr-defined]
-        raise
+    images = Images(arguments)
+    write = arguments.repair is not None
+    with images.place(arguments.image, arguments.format, write=write, cache=arguments.cache) as image:
+        result = _check(arguments, *image, images.lock)
     if arguments.output == "json":
-        print(json.dumps(result.to_dict(), indent=4))
+        print(json.dumps(result.to_dict() | {"filename": arguments.image}, indent=4))
     elif not arguments.quiet:
         _print(result)
     if result.check_errors:
@@ -63,6 +58,25 @@ def run(arguments: argparse.Namespace) -> int:
     if result.corruptions:
         return CORRUPT
     return LEAKS if result.leaks else 0
+
+
+def _check(
+    arguments: argparse.Namespace, storage: pyimago.Storage, format: Format | None, lock: Lock
+) -> pyimago.CheckResult:
+    try:
+        with show(arguments) as progress:
+            return pyimago.check(
+                storage,
+                format=format,
+                repair=arguments.repair or "none",
+                deep=arguments.deep,
+                implicit=arguments.implicit,
+                lock=lock,
+                progress=progress,
+            )
+    except pyimago.UnsupportedFeatureError as error:
+        error.exit_status = UNSUPPORTED  # type: ignore[attr-defined]
+        raise
 
 
 def _print(result: pyimago.CheckResult) -> None:

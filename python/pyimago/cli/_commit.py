@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli._arguments import add_format, add_implicit, add_progress, size
+from pyimago.cli._images import Images, add_cache, add_naming, name_in_image
 from pyimago.cli._progress import show
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ def add_arguments(parser: Parser) -> None:
     """What `commit` takes."""
     parser.add_argument("image", metavar="IMAGE", help="the image's file")
     add_format(parser)
+    add_naming(parser)
+    add_cache(parser, "-t", "--cache")
     parser.add_argument(
         "-b",
         "--base",
@@ -35,11 +38,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Commit as the command line says."""
+    image = Images(arguments).path(arguments.image, arguments.format, cache=arguments.cache)
+    base = name_in_image(arguments.base)
     with show(arguments) as progress:
         pyimago.commit(
-            arguments.image,
-            base=arguments.base,
-            format=arguments.format,
+            image.filename,
+            base=base,
+            format=image.format,
             keep=arguments.drop or arguments.base is not None,
             implicit=arguments.implicit,
             rate_limit=arguments.rate_limit,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli._arguments import add_implicit, add_progress
+from pyimago.cli._images import Images, add_cache, add_naming
 from pyimago.cli._progress import show
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("-f", "--a-format", metavar="FMT", help="format of IMAGE1 (default: probed)")
     parser.add_argument("-F", "--b-format", metavar="FMT", help="format of IMAGE2 (default: probed)")
     parser.add_argument("-s", "--strict", action="store_true", help="sizes and allocation count too")
+    add_naming(parser, share=True)
+    add_cache(parser, "-T", "--cache")
     add_progress(parser)
     add_implicit(parser)
 
@@ -31,16 +34,13 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare as the command line says."""
     try:
-        with show(arguments) as progress:
-            compared = pyimago.compare(
-                arguments.first,
-                arguments.second,
-                first_format=arguments.a_format,
-                second_format=arguments.b_format,
-                strict=arguments.strict,
-                implicit=arguments.implicit,
-                progress=progress,
-            )
+        images, cache = Images(arguments), arguments.cache
+        with (
+            images.opened(arguments.first, arguments.a_format, cache=cache) as first,
+            images.opened(arguments.second, arguments.b_format, cache=cache) as second,
+            show(arguments) as progress,
+        ):
+            compared = pyimago.compare(first, second, strict=arguments.strict, progress=progress)
     except Exception as error:
         error.exit_status = FAILED  # type: ignore[attr-defined]
         raise

@@ -92,6 +92,7 @@ NUMBERS_AND_NAMES = (
 )
 COMPLETERS: dict[str, Callable[..., Iterable[str]]] = {
     "FMT": _words(*FORMATS),
+    "MODE": _words("none", "writeback", "writethrough", "directsync", "unsafe"),
     "NAME=VALUE[,...]": _options,
     "secret,id=ID,...": _words("secret,id="),
     **dict.fromkeys(NUMBERS_AND_NAMES, _words()),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pyimago
 from pyimago.cli import _layout
 from pyimago.cli._arguments import add_implicit, add_options, add_progress
+from pyimago.cli._images import Images, add_cache, add_naming, file_name
 from pyimago.cli._progress import show
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "-c", "--compress", action="store_true", help="write compressed clusters, as compression_type says"
     )
+    add_naming(parser, share=True)
+    add_cache(parser, "-T", "--source-cache")
     add_options(parser)
     add_progress(parser)
     add_implicit(parser)
@@ -31,14 +34,16 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert as the command line says."""
-    layout = _layout.parse(arguments.options)
-    with show(arguments) as progress:
+    images = Images(arguments)
+    layout = _layout.parse(arguments.options, images.secrets)
+    with (
+        images.opened(arguments.source, arguments.source_format, cache=arguments.source_cache) as source,
+        show(arguments) as progress,
+    ):
         pyimago.convert(
-            arguments.source,
-            arguments.target,
-            source_format=arguments.source_format,
+            source,
+            file_name(arguments.target),
             format=arguments.target_format,
-            implicit=arguments.implicit,
             progress=progress,
             compress=arguments.compress,
             **layout,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyimago
 from pyimago.cli import _layout
 from pyimago.cli._arguments import add_objects, add_options, read_secrets, size
+from pyimago.cli._images import file_name, name_in_image
 from pyimago.cli._text import UsageError, escape
 
 if TYPE_CHECKING:
@@ -51,16 +52,20 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Create as the command line says."""
+    image = file_name(arguments.image)
     layout = _layout.parse(arguments.options, read_secrets(arguments.object))
     for keyword, value in (("backing", arguments.backing), ("backing_format", arguments.backing_format)):
         if value is not None:
             layout[keyword] = value
+    name_in_image(layout.get("backing"))
+    if layout.get("backing_format") is not None and layout.get("backing") is None:
+        raise UsageError(f"{arguments.image}: Backing format cannot be used without backing file")
     asked = layout.pop("size", None)
     length = asked if arguments.size is None else arguments.size
     if length is None and "backing" not in layout:
         raise UsageError(f"{arguments.image}: Image creation needs a size parameter")
     pyimago.create(
-        arguments.image,
+        image,
         length,
         format=arguments.format,
         overwrite=True,
@@ -69,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if not arguments.quiet:
         if length is None:
-            length = pyimago.info(arguments.image, format=arguments.format).virtual_size
+            length = pyimago.info(image, format=arguments.format).virtual_size
         print(_formatted(arguments.image, arguments.format, length, layout))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyimago
 from pyimago.cli._arguments import add_format, add_implicit, add_output
+from pyimago.cli._images import Images, add_naming
 from pyimago.cli._text import escape, size
 
 if TYPE_CHECKING:
@@ -23,18 +24,26 @@ def add_arguments(parser: Parser) -> None:
     """What `info` takes."""
     parser.add_argument("image", metavar="IMAGE", help="the image's file")
     add_format(parser)
+    add_naming(parser, share=True)
     add_output(parser)
-    parser.add_argument("--backing-chain", action="store_true", help="the backing files too, topmost first")
+    parser.add_argument(
+        "-b", "--backing-chain", action="store_true", help="the backing files too, topmost first"
+    )
     add_implicit(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what `pyimago info` was asked for."""
-    if arguments.backing_chain:
-        chain = pyimago.info_chain(arguments.image, format=arguments.format, implicit=arguments.implicit)
-    else:
-        chain = [pyimago.info(arguments.image, format=arguments.format)]
+    images = Images(arguments)
+    with images.place(arguments.image, arguments.format) as (storage, kind):
+        if arguments.backing_chain:
+            chain = pyimago.info_chain(storage, format=kind, implicit=arguments.implicit, lock=images.lock)
+        else:
+            chain = [pyimago.info(storage, format=kind)]
     documents = [image.to_dict() for image in chain]
+    if not isinstance(storage, pyimago.File):
+        # Its file's name alone would say too much.
+        documents[0]["filename"] = images.in_full(arguments.image, arguments.format)
     if arguments.output == "json":
         print(json.dumps(documents if arguments.backing_chain else documents[0], indent=4))
     else:

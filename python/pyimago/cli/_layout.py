@@ -89,7 +89,7 @@ def parse(
     without that.
     """
     layout: dict[str, Any] = {}
-    for option in _split(options):
+    for option in split(options):
         name, given, value = option.partition("=")
         found = known.get(name) or known.get(f"encrypt.{name}")
         if found is None:
@@ -115,7 +115,7 @@ def secret(name: str, secrets: Mapping[str, bytes]) -> bytes:
 
 def help_asked(options: Sequence[str]) -> bool:
     """Whether the options are to be told and nothing to be done."""
-    return any(option in {"help", "?"} for option in _split(options))
+    return any(option in {"help", "?"} for option in split(options))
 
 
 def print_help(known: Known) -> None:
@@ -125,12 +125,12 @@ def print_help(known: Known) -> None:
         print(f"  {name:<22} {text}")
 
 
-def _split(options: Sequence[str]) -> list[str]:
+def split(options: Sequence[str]) -> list[str]:
     parts = ",".join(options).replace(",,", "\0").split(",")
     return [part.replace("\0", ",") for part in parts if part]
 
 
 def members(text: str) -> dict[str, str]:
     """The members of `type,name=value,...`; the first word has the name `""`."""
-    kind, *rest = _split([text])
+    kind, *rest = split([text])
     return {"": kind} | {name: value for name, _, value in (part.partition("=") for part in rest)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli._arguments import add_format, add_implicit, add_output, size
+from pyimago.cli._images import Images, add_naming
 from pyimago.cli._text import UsageError, escape
 from pyimago.cli._text import size as human_size
 
@@ -27,6 +28,7 @@ def add_arguments(parser: Parser) -> None:
     """What `map` takes."""
     parser.add_argument("image", metavar="IMAGE", help="the image, with the files it names")
     add_format(parser)
+    add_naming(parser, share=True)
     add_output(parser)
     parser.add_argument(
         "--picture",
@@ -54,16 +56,16 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{arguments.picture}: a picture is a file with the end {' or '.join(PICTURES)}")
     if arguments.picture is not None and arguments.output == "json":
         raise UsageError("--picture and --output=json exclude each other")
-    with pyimago.open(arguments.image, format=arguments.format, implicit=arguments.implicit) as image:
-        start = min(arguments.start_offset, image.size)
-        length = image.size - start
+    with Images(arguments).opened(arguments.image, arguments.format) as image:
+        start = arguments.start_offset
+        length = max(image.size - start, 0)
         if arguments.max_length is not None:
             length = min(length, arguments.max_length)
         if arguments.picture is not None:
-            _draw(image, arguments, start, length)
+            _draw(image, arguments, min(start, image.size), length)
             return
-        extents = image.extents(start, length)
-        _write(_json(extents) if arguments.output == "json" else _human(extents))
+        extents = image.extents(min(start, image.size), length)
+        _write(_json(extents, start) if arguments.output == "json" else _human(extents))
 
 
 def _draw(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, start: int, length: int) -> None:
@@ -71,7 +73,8 @@ def _draw(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, start:
     from pyimago.cli import _picture
     from pyimago.cli._survey import survey
 
-    chain = pyimago.info_chain(arguments.image, format=arguments.format, implicit=arguments.implicit)
+    path = Images(arguments).path(arguments.image, arguments.format, write=False)
+    chain = pyimago.info_chain(path.filename, format=path.format, implicit=arguments.implicit)
     if not length:
         raise UsageError(f"{arguments.image}: there is nothing to draw: the disk ends at {image.size}")
     if arguments.picture and any(_same_file(Path(arguments.picture), Path(link.filename)) for link in chain):
@@ -123,7 +126,7 @@ def _hexadecimal(number: int) -> str:
     return f"{number:#x}" if number else "0"
 
 
-def _json(extents: Iterable[pyimago.Extent]) -> Iterator[str]:
+def _json(extents: Iterable[pyimago.Extent], start: int) -> Iterator[str]:
     """The text, too, is qemu-img's: some read it line by line."""
     before = "["
     for extent in extents:
@@ -134,4 +137,7 @@ def _json(extents: Iterable[pyimago.Extent]) -> Iterator[str]:
             f'"compressed": {WORD[extent.compressed]}{place}}}'
         )
         before = ",\n"
-    yield "]\n" if before != "[" else "[]\n"
+    if before == "[":
+        yield f'[{{ "start": {start}, "length": 0, "depth": 0, "present": false, "zero": false, '
+        yield '"data": false, "compressed": false}'
+    yield "]\n"

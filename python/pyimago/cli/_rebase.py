@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli._arguments import add_format, add_implicit, add_progress
+from pyimago.cli._images import NAMES_OF_FORMATS, Images, add_cache, add_naming, bypasses_cache, name_in_image
 from pyimago.cli._progress import show
 from pyimago.cli._text import UsageError
 
@@ -19,11 +20,13 @@ def add_arguments(parser: Parser) -> None:
     """What `rebase` takes."""
     parser.add_argument("image", metavar="IMAGE", help="the image's file; nobody else may use it")
     add_format(parser)
+    add_naming(parser, share=True)
+    add_cache(parser, "-t", "--cache")
+    add_cache(parser, "-T", "--backing-cache")
     parser.add_argument(
         "-b",
         "--backing",
         metavar="FILE",
-        required=True,
         help="the new backing file, as seen from IMAGE; '': none",
     )
     parser.add_argument("-F", "--backing-format", metavar="FMT", help="its format; with '' there is none")
@@ -39,16 +42,23 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Rebase as the command line says."""
-    if arguments.backing and arguments.backing_format is None:
+    if arguments.backing is None and not arguments.backing_unsafe:
+        raise UsageError("Must specify backing file (-b) or use unsafe mode (-u)")
+    bypasses_cache(arguments.backing_cache, "source cache")
+    image = Images(arguments).path(arguments.image, arguments.format, write=False, cache=arguments.cache)
+    backing = name_in_image(arguments.backing)
+    if arguments.backing_format not in {None, *NAMES_OF_FORMATS}:
+        raise UsageError(f"Invalid format name: {arguments.backing_format!r}")
+    if backing and arguments.backing_format is None:
         raise UsageError(
             "the format of the new backing file has to be given (-F): a guest can write any header"
         )
     with show(arguments) as progress:
         pyimago.rebase(
-            arguments.image,
-            arguments.backing or None,
-            backing_format=arguments.backing_format if arguments.backing else None,
-            format=arguments.format,
+            image.filename,
+            backing,
+            backing_format=arguments.backing_format if backing else None,
+            format=image.format,
             unsafe=arguments.backing_unsafe,
             compress=arguments.compress,
             implicit=arguments.implicit,

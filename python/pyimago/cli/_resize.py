@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyimago
 from pyimago.cli._arguments import add_format, add_implicit
+from pyimago.cli._images import Images, add_naming
 from pyimago.cli._text import UsageError, parse_size
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="the image's file")
     parser.add_argument("size", metavar="[+-]SIZE", help="bytes, or with k, M, G, T, P, E")
     add_format(parser)
+    add_naming(parser)
     parser.add_argument(
         "--shrink", action="store_true", help="allow a smaller size: what is behind it is lost"
     )
@@ -34,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
 
 def prepare(words: list[str]) -> list[str]:
     """As with qemu-img, a last word like `-10G` is a size and no option."""
-    if words and words[-1][:1] == "-" and words[-1][1:2].isdigit():
+    if words and words[-1][:1] == "-" and words[-1][1:2].isdigit() and "--" not in words:
         return [*words[:-1], "--", words[-1]]
     return words
 
@@ -47,9 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         amount = parse_size(text.removeprefix(sign))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    with pyimago.open(
-        arguments.image, format=arguments.format, write=True, implicit=arguments.implicit
-    ) as image:
+    with Images(arguments).opened(arguments.image, arguments.format, write=True) as image:
         size = {"": amount, "+": image.size + amount, "-": image.size - amount}[sign]
         if size <= 0:
             raise UsageError("New image size must be positive")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyimago
 from pyimago.cli import _info
 from pyimago.cli._arguments import add_format, add_output
+from pyimago.cli._images import Images, add_naming
 from pyimago.cli._text import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def add_arguments(parser: Parser) -> None:
     """What `snapshot` takes."""
     parser.add_argument("image", metavar="IMAGE", help="the image's file")
     add_format(parser)
+    add_naming(parser, share=True)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("-l", "--list", action="store_true", help="list them (the default)")
     what.add_argument("-c", "--create", metavar="NAME", help="take one")
@@ -36,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not any(change is not None for change in changes):
         _list(arguments)
         return
-    with pyimago.open(arguments.image, format=arguments.format, write=True, backing=None) as image:
+    with Images(arguments).opened(arguments.image, arguments.format, write=True, backing=False) as image:
         if arguments.create is not None:
             image.snapshots.create(arguments.create)
         elif arguments.apply is not None:
@@ -56,7 +58,8 @@ def _id_of(image: pyimago.SyncFormatAccess, name: str) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    document = pyimago.info(arguments.image, format=arguments.format).to_dict()
+    with Images(arguments).place(arguments.image, arguments.format) as (storage, kind):
+        document = pyimago.info(storage, format=kind).to_dict()
     snapshots = document.get("snapshots", [])
     if arguments.output == "json":
         print(json.dumps(snapshots, indent=4))

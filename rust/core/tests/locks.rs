@@ -37,6 +37,8 @@ fn readers_share_and_a_writer_is_alone() {
     assert_locked(&path, true, "nobody else may write");
     drop((reader, second));
     let _writer = open(&path, true).expect("a writer, now that the readers have gone");
+    #[cfg(target_os = "linux")]
+    assert_locked(&path, false, "by this very process");
     assert_locked(&path, false, "open for writing elsewhere");
     assert_locked(&path, true, "elsewhere");
 }
@@ -139,6 +141,8 @@ fn an_image_that_qemu_writes_is_locked_here() {
         let qemu = QemuIo::open(&path, &["-f", format]);
         assert_locked(&path, false, "open for writing elsewhere");
         assert_locked(&path, true, "elsewhere");
+        #[cfg(target_os = "linux")]
+        assert_locked(&path, false, &format!("by the process {} (qemu-io)", qemu.0.id()));
         drop(qemu);
         open(&path, true).expect("free again");
     }

@@ -99,6 +99,10 @@ impl Storage for Disk {
         self.image.format().storage().allocated()
     }
 
+    fn position(&self, _: u64) -> Option<u64> {
+        None
+    }
+
     fn path(&self) -> Option<&Path> {
         self.image.path()
     }

@@ -203,7 +203,7 @@ impl Image {
         }
         let data = usize::from(Arc::ptr_eq(storage, self.format.data_storage()));
         extent.host_file.clone_from(&self.host_files[data]);
-        extent.host_offset = Some(host.0);
+        extent.host_offset = storage.position(host.0);
     }
 }
 

@@ -9,8 +9,9 @@ use super::job::Job;
 use super::map::parts;
 use super::sweep::{Then, sweep};
 use crate::error::Result;
-use crate::format::luks;
-use crate::format::qcow2::measure::fully_allocated;
+use crate::format::qcow2::create::Version;
+use crate::format::qcow2::measure::{all_bitmaps, fully_allocated};
+use crate::format::{FormatSpecificInfo, luks};
 
 /// Extents between two looks at whether it is still wanted: some 100 microseconds.
 const STEP: usize = 256;
@@ -22,6 +23,8 @@ pub struct Measured {
     pub required: u64,
     /// When all of the disk is allocated.
     pub fully_allocated: u64,
+    /// What the source's bitmaps would take as well; `None` where source or target can have none.
+    pub bitmaps: Option<u64>,
 }
 
 /// The size of an image of `target`'s options: an empty one of the size that they say, or with the content (and the size) of `source`.
@@ -32,11 +35,11 @@ pub fn measure(source: Option<&Arc<Image>>, target: &CreateOptions, job: &mut Jo
     let options = match target {
         CreateOptions::Raw { size, .. } => {
             let size = source.map_or(*size, |source| source.size());
-            return Ok(Measured { required: size, fully_allocated: size });
+            return Ok(Measured { required: size, fully_allocated: size, bitmaps: None });
         }
         CreateOptions::Luks { size, encryption } => {
             let size = source.map_or(*size, |source| source.size()) + luks::area_len(encryption)?;
-            return Ok(Measured { required: size, fully_allocated: size });
+            return Ok(Measured { required: size, fully_allocated: size, bitmaps: None });
         }
         CreateOptions::Qcow2(options) => options,
     };
@@ -50,7 +53,17 @@ pub fn measure(source: Option<&Arc<Image>>, target: &CreateOptions, job: &mut Jo
         Some(source) => allocated(source, u64::from(options.cluster_size), job)?,
         None => 0,
     };
-    Ok(Measured { required: fully_allocated - all_data + data, fully_allocated })
+    let bitmaps = match source {
+        Some(source) if options.version == Version::V3 => bitmaps(source, u64::from(options.cluster_size))?,
+        _ => None,
+    };
+    Ok(Measured { required: fully_allocated - all_data + data, fully_allocated, bitmaps })
+}
+
+/// Bytes that the bitmaps of `image` take in an image with clusters of `cluster_size`.
+fn bitmaps(image: &Arc<Image>, cluster_size: u64) -> Result<Option<u64>> {
+    let Some(FormatSpecificInfo::Qcow2(info)) = image.format().info()?.specific else { return Ok(None) };
+    Ok((info.version == 3).then(|| all_bitmaps(&info.bitmaps, image.size(), cluster_size)))
 }
 
 /// Bytes of the clusters of `cluster_size` that hold data of `image`, counted by all cores.

@@ -168,6 +168,10 @@ impl Storage for Encrypted {
         self.inner.path()
     }
 
+    fn position(&self, _: u64) -> Option<u64> {
+        None
+    }
+
     fn identity(&self) -> Option<(u64, u64)> {
         self.inner.identity()
     }

@@ -60,10 +60,12 @@ pub(super) fn acquire(file: &fs::File, writable: bool) -> Result<()> {
     }
     match result {
         Ok(None) => Ok(()),
-        Ok(Some(conflict)) => Err(Error::new(
-            ErrorKind::Locked,
-            format!("the image is locked: {conflict} (a running virtual machine?); end that use first"),
-        )),
+        Ok(Some(Conflict { what, byte })) => {
+            let who = holder(file, byte)
+                .map_or_else(|| " (a running virtual machine?)".to_owned(), |who| format!(", by {who}"));
+            let text = format!("the image is locked: {what}{who}; end that use first");
+            Err(Error::new(ErrorKind::Locked, text))
+        }
         Err(error) => match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => Err(Error::new(
                 ErrorKind::Locked,
@@ -81,26 +83,98 @@ pub(super) fn release(file: &fs::File) {
     let _ = sys::unlock(file, HELD, DENIED + PERMISSIONS - HELD);
 }
 
+/// Why an image cannot be had.
+struct Conflict {
+    what: &'static str,
+    /// The byte that somebody else has a lock on.
+    byte: u64,
+}
+
 /// First all locks, then all checks: of two that come at once at least one sees the other.
-fn lock_then_check(file: &fs::File, held: &[Permission]) -> io::Result<Option<&'static str>> {
+fn lock_then_check(file: &fs::File, held: &[Permission]) -> io::Result<Option<Conflict>> {
     let bytes = held.iter().map(|p| p.held()).chain(UNSHARED.iter().map(|p| p.denied()));
     for byte in bytes {
         sys::lock_shared(file, byte)?;
     }
     for permission in held {
         if sys::is_locked_by_others(file, permission.denied())? {
-            return Ok(Some(match permission {
+            let what = match permission {
                 Permission::Read => "another user of it lets nobody read it",
                 Permission::Write | Permission::Resize => {
                     "it is open elsewhere, where nobody else may write to it meanwhile"
                 }
-            }));
+            };
+            return Ok(Some(Conflict { what, byte: permission.denied() }));
         }
     }
     for permission in UNSHARED {
         if sys::is_locked_by_others(file, permission.held())? {
-            return Ok(Some("it is open for writing elsewhere"));
+            return Ok(Some(Conflict { what: "it is open for writing elsewhere", byte: permission.held() }));
         }
     }
     Ok(None)
+}
+
+/// Which process has a lock on that byte, in words, where this one may know.
+///
+/// The kernel names no owner of such a lock: any process with the descriptor has it. So it is looked for in what `/proc` tells of
+/// descriptors, which touches no file itself (one on a dead network file system would never answer).
+#[cfg(target_os = "linux")]
+fn holder(file: &fs::File, byte: u64) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+
+    let metadata = file.metadata().ok()?;
+    let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+    let file = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let has_it = |pid: u32| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+        descriptors
+            .filter_map(|descriptor| fs::read_to_string(descriptor.path()).ok())
+            .any(|told| told.lines().any(|line| is_lock_on(line, &file, byte)))
+    };
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let pid = processes
+        .filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok())
+        .find(|pid| has_it(*pid))?;
+    if pid == std::process::id() {
+        return Some("this very process".to_owned());
+    }
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(format!("the process {pid} ({})", name.trim_end().escape_debug()))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn holder(_: &fs::File, _: u64) -> Option<String> {
+    None
+}
+
+/// Whether a line of `fdinfo` is of a lock on that byte of that file:
+/// `lock:  1: OFDLCK  ADVISORY  READ -1 fe:00:130 100 101`.
+#[cfg(target_os = "linux")]
+fn is_lock_on(line: &str, file: &str, byte: u64) -> bool {
+    let mut words = line.split_ascii_whitespace();
+    if words.next() != Some("lock:") {
+        return false;
+    }
+    let [.., on, start, end] = *words.collect::<Vec<_>>() else { return false };
+    let within = start.parse().is_ok_and(|start: u64| start <= byte)
+        && end.parse().map_or(end == "EOF", |end: u64| byte <= end);
+    on == file && within
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::is_lock_on;
+
+    #[test]
+    fn locks_are_read_as_the_kernel_writes_them() {
+        let line = "lock:\t1: OFDLCK ADVISORY  READ -1 fe:00:130 100 101";
+        assert!(is_lock_on(line, "fe:00:130", 100) && is_lock_on(line, "fe:00:130", 101));
+        assert!(!is_lock_on(line, "fe:00:130", 102) && !is_lock_on(line, "fe:00:13", 100));
+        assert!(is_lock_on("lock:\t1: POSIX ADVISORY WRITE 7 fe:00:130 0 EOF", "fe:00:130", 9));
+        for other in ["", "pos:\t0", "lock:", "lock: a b", "lock:\t1: OFDLCK ADVISORY READ -1 fe:00:130 x y"]
+        {
+            assert!(!is_lock_on(other, "fe:00:130", 100), "{other:?}");
+        }
+    }
 }

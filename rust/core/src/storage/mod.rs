@@ -19,6 +19,10 @@ macro_rules! answers_of_inner {
             self.inner.path()
         }
 
+        fn position(&self, offset: u64) -> Option<u64> {
+            self.inner.position(offset)
+        }
+
         fn identity(&self) -> Option<(u64, u64)> {
             self.inner.identity()
         }
@@ -182,6 +186,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// The file behind it, where there is one: implicit references are resolved against it and errors name it.
     fn path(&self) -> Option<&Path> {
         None
+    }
+
+    /// Where in that file the byte at `offset` is, if it is there as it is.
+    fn position(&self, offset: u64) -> Option<u64> {
+        Some(offset)
     }
 
     /// What tells this storage from every other (device and inode of a file), for the detection of cycles.

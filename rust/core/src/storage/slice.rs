@@ -154,6 +154,10 @@ impl Storage for Slice {
         self.inner.path()
     }
 
+    fn position(&self, offset: u64) -> Option<u64> {
+        self.within(offset).and_then(|at| self.inner.position(at))
+    }
+
     fn identity(&self) -> Option<(u64, u64)> {
         self.inner.identity()
     }

@@ -44,13 +44,16 @@ fn measure_with<F: Face>(
             Ok(source.close().and(measured)?)
         },
         |py, measured| {
-            Ok((measured.required, measured.fully_allocated).into_pyobject(py)?.into_any().unbind())
+            Ok((measured.required, measured.fully_allocated, measured.bitmaps)
+                .into_pyobject(py)?
+                .into_any()
+                .unbind())
         },
     )
 }
 
 faces! {
-    /// Bytes that an image would need, of its own size or with the content of `source`; and when it is full.
+    /// Bytes that an image would need, of its own size or with the content of `source`; when it is full; and for bitmaps.
     measure_with => measure, measure_awaited(
         source: Option<&Bound<'_, PyAny>>,
         size: Option<Offset>,

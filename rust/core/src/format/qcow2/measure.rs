@@ -1,7 +1,9 @@
 //! How large an image would be. The arithmetic is QEMU's, so that the answers are.
 
+use super::bitmaps::directory::entry_len;
 use super::create::{self, CreateOptions};
 use crate::error::Result;
+use crate::format::qcow2_info::BitmapInfo;
 
 /// Bytes that an image of these options takes when every cluster of its disk is allocated, and how many of them are data.
 ///
@@ -35,4 +37,15 @@ fn refcount_clusters(clusters: u64, options: &CreateOptions) -> u64 {
         }
         (blocks, table) = (next_blocks, next_table);
     }
+}
+
+/// Bytes that these bitmaps of a disk of `size` bytes take when none of their clusters is left out.
+pub fn all_bitmaps(bitmaps: &[BitmapInfo], size: u64, cluster_size: u64) -> u64 {
+    let whole = |bytes: u64| bytes.next_multiple_of(cluster_size);
+    let one = |bitmap: &BitmapInfo| {
+        let bits = whole(size.div_ceil(bitmap.granularity).div_ceil(8));
+        bits + whole(bits / cluster_size * 8)
+    };
+    let directory: u64 = bitmaps.iter().map(|bitmap| entry_len(0, bitmap.name.len())).sum();
+    bitmaps.iter().map(one).sum::<u64>() + whole(directory)
 }

@@ -92,7 +92,7 @@ impl Entry {
     }
 }
 
-fn entry_len(extra: usize, name: usize) -> u64 {
+pub(crate) fn entry_len(extra: usize, name: usize) -> u64 {
     (size_of::<RawBitmapEntry>() as u64 + extra as u64 + name as u64).next_multiple_of(8)
 }
 

@@ -10,7 +10,7 @@
 
 mod bits;
 mod data;
-mod directory;
+pub(super) mod directory;
 mod record;
 mod resize;
 mod store;

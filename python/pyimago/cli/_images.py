@@ -1,0 +1,470 @@
+"""From the words of the command line to images.
+
+A word names a file, or says in full what is to be opened: `--image-opts driver=qcow2,file.filename=NAME` and
+`json:{"driver": "qcow2", "file": {"driver": "file", "filename": "NAME"}}` are the same tree.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import pyimago
+from pyimago.cli import _layout
+from pyimago.cli._arguments import add_objects, read_secrets
+from pyimago.cli._text import UsageError, parse_size
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Generator
+
+    from pyimago._types import Format, Implicit, Lock
+    from pyimago.cli._arguments import Parser
+
+FORMATS = ("qcow2", "raw", "luks")
+FILES = ("file", "host_device")
+"""Drivers of what an image is in."""
+NAMES_OF_FORMATS = {
+    *("bochs", "cloop", "dmg", "file", "host_device", "luks", "parallels", "qcow", "qcow2", "qed", "raw"),
+    *("vdi", "vhdx", "vmdk", "vpc", "vvfat"),
+}
+"""What an image may say that its backing file is, whether that can be opened here or not."""
+PROTOCOLS = {
+    *(
+        "json",
+        "blkdebug",
+        "blklogwrites",
+        "blkverify",
+        "fat",
+        "file",
+        "ftp",
+        "ftps",
+        "gluster",
+        "host_cdrom",
+        "http",
+    ),
+    *("https", "iscsi", "iser", "nbd", "nbd+tcp", "nbd+unix", "nfs", "null-aio", "null-co", "nvme", "quorum"),
+    *("rbd", "replication", "sheepdog", "ssh", "vvfat", "vxhs"),
+}
+"""What QEMU knows before a colon; any other word with one is the name of a file."""
+CACHES = {
+    "none": True,
+    "off": True,
+    "directsync": True,
+    "writeback": False,
+    "writethrough": False,
+    "unsafe": False,
+}
+"""The modes, and whether they bypass the page cache. All of them end with a flush."""
+
+
+def add_naming(parser: Parser, *, share: bool = False) -> None:
+    """`--image-opts` and `--object`; `-U` too with `share`."""
+    parser.add_argument(
+        "--image-opts",
+        action="store_true",
+        help="images are given as driver=qcow2,file.filename=NAME,... and not by name",
+    )
+    if share:
+        parser.add_argument(
+            "-U", "--force-share", action="store_true", help="take no locks: somebody may be using the image"
+        )
+    add_objects(parser)
+
+
+def add_cache(parser: Parser, *names: str) -> None:
+    """A cache mode, under `names`."""
+    parser.add_argument(
+        *names,
+        metavar="MODE",
+        default="writeback",
+        help="past the page cache (none, directsync) or through it (writeback, writethrough, unsafe)",
+    )
+
+
+DEPTH_MAX = 64
+"""Trees within trees: each is opened by a call within a call."""
+QCOW2_OPTIONS = (
+    "cache-clean-interval",
+    "cache-size",
+    "discard-no-unref",
+    "l2-cache-entry-size",
+    "lazy-refcounts",
+    "overlap-check",
+    "pass-discard-other",
+    "pass-discard-request",
+    "pass-discard-snapshot",
+)
+"""What changes how QEMU goes about it, and nothing that is seen here."""
+
+
+class Tree:
+    """What an image, or the file of one, is to be opened as. An option that was looked at is gone from it."""
+
+    def __init__(self, options: dict[str, Any], where: str = "") -> None:
+        self.options = options
+        self.where = where
+        self.driver = self.text("driver")
+
+    def text(self, name: str) -> str | None:
+        """An option that is a string."""
+        value = self.options.pop(name, None)
+        if value is not None and not isinstance(value, str):
+            raise UsageError(f"{self.where}{name} is a string, not {value!r}")
+        return value
+
+    def switch(self, name: str) -> bool | None:
+        """An option that is on or off."""
+        value = self.options.pop(name, None)
+        if value is None or isinstance(value, bool):
+            return value
+        if value not in _layout.SWITCH:
+            raise UsageError(f"{self.where}{name} is on or off, not {value!r}")
+        return _layout.SWITCH[value]
+
+    def size(self, name: str) -> int | None:
+        """An option that is a number of bytes."""
+        value = self.options.pop(name, None)
+        try:
+            return None if value is None else parse_size(str(value))
+        except ValueError as error:
+            raise UsageError(f"{self.where}{name}: {error}") from None
+
+    def child(self, name: str) -> Tree | None:
+        """An option that is a tree of its own."""
+        value = self.options.pop(name, None)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise UsageError(f"{self.where}{name} is to say what to open ({name}.driver=...), not {value!r}")
+        return Tree(cast("dict[str, Any]", value), f"{self.where}{name}.")
+
+    def skip(self, *names: str) -> None:
+        """Options that make no difference here."""
+        for name in names:
+            self.options.pop(name, None)
+
+    def end(self) -> None:
+        """Refuse what nobody has looked at."""
+        for name in self.options:
+            what = f"the driver {self.driver!r}" if self.driver else "an image"
+            raise UsageError(f"no option {self.where + name!r}: {what} has none of that name")
+
+
+class Images:
+    """Opens the images that a command line names."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.image_opts: bool = getattr(arguments, "image_opts", False)
+        self.share: bool = getattr(arguments, "force_share", False)
+        self.implicit: Implicit = getattr(arguments, "implicit", "beside")
+        self.secrets = read_secrets(getattr(arguments, "object", ()))
+
+    @property
+    def lock(self) -> Lock:
+        """What `-U` says."""
+        return "off" if self.share else "auto"
+
+    @contextmanager
+    def opened(
+        self,
+        word: str,
+        format: str | None = None,
+        *,
+        write: bool = False,
+        backing: bool = True,
+        cache: str = "writeback",
+        what: str = "source cache",
+        snapshot: str | None = None,
+    ) -> Generator[pyimago.SyncFormatAccess]:
+        """The image that `word` names, with what is below it unless `backing` is False.
+
+        `format` is what `-f` said, `cache` what `-t` or `-T` did, which a message calls `what`.
+        """
+        with ExitStack() as stack:
+            opening = _Opening(self, stack, write=write, direct=bypasses_cache(cache, what))
+            yield opening.image(self.tree(word, format), write=write, backing=backing, snapshot=snapshot)
+
+    @contextmanager
+    def place(
+        self,
+        word: str,
+        format: str | None = None,
+        *,
+        write: bool = False,
+        cache: str = "writeback",
+        what: str = "source cache",
+    ) -> Generator[tuple[pyimago.Storage, Format | None]]:
+        """Where the image is that `word` names, and its format, for what does not look at it as a disk."""
+        with ExitStack() as stack:
+            opening = _Opening(self, stack, write=write, direct=bypasses_cache(cache, what))
+            tree = self.tree(word, format)
+            tree.skip("backing", "encrypt", "key-secret", "l2-cache-size", "refcount-cache-size")
+            opening.general(tree, write=write)
+            kind, storage = opening.below(tree, write=write)
+            tree.end()
+            yield storage, kind
+
+    def path(
+        self, word: str, format: str | None = None, *, write: bool = True, cache: str = "writeback"
+    ) -> Path:
+        """The file of the image that `word` names, for what opens it by itself."""
+        bypasses_cache(cache)
+        tree = self.tree(word, format)
+        with ExitStack() as stack:
+            opening = _Opening(self, stack, write=write, direct=False)
+            opening.general(tree, write=write)
+            tree.skip("l2-cache-size", "refcount-cache-size")
+            secret = opening.secret(tree)
+            file = tree.child("file")
+            tree.end()
+            if file is None or file.driver not in {None, *FILES}:
+                raise UsageError(f"{word}: this takes an image that is in a file: file.filename=NAME")
+            filename, _ = opening.filename(file, write=write)
+        return Path(filename, format_of(tree.driver), secret)
+
+    def in_full(self, word: str, format: str | None) -> str:
+        """The name of an image that no file's name stands for."""
+        return f"json:{json.dumps(self._options(word, format))}"
+
+    def tree(self, word: str, format: str | None) -> Tree:
+        """What is to be opened for a word."""
+        return Tree(self._options(word, format))
+
+    def _options(self, word: str, format: str | None) -> dict[str, Any]:
+        if self.image_opts:
+            if format is not None:
+                raise UsageError("--image-opts and --format are mutually exclusive")
+            options: dict[str, Any] = _flat(word)
+        elif word.startswith("json:"):
+            options = _parsed(word)
+        else:
+            options = {"file": {"filename": file_name(word)}}
+        if format is not None:
+            options["driver"] = format
+        return _nested(options)
+
+
+class Path:
+    """An image in a file: what opens it."""
+
+    def __init__(self, filename: str, format: Format | None, secret: bytes | None) -> None:
+        self.filename = filename
+        self.format: Format | None = format
+        self.secret = secret
+
+
+class _Opening:
+    """The opening of what one word names. What is opened is closed by `stack`."""
+
+    def __init__(self, images: Images, stack: ExitStack, *, write: bool, direct: bool) -> None:
+        self.images = images
+        self.stack = stack
+        self.lock: Lock = images.lock
+        self.direct = direct
+        if images.share:
+            self.share(write=write)
+
+    def share(self, *, write: bool) -> None:
+        """Take no locks."""
+        if write:
+            raise UsageError("force-share=on can only be used with read-only images")
+        self.lock = "off"
+
+    def general(self, tree: Tree, *, write: bool) -> None:
+        """The options that every image and every file has."""
+        share = tree.switch("force-share")
+        if share:
+            self.share(write=write)
+        elif share is False and self.images.share:
+            raise UsageError("--force-share/-U conflicts with image options")
+        if tree.switch("read-only") and write:
+            raise UsageError(f"{tree.where}read-only is on: the image cannot be written")
+        if (zeroes := tree.text("detect-zeroes")) not in {None, "off"}:
+            raise UsageError(f"{tree.where}detect-zeroes can be off only, not {zeroes!r}")
+        if (cache := tree.child("cache")) is not None:
+            direct = cache.switch("direct")
+            self.direct = self.direct if direct is None else direct
+            cache.skip("no-flush", "writeback")
+            cache.end()
+        tree.skip("node-name", "auto-read-only", "discard", *QCOW2_OPTIONS)
+
+    def image(
+        self, tree: Tree, *, write: bool, backing: bool = True, snapshot: str | None = None
+    ) -> pyimago.SyncFormatAccess:
+        """The image that a tree describes."""
+        self.general(tree, write=write)
+        options: dict[str, Any] = {}
+        if tree.driver in {"qcow2", None}:
+            options["l2_cache_size"] = tree.size("l2-cache-size")
+            options["refcount_cache_size"] = tree.size("refcount-cache-size")
+        if tree.options.get("backing", self) in (None, ""):
+            del tree.options["backing"]
+            backing = False
+        below = tree.child("backing")
+        if not backing:
+            options["backing"] = None
+        elif below is not None:
+            options["backing"] = self.image(below, write=False)
+        if (data := tree.child("data-file")) is not None:
+            options["data_file"] = self.storage(data, write=write)
+        options["secret"] = self.secret(tree)
+        kind, storage = self.below(tree, write=write)
+        tree.end()
+        return self.stack.enter_context(
+            pyimago.open(
+                storage,
+                write=write,
+                format=kind,
+                snapshot=snapshot,
+                implicit=self.images.implicit,
+                lock=self.lock,
+                direct=self.direct,
+                **options,
+            )
+        )
+
+    def below(self, tree: Tree, *, write: bool) -> tuple[Format | None, pyimago.Storage]:
+        """The format that a tree says an image has, and the storage that the image is in."""
+        if tree.driver in FILES:
+            return "raw", self.file(tree, write=write)
+        kind = format_of(tree.driver)
+        file = tree.child("file")
+        if file is None:
+            raise UsageError(f"{tree.where}file is missing: give {tree.where}file.filename=NAME")
+        storage = self.storage(file, write=write)
+        if kind == "raw":
+            offset, size = tree.size("offset"), tree.size("size")
+            if offset is not None or size is not None:
+                storage = pyimago.Slice(storage, offset=offset or 0, size=size)
+        return kind, storage
+
+    def storage(self, tree: Tree, *, write: bool) -> pyimago.Storage:
+        """What an image is in: a file, a part of one, or the disk that another image holds."""
+        if tree.driver in {None, *FILES}:
+            return self.file(tree, write=write)
+        if tree.driver == "raw":
+            self.general(tree, write=write)
+            _, storage = self.below(tree, write=write)
+            tree.end()
+            return storage
+        return pyimago.Disk(self.image(tree, write=write))
+
+    def file(self, tree: Tree, *, write: bool) -> pyimago.File:
+        """The file that a tree describes."""
+        filename, lock = self.filename(tree, write=write)
+        options = pyimago.StorageOpenOptions(filename=filename, write=write, direct=self.direct, lock=lock)
+        return pyimago.File.open_sync(options)
+
+    def filename(self, tree: Tree, *, write: bool) -> tuple[str, Lock]:
+        """Its name, and whether it is locked."""
+        self.general(tree, write=write)
+        filename = tree.text("filename")
+        if filename is None:
+            raise UsageError(f"{tree.where}filename is missing: it is the name of a file")
+        locking = tree.text("locking")
+        if locking not in {None, "auto", "on", "off"}:
+            raise UsageError(f"{tree.where}locking is on, off or auto, not {locking!r}")
+        tree.skip("aio", "aio-max-batch", "drop-cache", "x-check-cache-dropped")
+        tree.end()
+        return filename, "off" if locking == "off" else self.lock
+
+    def secret(self, tree: Tree) -> bytes | None:
+        """What opens an encrypted image."""
+        name = tree.text("key-secret")
+        if (encrypt := tree.child("encrypt")) is not None:
+            if (method := encrypt.text("format")) not in {None, "luks", "aes"}:
+                raise UsageError(f"{encrypt.where}format is luks or aes, not {method!r}")
+            name = encrypt.text("key-secret") or name
+            encrypt.end()
+        return None if name is None else _layout.secret(name, self.images.secrets)
+
+
+def add_snapshot(parser: Parser, *names: str) -> None:
+    """`-l`, under these names."""
+    parser.add_argument(
+        *(names or ("-l", "--snapshot")),
+        metavar="SNAPSHOT",
+        help="the disk as this snapshot has it: an id or a name, or snapshot.id=ID or snapshot.name=NAME",
+    )
+
+
+def snapshot_named(text: str | None) -> str | None:
+    """The id or the name that `-l` says."""
+    if text is None or not text.startswith("snapshot."):
+        return text
+    options = {name: value for name, _, value in (part.partition("=") for part in _layout.split([text]))}
+    if len(options) != 1 or not options.keys() <= {"snapshot.id", "snapshot.name"}:
+        raise UsageError(f"Failed in parsing snapshot param '{text}'")
+    return next(iter(options.values()))
+
+
+def bypasses_cache(mode: str, what: str = "cache") -> bool:
+    """Whether a cache mode bypasses the page cache."""
+    if mode not in CACHES:
+        raise UsageError(f"Invalid {what} option: {mode}")
+    return CACHES[mode]
+
+
+def format_of(name: str | None) -> Format | None:
+    """A format by its name."""
+    if name is None or name in FORMATS:
+        return name  # type: ignore[return-value]
+    raise UsageError(f"Unknown driver {name!r}: there are {', '.join((*FORMATS, *FILES))}")
+
+
+def file_name(word: str) -> str:
+    """The file that a plain word names."""
+    protocol, colon, rest = word.partition(":")
+    if not colon or protocol not in PROTOCOLS:
+        return word
+    if protocol == "file":
+        return rest
+    raise UsageError(f"{word}: images are in files and block devices; a file of that name is ./{word}")
+
+
+def name_in_image(word: str | None) -> str | None:
+    """The name of another file that an image is to hold; None for none."""
+    if word and word.startswith("json:"):
+        raise UsageError(f"{word}: what an image names is a file: no json: in an image is ever followed")
+    return word or None
+
+
+def _parsed(word: str) -> dict[str, Any]:
+    """The options of `json:{...}`."""
+    try:
+        options = json.loads(word.removeprefix("json:"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{word}: Could not parse the JSON options: {error}") from None
+    if not isinstance(options, dict):
+        raise UsageError(f"{word}: Invalid JSON object given")
+    return cast("dict[str, Any]", options)
+
+
+def _flat(word: str) -> dict[str, Any]:
+    """The options of `name=value,...`; as for QEMU, a name alone switches it on."""
+    parts = [part.partition("=") for part in _layout.split([word])]
+    if not parts or not parts[0][1]:
+        raise UsageError(f"{word}: with --image-opts an image is driver=...,file.filename=NAME")
+    return {name: value if given else "on" for name, given, value in parts}
+
+
+def _nested(options: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+    """The tree of options whose names say the way down with dots; trees within stay where they are."""
+    if depth > DEPTH_MAX:
+        raise UsageError(f"an image within an image within an image: {DEPTH_MAX} levels are enough")
+    tree: dict[str, Any] = {}
+    for name, value in options.items():
+        first, dot, rest = name.partition(".")
+        new: object = {rest: value} if dot else value
+        there: object = tree.get(first)
+        if isinstance(new, dict) and isinstance(there, dict):
+            new = cast("dict[str, Any]", there | new)
+        elif there is not None:
+            raise UsageError(f"{name} and {first} exclude each other")
+        tree[first] = new
+    return {
+        name: _nested(cast("dict[str, Any]", value), depth + 1) if isinstance(value, dict) else value
+        for name, value in tree.items()
+    }
