@@ -277,6 +277,11 @@ impl Start {
         whole_sectors(&mut view);
         let mut found = qemu::view(&path);
         whole_sectors(&mut found);
+        // It shows a snapshot with the size that the disk has now.
+        for ((_, ours), (_, theirs)) in view.snapshots.iter_mut().zip(&mut found.snapshots) {
+            let common = ours.len().min(theirs.len());
+            (*ours, *theirs) = (ours[..common].into(), theirs[..common].into());
+        }
         view.expect(&found).map_err(|e| format!("QEMU reads {e}"))
     }
 
