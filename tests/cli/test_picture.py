@@ -263,6 +263,17 @@ def test_a_picture_never_replaces_what_it_shows(disk: Path, pyimago: Run) -> Non
     )
 
 
+def test_a_chain_of_encrypted_images_has_a_picture(tmp_path: Path, pyimago: Run) -> None:
+    secret = ("--object", "secret,id=s,data=mine")
+    vault = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    pyimago("create", "-q", "-f", "qcow2", *secret, "-o", vault, "base.qcow2", "1M")
+    upper = ("-u", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2", "1M")
+    pyimago("create", "-q", "-f", "qcow2", *secret, "-o", vault, *upper)
+    name = "driver=qcow2,encrypt.key-secret=s,file.filename=top.qcow2"
+    written = pyimago("map", "--picture", *secret, "--image-opts", name).stdout
+    assert re.search(r"base\.qcow2 +\.+\n", written)
+
+
 @pytest.mark.parametrize("words", [("--output=json",), ("-s", "16M")])
 def test_what_cannot_be_drawn_is_refused(disk: Path, pyimago: Run, words: tuple[str, ...]) -> None:
     done = pyimago("map", "--picture", disk, *words, check=False)

@@ -73,14 +73,24 @@ def _draw(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, start:
     from pyimago.cli import _picture
     from pyimago.cli._survey import survey
 
-    path = Images(arguments).path(arguments.image, arguments.format, write=False)
+    images = Images(arguments)
+    path = images.path(arguments.image, arguments.format, write=False)
     chain = pyimago.info_chain(path.filename, format=path.format, implicit=arguments.implicit)
     if not length:
         raise UsageError(f"{arguments.image}: there is nothing to draw: the disk ends at {image.size}")
     if arguments.picture and any(_same_file(Path(arguments.picture), Path(link.filename)) for link in chain):
         raise UsageError(f"{arguments.picture}: this is the image, not a picture of it")
     columns = _picture.columns_for(len(chain)) if arguments.picture else _picture.terminal_columns()
-    found = survey(image, chain, start=start, length=length, columns=columns, implicit=arguments.implicit)
+    found = survey(
+        image,
+        chain,
+        start=start,
+        length=length,
+        columns=columns,
+        implicit=arguments.implicit,
+        secret=path.secret,
+        lock=images.lock,
+    )
     title = f"{escape(arguments.image)}: {image.format}, {human_size(image.size)}"
     if len(chain) > 1:
         title += f", a chain of {len(chain)} images"

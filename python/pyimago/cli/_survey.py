@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pyimago import Extent, ImageInfo, SyncFormatAccess
-    from pyimago._types import Format, Implicit
+    from pyimago._types import Format, Implicit, Lock, Secret
 
 KINDS = ("data", "compressed", "zeroes", "unallocated")
 DATA, COMPRESSED, ZEROES, UNALLOCATED = range(4)
@@ -59,8 +59,10 @@ def survey(
     length: int,
     columns: int,
     implicit: Implicit,
+    secret: Secret | None = None,
+    lock: Lock = "auto",
 ) -> Survey:
-    """Looks at `length` bytes from `start` on of `image`, whose images are `chain`."""
+    """Looks at `length` bytes from `start` on of `image`, whose images are `chain`, each opened by itself."""
     edges = [start + length * i // columns for i in range(columns + 1)]
     if len(chain) == 1:
         return Survey(start, length, [_row(escape(chain[0].filename), image, edges, EXTENTS)])
@@ -68,7 +70,9 @@ def survey(
     share = EXTENTS // 2 // len(chain)
     for link in chain:
         kind = cast("Format", link.format)
-        with pyimago.open(link.filename, format=kind, backing=None, implicit=implicit) as layer:
+        with pyimago.open(
+            link.filename, format=kind, backing=None, implicit=implicit, secret=secret, lock=lock
+        ) as layer:
             found.append(_row(escape(link.filename), layer, edges, share))
     return Survey(start, length, found)
 
