@@ -286,7 +286,7 @@ ROWS = (
             f"`qemu-img {' '.join((verb, *arguments))}`",
             (Bound("≥", 3, "wall"),),
             partial(chains.looking, verb=verb, arguments=arguments, ours=ours),
-            rounds=7,
+            rounds=3,
         )
         for verb, work, arguments, ours in (
             ("map", "all extents, as dictionaries,", ("-f", "qcow2", "--output=json"), chains.mapped),
