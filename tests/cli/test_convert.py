@@ -7,16 +7,19 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pyimago import open as open_image
 from pyimago.cli import _progress, main
 
 from .conftest import DEMO
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from .conftest import Run
 
@@ -179,3 +182,239 @@ def test_wrong_cluster_size_is_the_library_s_word(pyimago: Run, guest: Path) -> 
     assert done.returncode == 1
     assert "3072" in done.stderr
     assert names(guest.parent) == {"base.qcow2", "guest.qcow2"}
+
+
+def disk(folder: Path, qemu_img: Run, qemu_io: Run) -> None:
+    """`disk.qcow2` over the demo's `base.qcow2`: data, zeroes, holes, a snapshot, bitmaps; and `odd.raw`."""
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "disk.qcow2", "3M")
+    qemu_img("bitmap", "--add", "-g", "65536", "disk.qcow2", "daily")
+    qemu_io("-f", "qcow2", "-c", "write -P 7 1M 300k", "-c", "write -z 192k 128k", "disk.qcow2")
+    qemu_img("snapshot", "-c", "before", "disk.qcow2")
+    qemu_io("-f", "qcow2", "-c", "write -P 9 2M 64k", "-c", "write -P 0 2500k 200k", "disk.qcow2")
+    qemu_img("bitmap", "--add", "--disable", "disk.qcow2", "still")
+    (folder / "odd.raw").write_bytes(b"odd" * 1000 + bytes(72))
+
+
+MATRIX = [
+    ("-O", "raw"),
+    ("-O", "qcow2"),
+    ("-O", "qcow2", "-c"),
+    ("-O", "qcow2", "-c", "-o", "compression_type=zstd"),
+    ("-O", "qcow2", "-o", "cluster_size=4k"),
+    ("-O", "qcow2", "-o", "extended_l2=on,cluster_size=128k"),
+    ("-O", "qcow2", "-o", "preallocation=metadata"),
+    ("-O", "qcow2", "-o", "preallocation=full"),
+    ("-O", "raw", "-o", "preallocation=falloc"),
+    ("-O", "raw", "-S", "0"),
+    ("-O", "qcow2", "-S", "0"),
+    ("-O", "raw", "-S", "64k"),
+    ("-O", "raw", "-S", "512"),
+    ("-O", "qcow2", "-W", "-m", "16"),
+    ("-O", "raw", "-m", "1", "-r", "500M"),
+    ("-O", "raw", "-C"),
+    ("-O", "qcow2", "-l", "before"),
+    ("-O", "raw", "-l", "snapshot.name=before"),
+    ("-O", "raw", "-l", "snapshot.id=1"),
+    ("-O", "qcow2", "-B", "base.qcow2", "-F", "qcow2"),
+    ("-O", "qcow2", "-c", "-B", "base.qcow2", "-F", "qcow2"),
+    ("-O", "qcow2", "-o", "backing_file=base.qcow2,backing_fmt=qcow2"),
+    ("-O", "qcow2", "--bitmaps"),
+    ("-O", "raw", "-U"),
+    ("-O", "raw", "--salvage"),
+]
+
+
+@pytest.mark.parametrize("options", MATRIX, ids=" ".join)
+def test_beside_qemu_img(
+    options: tuple[str, ...], pyimago: Run, qemu_img: Run, qemu_io: Run, guest: Path
+) -> None:
+    """The same content and no more space, by the same command."""
+    folder = guest.parent
+    disk(folder, qemu_img, qemu_io)
+    for run, out in ((pyimago, "ours"), (qemu_img, "theirs")):
+        done = run("convert", "-f", "qcow2", *options, "disk.qcow2", out)
+        assert (done.stdout, done.stderr) == ("", "")
+    format = options[1]
+    qemu_img("compare", "-f", format, "-F", format, "ours", "theirs")
+    pyimago("compare", "-f", format, "-F", format, "ours", "theirs")
+    ours, theirs = ((folder / out).stat() for out in ("ours", "theirs"))
+    # The file system may need a block more to find as many; bitmaps are stored more than once.
+    assert ours.st_blocks <= theirs.st_blocks * 1.02 + (512 if "--bitmaps" in options else 64)
+    if format == "qcow2":
+        qemu_img("check", "-f", "qcow2", "ours")
+        told = [json.loads(qemu_img("info", "--output=json", out).stdout) for out in ("ours", "theirs")]
+        for one in told:
+            for key in ("filename", "actual-size", "children", "full-backing-filename"):
+                one.pop(key, None)
+        assert told[0] == told[1]
+    else:
+        assert ours.st_size == theirs.st_size
+
+
+def test_several_inputs(pyimago: Run, qemu_img: Run, qemu_io: Run, guest: Path) -> None:
+    disk(guest.parent, qemu_img, qemu_io)
+    qemu_img("convert", "-O", "qcow2", "odd.raw", "odd.qcow2")
+    for run, out in ((pyimago, "ours"), (qemu_img, "theirs")):
+        run("convert", "odd.qcow2", "-O", "raw", "disk.qcow2", "odd.qcow2", out)
+    assert (guest.parent / "ours").read_bytes() == (guest.parent / "theirs").read_bytes()
+
+
+@pytest.mark.parametrize("options", [(), ("--target-is-zero",), ("-S", "0"), ("-S", "64k")], ids=" ".join)
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_into_what_is_there(
+    format: str, options: tuple[str, ...], pyimago: Run, qemu_img: Run, qemu_io: Run, guest: Path
+) -> None:
+    disk(guest.parent, qemu_img, qemu_io)
+    for run, out in ((pyimago, "ours"), (qemu_img, "theirs")):
+        qemu_img("create", "-q", "-f", format, out, "4M")
+        qemu_io("-f", format, "-c", "write -P 5 3500k 100k", out)
+        if options != ("--target-is-zero",):
+            qemu_io("-f", format, "-c", "write -P 5 0 2M", out)
+        run("convert", "-n", "-O", format, *options, "disk.qcow2", out)
+    qemu_img("compare", "-f", format, "-F", format, "ours", "theirs")
+    if format == "qcow2":
+        qemu_img("check", "-f", "qcow2", "ours")
+
+
+def test_one_layer_into_what_is_there(pyimago: Run, qemu_img: Run, qemu_io: Run, guest: Path) -> None:
+    disk(guest.parent, qemu_img, qemu_io)
+    for run, out in ((pyimago, "ours"), (qemu_img, "theirs")):
+        qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", out, "3M")
+        run("convert", "-n", "-O", "qcow2", "-B", "base.qcow2", "-F", "qcow2", "disk.qcow2", out)
+    qemu_img("compare", "ours", "theirs")
+    qemu_img("compare", "ours", "disk.qcow2")
+
+
+def test_bitmaps_are_those_of_the_source(pyimago: Run, qemu_img: Run, qemu_io: Run, guest: Path) -> None:
+    disk(guest.parent, qemu_img, qemu_io)
+    pyimago("convert", "-O", "qcow2", "--bitmaps", "disk.qcow2", "ours")
+    with open_image(guest.parent / "disk.qcow2") as source, open_image(guest.parent / "ours") as ours:
+        for name in ("daily", "still"):
+            assert list(ours.bitmaps.ranges(name)) == list(source.bitmaps.ranges(name))
+        assert [bitmap.flags for bitmap in ours.bitmaps.list()] == [["auto"], []]
+
+
+REFUSED = [
+    ("-n", "disk.qcow2", "small"),
+    ("-n", "disk.qcow2", "nothere"),
+    ("--target-is-zero", "disk.qcow2", "out"),
+    ("-S", "100", "disk.qcow2", "out"),
+    ("-S", "1G", "disk.qcow2", "out"),
+    ("-m", "17", "disk.qcow2", "out"),
+    ("-m", "0", "disk.qcow2", "out"),
+    ("-C", "-S", "4k", "disk.qcow2", "out"),
+    ("-C", "-c", "-O", "qcow2", "disk.qcow2", "out"),
+    ("-C", "--salvage", "disk.qcow2", "out"),
+    ("-B", "base.qcow2", "-O", "qcow2", "disk.qcow2", "out"),
+    ("-B", "base.qcow2", "-F", "qcow2", "disk.qcow2", "out"),
+    ("-B", "base.qcow2", "-F", "qcow2", "-O", "qcow2", "disk.qcow2", "odd.raw", "out"),
+    ("-B", "none.qcow2", "-F", "qcow2", "-O", "qcow2", "disk.qcow2", "out"),
+    ("-n", "-o", "cluster_size=4k", "-O", "qcow2", "disk.qcow2", "out"),
+    ("--bitmaps", "disk.qcow2", "out"),
+    ("--bitmaps", "-O", "qcow2", "odd.raw", "out"),
+    ("--bitmaps", "-O", "qcow2", "disk.qcow2", "odd.raw", "out"),
+    ("--skip-broken-bitmaps", "-O", "qcow2", "disk.qcow2", "out"),
+    ("-l", "none", "disk.qcow2", "out"),
+    ("-l", "before", "odd.raw", "out"),
+    ("-l", "before", "disk.qcow2", "odd.raw", "out"),
+    ("-c", "disk.qcow2", "out"),
+    ("-c", "-o", "preallocation=full", "-O", "qcow2", "disk.qcow2", "out"),
+    ("-r", "much", "disk.qcow2", "out"),
+    ("--target-image-opts", "disk.qcow2", "driver=raw,file.filename=out"),
+    ("-O", "vhs", "disk.qcow2", "out"),
+    ("disk.qcow2",),
+]
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_what_qemu_img_refuses_is_refused(
+    words: tuple[str, ...], pyimago: Run, qemu_img: Run, qemu_io: Run, guest: Path
+) -> None:
+    """With the same status, in one line, and nothing is left."""
+    folder = guest.parent
+    disk(folder, qemu_img, qemu_io)
+    (folder / "small").write_bytes(bytes(1024))
+    before = names(folder)
+    done = pyimago("convert", *words, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("pyimago: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert names(folder) == before
+    assert (folder / "small").read_bytes() == bytes(1024)
+    assert qemu_img("convert", *words, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_standard_output(format: str, pyimago: Run, qemu_img: Run, qemu_io: Run, guest: Path) -> None:
+    folder = guest.parent
+    disk(folder, qemu_img, qemu_io)
+    command = f"{sys.executable} -m pyimago.cli convert -p -O {format} disk.qcow2 - | cat > ours"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, timeout=60, check=True)
+    assert done.stdout == b""
+    qemu_img("compare", "-f", format, "-F", "qcow2", "ours", "disk.qcow2")
+    if format == "qcow2":
+        qemu_img("check", "-f", "qcow2", "ours")
+
+
+def test_a_pipe_whose_reader_left_ends_it(guest: Path) -> None:
+    command = f"set -o pipefail; {sys.executable} -m pyimago.cli convert guest.qcow2 - | true"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=guest.parent, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) in {(0, b""), (1, b"")}
+
+
+def test_salvage_tells_what_is_lost(pyimago: Run, qemu_img: Run, guest: Path) -> None:
+    folder = guest.parent
+    (folder / "source.raw").write_bytes(b"some text " * 20_000)
+    qemu_img("convert", "-c", "-O", "qcow2", "source.raw", "packed.qcow2")
+    with (folder / "packed.qcow2").open("r+b") as file:
+        file.seek(5 * 65536)
+        file.write(b"\xff" * 100)
+    assert pyimago("convert", "packed.qcow2", "out", check=False).returncode == 1
+    done = pyimago("convert", "--salvage", "packed.qcow2", "out")
+    assert done.stderr == (
+        "pyimago: warning: error while reading offset 0: 65536 bytes are zeroes in the target\n"
+    )
+    assert (folder / "out").read_bytes()[:65536] == bytes(65536)
+    assert pyimago("convert", "-q", "--salvage", "packed.qcow2", "out").stderr == ""
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_ctrl_c_and_sigterm_end_it_soon(guest: Path, format: str) -> None:
+    """In the middle of a conversion that would take forever; nothing is left of it."""
+    program = Path(sys.executable).with_name("pyimago")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        command: list[str | Path] = [program, "convert", "-r", "1", "-O", format, guest.name, "out"]
+        child = subprocess.Popen(command, cwd=guest.parent, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: any(".partial" in path.name for path in guest.parent.iterdir()))
+        child.send_signal(number)
+        child.wait(timeout=30)
+        assert child.stderr is not None
+        said = child.stderr.read()
+        child.stderr.close()
+        assert said in {"pyimago: interrupted\n", "pyimago: terminated\n"}
+        assert child.returncode in {-number, 128 + number}
+        assert {path.name for path in guest.parent.iterdir()} == {"base.qcow2", "guest.qcow2"}
+
+
+def test_kill_leaves_what_nobody_takes_for_the_target(guest: Path) -> None:
+    (guest.parent / "out").write_bytes(b"precious")
+    program = Path(sys.executable).with_name("pyimago")
+    child = subprocess.Popen(
+        [program, "convert", "-r", "1", "-O", "qcow2", guest.name, "out"], cwd=guest.parent
+    )
+    wait_for(lambda: any(".partial" in path.name for path in guest.parent.iterdir()))
+    child.kill()
+    child.wait(timeout=30)
+    left = {path.name for path in guest.parent.iterdir()} - {"base.qcow2", "guest.qcow2", "out"}
+    assert len(left) == 1
+    assert left.pop().startswith(".out.")
+    assert (guest.parent / "out").read_bytes() == b"precious"
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -39,6 +39,7 @@ COMMANDS = {
     "completion": "print what has a shell complete this command's words",
     "convert": "write the content of an image as a new image",
     "create": "create an image",
+    "dd": "write blocks of an image as a new image",
     "hash": "print a hash of the content, equal for equal content",
     "info": "print what an image says of itself",
     "map": "print where the content is",

@@ -11,6 +11,7 @@ from pyimago.cli._text import UsageError, escape, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
     from typing import NoReturn
 
 FAILED = 1
@@ -191,6 +192,36 @@ def add_progress(parser: Parser) -> None:
         help="the same for programs: a JSON object a line, on stderr",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def permuted(words: Sequence[str], valued: AbstractSet[str]) -> list[str]:
+    """The options among `words`, each with its value, and behind them the rest in its order.
+
+    argparse takes a list of names only where they stand together. `valued` are the options with a value.
+    """
+    options: list[str] = []
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word == "--":
+            rest += left
+        elif not word.startswith("-") or word == "-":
+            rest.append(word)
+        else:
+            options.append(word)
+            if _wants_value(word, valued):
+                options += [value for value in (next(left, None),) if value is not None]
+    return [*options, "--", *rest] if rest else options
+
+
+def _wants_value(word: str, valued: AbstractSet[str]) -> bool:
+    """Whether the value of the last option in `word` is the next word."""
+    if word.startswith("--"):
+        return "=" not in word and any(option.startswith(word) for option in valued)
+    for at, letter in enumerate(word[1:], 2):
+        if f"-{letter}" in valued:
+            return at == len(word)
+    return False
 
 
 def size(text: str) -> int:

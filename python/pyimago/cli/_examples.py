@@ -54,6 +54,10 @@ pyimago convert -f raw -O qcow2 disk.raw new.qcow2
     -f: never guess what a guest could write to
 pyimago convert -O qcow2 -c -o compression_type=zstd disk.qcow2 small.qcow2
     packed, on all cores
+pyimago convert -O qcow2 -B base.qcow2 -F qcow2 disk.qcow2 thin.qcow2
+    only what disk.qcow2 itself holds
+pyimago convert -O qcow2 disk.qcow2 - > streamed.qcow2
+    in one pass, for a pipe
 """,
     "create": """\
 pyimago create -f qcow2 new.qcow2 20G
@@ -62,6 +66,12 @@ pyimago create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
     over another, which stays as it is
 pyimago create -f qcow2 -o cluster_size=2M,preallocation=metadata new.qcow2 1G
     `-o help` lists more
+""",
+    "dd": """\
+pyimago dd if=disk.qcow2 of=start.raw bs=1M count=4
+    its first 4 MiB
+pyimago dd -O qcow2 if=disk.qcow2 of=rest.qcow2 bs=64k skip=4
+    all but its first 256 KiB
 """,
     "hash": """\
 pyimago hash disk.qcow2
