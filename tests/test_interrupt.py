@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SECRET = b"Sesam"
-TABLES = 1 << 20
+TABLES = 1 << 21
 
 
 class Stop(Exception):  # noqa: N818 - it is no error
@@ -33,7 +33,7 @@ def stopped() -> Iterator[None]:
         raise Stop
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
         with pytest.raises(Stop) as raised:
             yield

@@ -360,6 +360,8 @@ impl Start {
         let mut model = self.model(self.view.clone());
         let mut image = self.open_sims(&sims).ok();
         let mut flush_failed = false;
+        // An operation failed, and what came of it could not be read.
+        let mut unknown = false;
         let mut other = self.view.clone();
         for op in script.iter().filter(|op| !op.is_of_bitmaps()) {
             let Some(open) = &image else {
@@ -392,8 +394,8 @@ impl Start {
             if let Some(open) = &image
                 && look(open).or_else(|_| look(open)).is_ok()
             {
-                if done.is_ok() && !matches!(op, Op::Discard { .. } | Op::Reopen) && found != model.view.disk
-                {
+                let certain = !unknown && !matches!(op, Op::Discard { .. } | Op::Reopen);
+                if done.is_ok() && certain && found != model.view.disk {
                     return Err(format!("{op:?} succeeded and has not the effect"));
                 }
                 if done.is_err() && op.crash() == Crash::Whole && found == before.disk {
@@ -403,10 +405,13 @@ impl Start {
                 history.allows(&found, sim.epoch(), 1).map_err(|e| format!("{op:?}: {e}"))?;
                 history.push(sim.epoch(), found.clone(), Crash::Sectors);
                 model.view = found;
+                unknown = false;
             } else if done.is_err() && op.crash() == Crash::Whole {
                 // Nobody can see whether it was done: what comes on top of it is not known either.
                 other = before;
                 break;
+            } else {
+                unknown |= done.is_err();
             }
         }
         sim.heal();
