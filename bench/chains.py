@@ -6,6 +6,7 @@ A start of `qemu-img` is off its clock; opening and closing are on it for both s
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -38,11 +39,11 @@ def over(lab: Lab, name: str, backing: Path) -> Path:
     return path
 
 
-def changed(lab: Lab) -> Path:
+def changed(lab: Lab, name: str, backing: Path) -> Path:
     """An image that holds all clusters of the full one below it, other ones."""
-    path = lab.folder / "changed.qcow2"
+    path = lab.folder / name
     if not path.exists():
-        over(lab, path.name, lab.full())
+        over(lab, path.name, backing)
         with (
             pyimago.open(path, write=True, format="qcow2", backing=None) as image,
             lab.raw().open("rb") as file,
@@ -56,8 +57,18 @@ def changed(lab: Lab) -> Path:
 
 @contextmanager
 def committing(lab: Lab) -> Generator[Sides]:
-    """Into an image that has a place for everything; the image is kept, so that every round has it."""
-    path = changed(lab)
+    """Into an image that has a place for everything; the image is kept, so that every round has it.
+
+    Before each the page cache holds both files as they are read from the device: direct writes empty it.
+    """
+    base = lab.folder / "base.qcow2"
+    shutil.copyfile(lab.full(), base)
+    path = changed(lab, "to-commit.qcow2", base)
+
+    def side(commit: Callable[[], Cost]) -> Cost:
+        settle(base)
+        settle(path)
+        return commit()
 
     def peer(mode: str) -> Cost:
         return qemu("commit", "-q", "-d", "-f", "qcow2", "-t", mode, str(path))
@@ -65,18 +76,22 @@ def committing(lab: Lab) -> Generator[Sides]:
     def ours() -> Cost:
         return cost(1, lambda: pyimago.commit(path, format="qcow2", keep=True))
 
-    yield {OURS: ours, **{mode: partial(peer, mode) for mode in MODES}}
+    yield {OURS: partial(side, ours), **{mode: partial(side, partial(peer, mode)) for mode in MODES}}
+    base.unlink()
+    path.unlink()
 
 
 @contextmanager
 def rebasing(lab: Lab) -> Generator[Sides]:
     """From that image to the one below it: the new image on top gets everything."""
-    middle = changed(lab)
+    middle = changed(lab, "changed.qcow2", lab.full())
     bottom = lab.full().name
 
     def side(rebase: Callable[[Path], Cost]) -> Cost:
         path = over(lab, "rebased.qcow2", middle)
         run("sync", str(path))
+        settle(middle)
+        settle(lab.full())
         spent = rebase(path)
         path.unlink()
         return spent

@@ -14,6 +14,7 @@ use super::image::Image;
 use super::job::Job;
 use super::map::Extents;
 use super::sweep::{PIECE, Piece, Then, sweep};
+use super::zero::is_zero;
 use crate::error::Result;
 
 /// What tells this hash from any other use of BLAKE3.
@@ -68,11 +69,6 @@ fn digest_of(image: &Image, piece: &Piece<Known>, buffer: &mut Vec<u8>) -> Resul
         at += len;
     }
     Ok(hasher.map(|hasher| *hasher.finalize().as_bytes()))
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<64>();
-    words.iter().all(|word| *word == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
