@@ -127,6 +127,34 @@ def test_commit_refuses_what_qemu_img_refuses(
     assert before == [tmp_path.joinpath(name).read_bytes() for name in ("base", "top")]
 
 
+def test_encrypted_chains_take_their_secret_from_the_options(
+    pyimago: Run, qemu_img: Run, qemu_io: Run
+) -> None:
+    secret = ("--object", "secret,id=s,data=sesame")
+    layout = ("-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")
+    assert pyimago("create", *secret, "-f", "qcow2", *layout, "base", "4M").returncode == 0
+    over = ("-b", "base", "-F", "qcow2")
+    assert pyimago("create", *secret, "-f", "qcow2", *layout, *over, "top").returncode == 0
+
+    def options(name: str) -> str:
+        return f"driver=qcow2,encrypt.key-secret=s,file.filename={name}"
+
+    def holds(name: str, byte: str) -> None:
+        read = f"read -P {byte} 1M 64k"
+        found = qemu_io(*secret, "--image-opts", options(name) + ",backing=", "-c", read)
+        assert "verification failed" not in found.stdout, found
+
+    writes = options("top") + ",backing.driver=qcow2,backing.encrypt.key-secret=s,backing.file.filename=base"
+    assert qemu_io(*secret, "--image-opts", writes, "-c", "write -P 7 1M 64k").returncode == 0
+    done = pyimago("commit", *secret, "--image-opts", options("top"))
+    assert (done.returncode, done.stderr) == (0, "")
+    holds("base", "7")
+    assert pyimago("rebase", *secret, "--image-opts", "-b", "", options("top")).returncode == 0
+    holds("top", "7")
+    bench = ("bench", *secret, "--image-opts", "-c", "10", options("top"))
+    assert pyimago(*bench).returncode == 0
+
+
 def test_commit_keeps_snapshots(pyimago: Run, qemu_img: Run, qemu_io: Run) -> None:
     make(qemu_img, qemu_io, Chain(), ".")
     qemu_img("snapshot", "-c", "kept", "top")

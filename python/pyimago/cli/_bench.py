@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         drain=not (arguments.no_drain or durable),
         direct=direct,
         lock="off" if arguments.force_share else "auto",
+        secret=image.secret,
         implicit=arguments.implicit,
         progress=begun,
     )

@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
             keep=arguments.drop or arguments.base is not None,
             implicit=arguments.implicit,
             rate_limit=arguments.rate_limit,
+            secret=image.secret,
             progress=progress,
         )
     if not arguments.quiet:

@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
             format=image.format,
             unsafe=arguments.backing_unsafe,
             compress=arguments.compress,
+            secret=image.secret,
             implicit=arguments.implicit,
             progress=progress,
         )
