@@ -9,7 +9,7 @@ use super::extent::Extent;
 use super::gate::{Gate, resolve_beside};
 use super::image::{Base, Image};
 use super::job::Job;
-use super::sweep::{Hands, PIECE, Pace, Piece, Then, cut, sweep_with};
+use super::sweep::{Ahead, CHUNK, Hands, Pace, Piece, Then, cut, sweep_with};
 use super::target::resolve;
 use crate::crypt::Secret;
 use crate::error::{Error, Result};
@@ -196,9 +196,12 @@ fn merge(
         };
         Ok(Piece { start: offset, end: offset + length, what })
     });
-    let hands = Hands { pace: rate.filter(|rate| *rate > 0).map(Pace::new), ..Hands::default() };
-    // Who asks for a pace does not want it in gusts.
-    let most = if rate.is_some() { PIECE / 8 } else { PIECE };
+    let hands = Hands {
+        pace: rate.filter(|rate| *rate > 0).map(Pace::new),
+        ahead: Some(Ahead::new(base.format().data_storage())),
+        ..Hands::default()
+    };
+    let most = CHUNK.max(base.format().write_alignment());
     let pieces = cut(ranges, most, |piece| piece.what == What::Nothing);
     sweep_with(&hands, pieces, size, job, |piece, buffer| {
         match piece.what {

@@ -12,7 +12,7 @@ use super::job::Job;
 use super::open::{Gate, OpenOptions};
 use super::pack::{CompressionLevel, Packer};
 use super::pairs::Pairs;
-use super::sweep::{PIECE, Piece, Then, cut, sweep};
+use super::sweep::{Ahead, CHUNK, Hands, Piece, Then, cut, sweep_with};
 use super::zero::is_zero;
 use crate::crypt::Secret;
 use crate::error::{Error, Result};
@@ -128,9 +128,11 @@ fn copy_differences(
     let of_below = below.map(|below| below.extents(0, below.size())).transpose()?;
     let ranges = Pairs::new([Some(image.extents(0, size)?), of_below], size, judge);
     let unit = image.format().write_alignment();
-    sweep(cut(ranges, PIECE, |piece| piece.what == Known::Same), size, job, |piece, buffer| {
+    let hands = Hands { ahead: Some(Ahead::new(image.format().data_storage())), ..Hands::default() };
+    let pieces = cut(ranges, CHUNK.max(unit), |piece| piece.what == Known::Same);
+    sweep_with(&hands, pieces, size, job, |piece, buffer| {
         if piece.what != Known::Same {
-            keep(image, below, &piece, unit, packer, buffer)?;
+            hands.charge(keep(image, below, &piece, unit, packer, buffer)?);
         }
         Ok(Then::Next)
     })?;
@@ -150,7 +152,8 @@ enum Cluster {
     Data,
 }
 
-/// Writes what the image shows in `piece` to the image itself, cluster by cluster, where what will be below it has something else.
+/// Writes what the image shows in `piece` to the image itself, cluster by cluster, where what will be below it has something else. Says how many
+/// bytes of the disk that were.
 fn keep<T>(
     image: &Image,
     below: Option<&Arc<Image>>,
@@ -158,7 +161,7 @@ fn keep<T>(
     unit: u64,
     packer: Option<&Packer>,
     buffer: &mut Vec<u8>,
-) -> Result<()> {
+) -> Result<u64> {
     // Whole clusters: a part of one would have the rest of it read once more.
     let start = piece.start / unit * unit;
     let len = (piece.end.next_multiple_of(unit).min(image.size()) - start) as usize;
@@ -178,7 +181,7 @@ fn keep<T>(
             false => Cluster::Data,
         })
         .collect();
-    let mut at = 0;
+    let (mut at, mut kept) = (0, 0);
     for run in clusters.chunk_by(|a, b| a == b) {
         let end = (at + run.len() * unit as usize).min(len);
         let (offset, bytes) = (start + at as u64, &shown[at..end]);
@@ -194,6 +197,7 @@ fn keep<T>(
                 // A format that cannot say zero over a backing file has nothing to do while that reads as zeroes.
             }
             Cluster::Data => {
+                kept += len;
                 if let Some(packer) = packer {
                     image.write_batch(&packer.pack(offset, bytes.to_vec())?)?;
                     continue;
@@ -202,7 +206,7 @@ fn keep<T>(
         }
         image.write(bytes, offset)?;
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// Whether the image itself says what is in the range.

@@ -11,10 +11,14 @@ use super::job::{Job, Wanted};
 use super::pool::{among_all, cores};
 use crate::error::{Error, ErrorKind, Result};
 use crate::interrupt;
+use crate::storage::Storage;
 
 /// Bytes of the disk in one piece at most, and what pieces of data do not cross; a multiple of every cluster size, so that no two
 /// threads write to one cluster.
 pub(super) const PIECE: u64 = 2 << 20;
+
+/// Bytes that are read and written at a time: what a core's own cache holds beside all else.
+pub(super) const CHUNK: u64 = 256 << 10;
 
 /// A range of the disk that one thread works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,11 +53,13 @@ pub(super) struct Hands {
     pub(super) threads: usize,
     /// How fast, at most.
     pub(super) pace: Option<Pace>,
+    /// What is written is to be durable at the end.
+    pub(super) ahead: Option<Ahead>,
 }
 
 impl Default for Hands {
     fn default() -> Self {
-        Hands { threads: cores(), pace: None }
+        Hands { threads: cores(), pace: None, ahead: None }
     }
 }
 
@@ -62,6 +68,9 @@ impl Hands {
     pub(super) fn charge(&self, bytes: u64) {
         if let Some(pace) = &self.pace {
             pace.charge(bytes);
+        }
+        if let Some(ahead) = &self.ahead {
+            ahead.note(bytes);
         }
     }
 
@@ -81,6 +90,30 @@ impl Hands {
         (!debt.is_zero()).then(|| debt.min(PATIENCE))
     }
 }
+
+/// Sends what is written on its way to the medium now and then, so that the sync at the end does not begin with all of it.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    storage: Arc<dyn Storage>,
+    written: AtomicU64,
+}
+
+impl Ahead {
+    /// Of what is written to `storage`.
+    pub(super) fn new(storage: &Arc<dyn Storage>) -> Self {
+        Ahead { storage: Arc::clone(storage), written: AtomicU64::new(0) }
+    }
+
+    fn note(&self, bytes: u64) {
+        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
+        if before / AHEAD != (before + bytes) / AHEAD {
+            self.storage.begin_sync();
+        }
+    }
+}
+
+/// Bytes that are sent on their way at once: enough to be written in long runs.
+const AHEAD: u64 = 32 << 20;
 
 /// So many bytes a second, at most.
 #[derive(Debug)]

@@ -537,6 +537,10 @@ impl Storage for File {
         self.handle.sync_data().map_err(|error| Error::io("sync", error).in_file(&self.path))
     }
 
+    fn begin_sync(&self) {
+        sys::begin_writeback(&self.handle);
+    }
+
     fn limits(&self) -> Limits {
         self.limits
     }

@@ -23,6 +23,10 @@ macro_rules! answers_of_inner {
             self.inner.position(offset)
         }
 
+        fn begin_sync(&self) {
+            self.inner.begin_sync();
+        }
+
         fn identity(&self) -> Option<(u64, u64)> {
             self.inner.identity()
         }
@@ -163,6 +167,10 @@ pub trait Storage: fmt::Debug + Send + Sync {
 
     /// Makes everything that was written before this call durable (`fdatasync`).
     fn sync(&self) -> Result<()>;
+
+    /// Sends what was written on its way to the medium and does not wait for it to get there, so that a sync that follows has less to wait
+    /// for. It promises nothing, and what fails is the sync's to tell.
+    fn begin_sync(&self) {}
 
     /// Alignments to keep.
     fn limits(&self) -> Limits {

@@ -5,15 +5,12 @@ use std::mem;
 use super::super::image::Image;
 use super::super::job::Job;
 use super::super::pack::Packer;
-use super::super::sweep::{Hands, PIECE, Piece, Then, cut, sweep_with};
+use super::super::sweep::{CHUNK, Hands, PIECE, Piece, Then, cut, sweep_with};
 use super::super::zero::is_zero;
 use super::input::{Input, Known, OnError, Reader, Units};
 use crate::buffer::IoVector;
 use crate::error::Result;
 use crate::format::ZeroIntent;
-
-/// Bytes that are read and written at a time: what a core's own cache holds beside all else.
-const CHUNK: usize = 256 << 10;
 
 /// What is done where the input has zeroes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +96,7 @@ impl Copy<'_> {
         }
         let mut at = piece.start;
         while at < piece.end {
-            let len = ((piece.end - at) as usize).min(CHUNK);
+            let len = (piece.end - at).min(CHUNK) as usize;
             buffer.resize(len, 0);
             reader.read(buffer, at)?;
             for (run, zero) in runs(buffer, at, self.block) {

@@ -20,7 +20,7 @@ use super::image::{Base, Image};
 use super::job::Job;
 use super::pack::{CompressionLevel, Packer};
 use super::pool::cores;
-use super::sweep::{Hands, Pace};
+use super::sweep::{Ahead, Hands, Pace};
 use crate::error::{Error, Result};
 use crate::format::FormatKind;
 use crate::format::preallocation::Preallocation;
@@ -142,7 +142,15 @@ pub fn convert(
         Some(device) if device.is_block_device() => {
             target::check_device(&device, &create, input.size()).map_err(|e| e.in_file(path))?;
             let image = Image::new(Arc::new(Raw::open(Arc::new(device), true)?), Base::None);
-            let converted = fill(&input, &image, zeroes_of(&copying, Zeroes::Write), None, &copying, job)?;
+            let converted = fill(
+                &input,
+                &image,
+                zeroes_of(&copying, Zeroes::Write),
+                None,
+                &copying,
+                Durability::Synced,
+                job,
+            )?;
             image.close()?;
             finish(&input, job)?;
             Ok(converted)
@@ -157,7 +165,7 @@ pub fn convert(
                     (None, FormatKind::Raw | FormatKind::Qcow2) => Zeroes::Skip,
                     _ => Zeroes::Write,
                 };
-                fill(&input, image, zeroes_of(&copying, zeroes), backing.as_ref(), &copying, job)
+                fill(&input, image, zeroes_of(&copying, zeroes), backing.as_ref(), &copying, durability, job)
             })
         }
     }
@@ -192,7 +200,8 @@ pub fn convert_into(
     let input = if layer { input.of_layer(Layer::Top) } else { input };
     let zeroes = if target_is_zero { Zeroes::Skip } else { Zeroes::Write };
     let below = below.filter(|_| layer);
-    let converted = fill(&input, target, zeroes_of(&copying, zeroes), below, &copying, job)?;
+    let converted =
+        fill(&input, target, zeroes_of(&copying, zeroes), below, &copying, Durability::Synced, job)?;
     target.flush()?;
     finish(&input, job)?;
     Ok(converted)
@@ -248,7 +257,7 @@ fn zeroes_of(copying: &Copying, zeroes: Zeroes) -> Zeroes {
 
 fn hands(copying: &Copying) -> Hands {
     let threads = copying.threads.map_or_else(cores, |threads| threads as usize).clamp(1, THREADS_MAX);
-    Hands { threads, pace: copying.rate.filter(|rate| *rate > 0).map(Pace::new) }
+    Hands { threads, pace: copying.rate.filter(|rate| *rate > 0).map(Pace::new), ahead: None }
 }
 
 /// Fills `target`, over `below`.
@@ -258,6 +267,7 @@ fn fill(
     zeroes: Zeroes,
     below: Option<&Arc<Image>>,
     copying: &Copying,
+    durability: Durability,
     job: &mut Job<'_>,
 ) -> Result<Converted> {
     let Copying { compress, sparse, rate, on_error, bitmaps, .. } = *copying;
@@ -276,7 +286,8 @@ fn fill(
         below_end: below.map_or(u64::MAX, |below| below.size()),
     };
     let reader = Reader::new(input, on_error);
-    copy.run(&reader, &hands(copying), job)?;
+    let ahead = (durability == Durability::Synced).then(|| Ahead::new(target.format.data_storage()));
+    copy.run(&reader, &Hands { ahead, ..hands(copying) }, job)?;
     let skipped_bitmaps = bitmaps.copy(target)?;
     Ok(Converted { unreadable: reader.unreadable(), skipped_bitmaps })
 }

@@ -83,6 +83,16 @@ pub(super) fn read_nowait(_: &fs::File, _: &mut IoVectorMut<'_>, _: u64) -> io::
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// Has the kernel begin to write out what is changed in memory.
+#[cfg(target_os = "linux")]
+pub(super) fn begin_writeback(file: &fs::File) {
+    // SAFETY: no memory is involved. A failure is seen by the next sync, which has all of it to do then.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn begin_writeback(_: &fs::File) {}
+
 /// Where a seek goes.
 #[derive(Clone, Copy)]
 pub(super) enum Seek {
