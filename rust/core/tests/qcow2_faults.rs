@@ -44,6 +44,27 @@ fn a_write_past_the_end_of_the_file_leaves_no_half_of_a_sector() {
     start.lose_power(&script, Look::at(2000, 0)).unwrap_or_else(|e| panic!("{e:?}"));
 }
 
+/// What a growth brings is clean and reads as zeroes, and what is written there afterwards is dirty, whether a call fails meanwhile or none does.
+#[test]
+fn a_bitmap_of_a_disk_that_was_cut_off_and_grew_again_misses_no_write() {
+    let start = start("bitmaps-512").expect("it takes no QEMU");
+    let size = start.config.size.next_multiple_of(512);
+    let (small, grown) = (size / 1024 * 512, size + 4096);
+    let write = |offset, len, seed| Op::Write { offset, len, seed };
+    let script = [
+        write(size - 5000, 3000, 1),
+        Op::Resize { size: small },
+        write(small - 700, 700, 2),
+        Op::Resize { size: grown },
+        write(small + 1000, 2000, 3),
+        write(grown - 1000, 1000, 4),
+        Op::Flush,
+    ];
+    for nth in 0..=start.calls(&script) {
+        start.fail(&script, nth, Failing::Once).unwrap_or_else(|e| panic!("call {nth}: {e}"));
+    }
+}
+
 /// `SOAK_MINUTES` of cases that nobody has run before; nothing without it. See `make soak`.
 #[test]
 fn soak() {

@@ -159,8 +159,9 @@ impl Start {
         let view = survivor(media, &self.built.backing)?;
         history.allows(&view, epoch, unit)?;
         let bitmaps_too = !history.has_bitmaps();
+        let kept = history.smallest(epoch);
         if bitmaps_too {
-            self.verify_bitmaps(media, &view)?;
+            self.verify_bitmaps(media, &view, kept)?;
         }
         if self.config.data_file == DataFile::Raw {
             let mut raw = media[1].clone();
@@ -202,13 +203,15 @@ impl Start {
             .map_err(|e| e.to_string())?;
         let view = survivor(&media, &self.built.backing).map_err(|e| format!("afterwards: {e}"))?;
         if bitmaps_too {
-            self.verify_bitmaps(&media, &view).map_err(|e| format!("afterwards: {e}"))?;
+            self.verify_bitmaps(&media, &view, kept).map_err(|e| format!("afterwards: {e}"))?;
         }
         model.view.expect(&view).map_err(|e| format!("afterwards: {e}"))
     }
 
     /// For scripts that leave the bitmaps alone: one that does not say that nobody knows misses no granule in which the disk differs from that at the start.
-    fn verify_bitmaps(&self, media: &[Vec<u8>], view: &View) -> Result<(), String> {
+    ///
+    /// From `kept` on, the disk's smallest size since then, the disk may have been cut off and grown again: what a growth brings is zeroes and clean, as in QEMU.
+    fn verify_bitmaps(&self, media: &[Vec<u8>], view: &View, kept: usize) -> Result<(), String> {
         if !self.content.bitmaps {
             return Ok(());
         }
@@ -222,11 +225,13 @@ impl Start {
             if name == "off" && !dirty.is_empty() {
                 return Err(format!("the disabled bitmap says {dirty:?}"));
             }
-            let granules = self.view.disk.chunks(GRANULE as usize).zip(view.disk.chunks(GRANULE as usize));
+            let mut start = self.view.disk.clone();
+            start.resize(view.disk.len(), 0);
+            let granules = start.chunks(GRANULE as usize).zip(view.disk.chunks(GRANULE as usize));
             for (offset, (before, now)) in (0..).step_by(GRANULE as usize).zip(granules) {
-                let common = before.len().min(now.len());
                 let marked = dirty.iter().any(|(start, len)| (*start..start + len).contains(&offset));
-                if name == "on" && !marked && before[..common] != now[..common] {
+                let grown = offset as usize >= kept && now.iter().all(|byte| *byte == 0);
+                if name == "on" && !marked && !grown && before != now {
                     return Err(format!("the bitmap misses what was written at {offset:#x}: {dirty:?}"));
                 }
             }
@@ -375,6 +380,7 @@ impl Start {
                 op.run(open, &model).and_then(|()| if op == Op::Reopen { open.close() } else { Ok(()) });
             let before = model.view.clone();
             op.change(&mut model);
+            let operation = history.len();
             history.push(epoch, model.at_most(&op), op.crash());
             history.push(epoch, model.view.clone(), op.crash());
             if op.crash() != Crash::Sectors {
@@ -400,6 +406,7 @@ impl Start {
                 }
                 if done.is_err() && op.crash() == Crash::Whole && found == before.disk {
                     model.view = before;
+                    history.undone(operation);
                 }
                 let found = View { disk: found, ..model.view.clone() };
                 history.allows(&found, sim.epoch(), 1).map_err(|e| format!("{op:?}: {e}"))?;

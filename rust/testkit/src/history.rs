@@ -21,12 +21,14 @@ struct Version {
     view: View,
     /// Nothing of it shows together with anything from before it.
     whole: bool,
+    /// It may never have come about: what is before it shows together with what is behind it.
+    undone: bool,
 }
 
 impl History {
     /// An image that shows `view`, durable.
     pub fn new(view: View) -> Self {
-        let first = Version { epoch: 0, view, whole: true };
+        let first = Version { epoch: 0, view, whole: false, undone: false };
         History { versions: vec![first], flushes: vec![(0, 0)], bitmaps: true }
     }
 
@@ -42,7 +44,17 @@ impl History {
 
     /// An operation of this kind that began in `epoch` leaves `view`, or some of it.
     pub fn push(&mut self, epoch: u64, view: View, crash: Crash) {
-        self.versions.push(Version { epoch, view, whole: crash == Crash::Whole });
+        self.versions.push(Version { epoch, view, whole: crash == Crash::Whole, undone: false });
+    }
+
+    /// How many versions there are.
+    pub(crate) fn len(&self) -> usize {
+        self.versions.len()
+    }
+
+    /// The operation with the versions from the one numbered `first` on failed, and seems to have changed nothing. It may have flushed or not.
+    pub(crate) fn undone(&mut self, first: usize) {
+        self.versions[first..].iter_mut().for_each(|version| version.undone = true);
     }
 
     /// What is there had been made durable in `epoch`.
@@ -50,11 +62,26 @@ impl History {
         self.flushes.push((epoch, self.versions.len() - 1));
     }
 
+    /// The smallest size in bytes that the disk may have had up to `epoch`.
+    pub(crate) fn smallest(&self, epoch: u64) -> usize {
+        let begun = self.versions.iter().filter(|version| version.epoch <= epoch && !version.undone);
+        begun.map(|version| version.view.disk.len()).min().expect("the first one")
+    }
+
     /// Whether an image that lost power in `epoch` may show `found`, `unit` bytes of the disk for `unit` bytes.
     pub fn allows(&self, found: &View, epoch: u64, unit: usize) -> Result<(), String> {
         let durable = self.flushes.iter().rev().find(|flush| flush.0 <= epoch).expect("the first one").1;
         let begun = self.versions.partition_point(|version| version.epoch <= epoch);
-        let mut rest = &self.versions[durable..begun];
+        let all: Vec<&Version> = self.versions[durable..begun].iter().collect();
+        let done: Vec<&Version> = all.iter().copied().filter(|version| !version.undone).collect();
+        self.one_allows(&all, found, unit).or_else(|problem| {
+            let more = done.len() < all.len() && self.one_allows(&done, found, unit).is_ok();
+            if more { Ok(()) } else { Err(problem) }
+        })
+    }
+
+    /// Whether `found` is of one whole version and those up to the next.
+    fn one_allows(&self, mut rest: &[&Version], found: &View, unit: usize) -> Result<(), String> {
         let mut problems = Vec::new();
         while let Some((first, others)) = rest.split_first() {
             let len = 1 + others.iter().position(|version| version.whole).unwrap_or(others.len());
@@ -62,7 +89,7 @@ impl History {
                 .and_then(|()| if self.bitmaps { bitmaps_allow(&rest[..len], found) } else { Ok(()) });
             match allowed {
                 Ok(()) => return Ok(()),
-                Err(problem) if first.whole && durable > 0 => problems.push(format!("as a whole: {problem}")),
+                Err(problem) if first.whole => problems.push(format!("as a whole: {problem}")),
                 Err(problem) => problems.push(problem),
             }
             rest = &rest[len..];
@@ -72,9 +99,9 @@ impl History {
 }
 
 /// Whether each part of `found` is a part of one of the versions, of which the first one is durable.
-fn mix_allows(versions: &[Version], found: &View, unit: usize) -> Result<(), String> {
+fn mix_allows(versions: &[&Version], found: &View, unit: usize) -> Result<(), String> {
     let durable = &versions[0].view;
-    let same_size = |version: &&Version| version.view.disk.len() == found.disk.len();
+    let same_size = |version: &&&Version| version.view.disk.len() == found.disk.len();
     let disks: Vec<&[u8]> = versions.iter().filter(same_size).map(|version| &*version.view.disk).collect();
     if disks.is_empty() {
         return Err(format!("a disk of {} bytes, which was {}", found.disk.len(), durable.disk.len()));
@@ -99,10 +126,10 @@ fn mix_allows(versions: &[Version], found: &View, unit: usize) -> Result<(), Str
 
 /// Whether each bitmap of `found` that does not say that nobody knows is as in one of the versions, and, if it records, says so of all in
 /// which the disk differs from what it was then.
-fn bitmaps_allow(versions: &[Version], found: &View) -> Result<(), String> {
+fn bitmaps_allow(versions: &[&Version], found: &View) -> Result<(), String> {
     let known = found.bitmaps.iter().filter(|bitmap| bitmap.dirty.is_some());
     for bitmap in known {
-        let allows = |version: &Version| {
+        let allows = |version: &&Version| {
             version.view.bitmaps.contains(bitmap)
                 && (!bitmap.enabled || bitmap.knows_of(&version.view.disk, &found.disk))
         };
