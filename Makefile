@@ -115,11 +115,15 @@ $(STAMPS)/venv:
 
 $(STAMPS)/build: pyproject.toml $(STAMPS)/venv
 	$(requirements) build-system requires > $@.txt
-	$(requirements) project dependencies >> $@.txt
 	$(pip_install) -r $@.txt
 	@touch $@
 
-$(STAMPS)/dev $(STAMPS)/bench: $(STAMPS)/%: pyproject.toml $(STAMPS)/venv
+$(STAMPS)/dependencies: pyproject.toml $(STAMPS)/venv
+	$(requirements) project dependencies > $@.txt
+	$(pip_install) -r $@.txt
+	@touch $@
+
+$(STAMPS)/dev $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/dependencies
 	$(requirements) project optional-dependencies $* > $@.txt
 	$(pip_install) -r $@.txt
 	@touch $@
@@ -129,6 +133,6 @@ dist/.stamp: $(WHEEL_FILES) $(STAMPS)/build
 	$(BIN)/maturin build --release --locked --out dist
 	@touch $@
 
-$(STAMPS)/installed: dist/.stamp
+$(STAMPS)/installed: dist/.stamp $(STAMPS)/dependencies
 	$(pip_install) --force-reinstall --no-deps dist/pyimago-*.whl
 	@touch $@
