@@ -90,17 +90,12 @@ pub fn commit_into(image: &Arc<Image>, base: &Arc<Image>, merging: Merging, job:
         );
     }
     merge(image, base, levels, merging.rate, job)?;
-    still_wanted(image, job)?;
+    // Who gives up while threads end, or while what was written becomes durable, keeps the image as it is.
+    job.finish(image.size())?;
     // Durable before what it was made from goes.
     base.flush()?;
-    still_wanted(image, job)?;
+    job.finish(image.size())?;
     if empties { image.make_empty() } else { Ok(()) }
-}
-
-/// Who gave up while threads ended, or while what was written became durable, keeps the image as it is.
-fn still_wanted(image: &Image, job: &mut Job<'_>) -> Result<()> {
-    job.report(image.size(), image.size());
-    job.wanted().check()
 }
 
 /// An image with all below it.
@@ -111,16 +106,13 @@ struct Chain {
 }
 
 fn open(path: &Path, options: &CommitOptions) -> Result<Chain> {
-    let file = StorageOpenOptions::new()
-        .filename(path)
-        .write(options.merging.image == Committed::Empty)
-        .direct(options.direct)
-        .lock(options.lock);
+    let writable = options.merging.image == Committed::Empty;
+    let file =
+        StorageOpenOptions::new().filename(path).write(writable).direct(options.direct).lock(options.lock);
     let storage: Arc<dyn Storage> = Arc::new(File::open_sync(file)?);
     let mut opener = Opener::new(&options.gate, options.secret.as_ref(), options.direct, options.lock);
     opener.note(&*storage)?;
     opener.count(1)?;
-    let writable = options.merging.image == Committed::Empty;
     let mut top = Link::open(storage, writable, options.format, options.secret.as_ref())?;
     opener.open_data_file_of(&mut top)?;
     let Some(reference) = top.backing_reference() else {

@@ -43,6 +43,12 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Tells that all is done, and asks whether it is still wanted: who gave up meanwhile, while what was written became durable, is noticed.
+    pub(super) fn finish(&mut self, total: u64) -> Result<()> {
+        self.report(total, total);
+        self.wanted().check()
+    }
+
     /// What threads of the operation ask.
     pub(super) fn wanted(&self) -> Wanted<'a> {
         Wanted(self.cancel)

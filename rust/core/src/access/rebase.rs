@@ -136,11 +136,9 @@ fn copy_differences(
         }
         Ok(Then::Next)
     })?;
-    job.report(size, size);
-    job.wanted().check()?;
+    job.finish(size)?;
     image.flush()?;
-    job.report(size, size);
-    job.wanted().check()
+    job.finish(size)
 }
 
 /// What becomes of a cluster.

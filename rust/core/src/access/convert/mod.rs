@@ -152,7 +152,7 @@ pub fn convert(
                 job,
             )?;
             image.close()?;
-            finish(&input, job)?;
+            job.finish(input.size())?;
             Ok(converted)
         }
         // Held until the new image has its name, so that nobody begins to use the old one meanwhile.
@@ -203,7 +203,7 @@ pub fn convert_into(
     let converted =
         fill(&input, target, zeroes_of(&copying, zeroes), below, &copying, Durability::Synced, job)?;
     target.flush()?;
-    finish(&input, job)?;
+    job.finish(input.size())?;
     Ok(converted)
 }
 
@@ -290,10 +290,4 @@ fn fill(
     copy.run(&reader, &Hands { ahead, ..hands(copying) }, job)?;
     let skipped_bitmaps = bitmaps.copy(target)?;
     Ok(Converted { unreadable: reader.unreadable(), skipped_bitmaps })
-}
-
-/// Making it durable can take long: who gave up meanwhile keeps what was at the target.
-fn finish(input: &Input, job: &mut Job<'_>) -> Result<()> {
-    job.report(input.size(), input.size());
-    job.wanted().check()
 }
