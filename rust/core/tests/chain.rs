@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imago_core::access::create::{CreateOptions, create};
-use imago_core::access::info::info;
+use imago_core::access::info::{info, info_chain};
 use imago_core::access::open::{Backing, Gate, OpenOptions, ReferenceKind};
 use imago_core::format::qcow2::create as qcow2;
 use imago_core::format::{FormatKind, ImplicitReference};
 use imago_core::qcow2::Qcow2;
 use imago_core::raw::Raw;
-use imago_core::{ErrorKind, Image, SyncFormatAccess, null::Null};
+use imago_core::storage::{Lock, StorageOpenOptions};
+use imago_core::{ErrorKind, Image, SyncFormatAccess, file::File, null::Null};
 
 const SIZE: u64 = 1 << 20;
 
@@ -212,4 +213,99 @@ fn a_data_file_that_was_not_opened_is_an_error() {
     let error =
         OpenOptions { lock: imago_core::storage::Lock::Off, write: true, ..Default::default() }.open(&path);
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidImage);
+}
+
+fn open_with(gate: Gate, path: &Path) -> imago_core::Result<Arc<Image>> {
+    OpenOptions { gate, ..Default::default() }.open(path)
+}
+
+fn anything() -> Gate {
+    Gate::Ask(Arc::new(|_, _| Ok(true)))
+}
+
+#[test]
+fn an_image_that_describes_its_backing_file_gets_what_the_gate_lets_pass() {
+    let (directory, middle) = three();
+    let folder = directory.path().display();
+    fs::write(directory.path().join("part"), [&[1; 512][..], b"part", &[2; 508]].concat()).unwrap();
+    let inside = directory.path().join("inside.qcow2");
+    create(&inside, &CreateOptions::Qcow2(qcow2::CreateOptions { size: SIZE, ..Default::default() }))
+        .unwrap();
+    let image = OpenOptions { write: true, ..Default::default() }.open(&inside).unwrap();
+    image.write(b"disk", 512).unwrap();
+    image.close().unwrap();
+    let base = "{'driver': 'raw', 'file.filename': 'FOLDER/part'}";
+    let top = directory.path().join("described.qcow2");
+    for (json, bytes, chain_len) in [
+        ("{'driver': 'qcow2', 'file': {'driver': 'file', 'filename': 'FOLDER/top.qcow2'}}", b"base", 4),
+        ("{'driver': 'raw', 'offset': 512, 'size': '512', 'file': {'filename': 'FOLDER/part'}}", b"part", 2),
+        (
+            "{'driver': 'raw', 'offset': 512, 'file': {'driver': 'qcow2', 'file.filename': 'FOLDER/inside.qcow2'}}",
+            b"disk",
+            2,
+        ),
+        ("{'driver': 'qcow2', 'file.filename': 'FOLDER/top.qcow2', 'backing': null}", &[0; 4], 2),
+        (
+            &format!("{{'driver': 'qcow2', 'file.filename': 'FOLDER/top.qcow2', 'backing': {base}}}"),
+            &[1; 4],
+            3,
+        ),
+    ] {
+        let json = format!("json:{}", json.replace("FOLDER", &folder.to_string()).replace('\'', "\""));
+        let _ = fs::remove_file(&top);
+        overlay(&top, &json, None);
+        for gate in [Gate::Beside, Gate::Allow, Gate::Deny] {
+            assert_eq!(open_with(gate, &top).unwrap_err().kind(), ErrorKind::ImplicitOpenDenied, "{json}");
+        }
+        let image = open_with(anything(), &top).unwrap();
+        assert_eq!((&first_bytes(&image), image.chain_len()), (bytes, chain_len), "{json}");
+        let storage = File::open_sync(StorageOpenOptions::new().filename(&top).lock(Lock::Off)).unwrap();
+        let images = info_chain(Arc::new(storage), None, &anything(), Lock::Off);
+        assert_eq!(images.unwrap().len() as u32, chain_len, "{json}");
+        image.close().unwrap();
+        // Closing freed the locks, those of images within images too.
+        for file in [&middle, &inside] {
+            let backing = Backing::None;
+            OpenOptions { write: true, backing, ..Default::default() }.open(file).unwrap().close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_described_chain_that_comes_back_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let top = directory.path().join("top.qcow2");
+    for json in [
+        "{\"driver\": \"qcow2\", \"file\": {\"filename\": \"TOP\"}}",
+        "{\"driver\": \"raw\", \"file\": {\"driver\": \"qcow2\", \"file.filename\": \"TOP\"}}",
+    ] {
+        let _ = fs::remove_file(&top);
+        overlay(&top, &format!("json:{}", json.replace("TOP", &top.display().to_string())), None);
+        let error = open_with(anything(), &top).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidImage, "{error}");
+        assert!(error.to_string().contains("comes back"), "{error}");
+    }
+}
+
+#[test]
+fn what_a_description_lacks_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let top = directory.path().join("top.qcow2");
+    for (json, kind, says) in [
+        ("json:{\"driver\": \"qcow2\"", ErrorKind::InvalidImage, "cannot be read"),
+        ("json:{\"driver\": \"nbd\", \"host\": \"a\"}", ErrorKind::Unsupported, "driver \"nbd\""),
+        ("json:{\"driver\": \"qcow2\", \"file\": \"node\"}", ErrorKind::InvalidImage, "\"node\""),
+        (
+            "json:{\"driver\": \"raw\", \"file.filename\": \"/nowhere\", \"offset\": 1}",
+            ErrorKind::Io,
+            "/nowhere",
+        ),
+    ] {
+        let _ = fs::remove_file(&top);
+        overlay(&top, json, None);
+        let error = open_with(anything(), &top).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(says) && text.contains(&top.display().to_string()), "{text}");
+    }
 }

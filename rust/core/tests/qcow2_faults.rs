@@ -65,6 +65,13 @@ fn a_bitmap_of_a_disk_that_was_cut_off_and_grew_again_misses_no_write() {
     }
 }
 
+/// What QEMU repairs ends with a whole sector, and so do its bitmaps.
+#[test]
+fn qemu_repairs_a_disk_that_ends_within_a_sector() {
+    let case: Case = "bitmaps-4k/225935356/10.7".parse().expect("a case");
+    case.run().unwrap_or_else(|e| panic!("{e}"));
+}
+
 /// `SOAK_MINUTES` of cases that nobody has run before; nothing without it. See `make soak`.
 #[test]
 fn soak() {

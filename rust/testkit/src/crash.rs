@@ -272,9 +272,11 @@ impl Start {
         if verdict == qemu::Verdict::Corrupt {
             return Err(format!("qemu-img check: {said}"));
         }
-        // QEMU shows whole sectors only.
+        // QEMU shows whole sectors only, and its repair makes the disk end with one.
         let whole_sectors = |view: &mut View| {
-            view.disk.truncate(view.disk.len() / SECTOR * SECTOR);
+            let size = view.disk.len() / SECTOR * SECTOR;
+            view.disk.truncate(size);
+            view.bitmaps.iter_mut().for_each(|bitmap| bitmap.resize(size as u64));
             for (_, disk) in &mut view.snapshots {
                 *disk = disk[..disk.len() / SECTOR * SECTOR].into();
             }

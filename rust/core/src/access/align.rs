@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::range_lock::RangeLocks;
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::Result;
+use crate::storage::slice::Slice;
 use crate::storage::{Limits, Run, Storage, ZeroMode, answers_of_inner};
 
 /// Most bytes that one bounce buffer holds, so that a huge request does not ask for as much memory again.
@@ -22,6 +23,13 @@ pub(crate) fn aligned(storage: Arc<dyn Storage>) -> Arc<dyn Storage> {
     }
     let unit = u64::from(limits.request_alignment);
     Arc::new(Aligned { inner: storage, limits, unit, ranges: RangeLocks::default() })
+}
+
+/// The `size` bytes (`None`: all) of `storage` from `offset` on, whatever alignment it asks for; see [`Slice`].
+pub fn part(storage: Arc<dyn Storage>, offset: u64, size: Option<u64>) -> Result<Arc<dyn Storage>> {
+    let unit = u64::from(storage.limits().request_alignment);
+    let fits = (offset | size.unwrap_or(0)).is_multiple_of(unit);
+    Ok(Arc::new(Slice::new(if fits { storage } else { aligned(storage) }, offset, size)?))
 }
 
 #[derive(Debug)]

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::align::aligned;
+use super::align::{aligned, part};
+use super::blockdev::{Below, Node, Place};
 use super::check;
-use super::gate::{Gate, ReferenceKind};
+use super::disk::Disk;
+use super::gate::Gate;
 use super::image::{Base, CHAIN_MAX, Image};
 use super::probe::probe;
 use crate::crypt::Secret;
@@ -171,6 +173,14 @@ pub(super) fn clean(driver: &mut Driver) -> Result<()> {
     Ok(())
 }
 
+/// What is to be opened below an image.
+enum Next {
+    /// By the image's word.
+    Named(ImplicitReference),
+    /// By the word of what described the image.
+    Described(Node),
+}
+
 /// Opens what images name.
 pub(super) struct Opener<'a> {
     pub(super) gate: &'a Gate,
@@ -222,15 +232,11 @@ impl<'a> Opener<'a> {
                 ),
             ));
         };
-        let path = self.gate.pass(image, &reference.name, ReferenceKind::DataFile)?;
-        let storage = self.open(path, write)?;
-        self.note(&*storage)?;
-        Ok(aligned(storage))
+        let place = self.gate.data_file(image, &reference.name).map_err(|error| named(image, error))?;
+        Ok(aligned(self.open_place(place, write)?))
     }
 
     /// Opens the chain below an image: the backing file it names, and what that names in turn.
-    ///
-    /// A loop, not a recursion: the depth is the images' word.
     pub(super) fn open_backing(
         &mut self,
         image: Option<&Path>,
@@ -240,57 +246,103 @@ impl<'a> Opener<'a> {
         Ok(stack(links, Base::None))
     }
 
-    /// The same, not yet put on top of each other: the topmost first. `writes` says of each file (as the image above it is called, as that
-    /// spells it, and as it is opened) whether it is to be written.
+    /// The same, not yet put on top of each other: the topmost first. `writes` says of each image (as the one above it is called, as that
+    /// spells it, and the file that it is, if it is one) whether it is to be written.
     pub(super) fn open_links(
         &mut self,
         image: Option<&Path>,
         reference: ImplicitReference,
-        mut writes: impl FnMut(Option<&Path>, &Path, &Path) -> bool,
+        writes: impl FnMut(Option<&Path>, &Path, Option<&Path>) -> bool,
+    ) -> Result<Vec<Link>> {
+        self.open_from(image, Some(Next::Named(reference)), writes)
+    }
+
+    /// A loop, not a recursion: the depth is the images' word.
+    fn open_from(
+        &mut self,
+        image: Option<&Path>,
+        mut next: Option<Next>,
+        mut writes: impl FnMut(Option<&Path>, &Path, Option<&Path>) -> bool,
     ) -> Result<Vec<Link>> {
         let mut links: Vec<Link> = Vec::new();
-        let mut next = Some(reference);
-        while let Some(reference) = next {
+        while let Some(wanted) = next {
             let from = links.last().map_or(image, Link::path);
-            let link = self.open_link(from, &reference, &mut writes).map_err(|error| {
-                if error.kind() == ErrorKind::ImplicitOpenDenied {
-                    // The gate names both files.
-                    return error;
-                }
-                let name = reference.name.to_string_lossy();
-                error.within(&match from {
-                    Some(from) => format!("backing file {name:?} of {:?}", from.to_string_lossy()),
-                    None => format!("backing file {name:?}"),
-                })
-            })?;
-            next = link.backing_reference();
+            let (link, below) = match wanted {
+                Next::Described(node) => self.open_node(node, false)?,
+                Next::Named(reference) => self.open_named(from, &reference, &mut writes)?,
+            };
+            next = below;
             links.push(link);
         }
         Ok(links)
     }
 
-    fn open_link(
+    fn open_named(
         &mut self,
         from: Option<&Path>,
         reference: &ImplicitReference,
-        writes: impl FnOnce(Option<&Path>, &Path, &Path) -> bool,
-    ) -> Result<Link> {
-        let kind = match reference.format.as_deref() {
-            None => None,
-            Some(name) => Some(FormatKind::from_name(name).ok_or_else(|| {
-                Error::unsupported(format!(
-                    "its format is {name:?} by the image's word, which cannot be opened yet"
-                ))
-            })?),
-        };
-        let path = self.gate.pass(from, &reference.name, ReferenceKind::Backing)?;
-        let write = writes(from, &reference.name, &path);
-        let storage = self.open(path, write)?;
-        self.note(&*storage)?;
+        writes: impl FnOnce(Option<&Path>, &Path, Option<&Path>) -> bool,
+    ) -> Result<(Link, Option<Next>)> {
+        let opened = self.gate.backing(from, reference).and_then(|node| {
+            let write = writes(from, &reference.name, node.place.as_file());
+            self.open_node(node, write)
+        });
+        opened.map_err(|error| {
+            if error.kind() == ErrorKind::ImplicitOpenDenied {
+                // The gate names both files.
+                return error;
+            }
+            let name = reference.name.to_string_lossy();
+            error.within(&match from {
+                Some(from) => format!("backing file {name:?} of {:?}", from.to_string_lossy()),
+                None => format!("backing file {name:?}"),
+            })
+        })
+    }
+
+    /// Opens an image and its data file, and tells what is below it.
+    fn open_node(&mut self, node: Node, write: bool) -> Result<(Link, Option<Next>)> {
+        let Node { kind, place, data_file, below } = node;
+        let storage = self.open_place(place, write)?;
         self.count(1)?;
         let mut link = Link::open(storage, write, kind, self.secret)?;
-        self.open_data_file_of(&mut link)?;
-        Ok(link)
+        match data_file {
+            None => self.open_data_file_of(&mut link)?,
+            Some(place) => link.set_data_storage(self.open_place(place, write)?)?,
+        }
+        let next = match below {
+            Below::Nothing => None,
+            Below::Named => link.backing_reference().map(Next::Named),
+            Below::Node(_) if matches!(link, Link::Raw { .. }) => {
+                return Err(named(link.path(), Error::invalid_input("a raw image has no backing file")));
+            }
+            Below::Node(node) => Some(Next::Described(*node)),
+        };
+        Ok((link, next))
+    }
+
+    /// Opens what an image of the chain is in, which must not be in the chain yet.
+    pub(super) fn open_place(&mut self, place: Place, write: bool) -> Result<Arc<dyn Storage>> {
+        let storage = match place {
+            Place::File(path) => self.open(path, write)?,
+            Place::Part { of, offset, size } => {
+                return part(self.open_place(*of, write)?, offset, size);
+            }
+            Place::Disk(_) if write => {
+                return Err(Error::unsupported(
+                    "an image within an image that is described by another's name is only read: open them yourself to write",
+                ));
+            }
+            Place::Disk(node) => {
+                let links = self.open_from(None, Some(Next::Described(*node)), |_, _, _| false)?;
+                let mut links = links.into_iter();
+                let top = links.next().expect("what is described is opened");
+                let image = top.into_image(stack(links.collect(), Base::None));
+                Arc::new(Disk::owning(Arc::new(image)))
+            }
+        };
+        self.note(&*storage)?;
+        Ok(storage)
     }
 
     /// Opens a file of the chain, which must not be in it yet.

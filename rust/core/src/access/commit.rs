@@ -144,12 +144,12 @@ fn open(path: &Path, options: &CommitOptions) -> Result<Chain> {
     Ok(Chain { image, base })
 }
 
-/// Whether `wanted` means the backing file `file` of the image `from`, which spells it `name`.
-fn is_called(wanted: &Path, from: Option<&Path>, name: &Path, file: &Path) -> bool {
+/// Whether `wanted` means the backing file of the image `from` that this spells `name`, and that is in `file`, if it is in one.
+fn is_called(wanted: &Path, from: Option<&Path>, name: &Path, file: Option<&Path>) -> bool {
     if wanted == name {
         return true;
     }
-    let Ok(file) = resolve(file) else { return false };
+    let Some(Ok(file)) = file.map(resolve) else { return false };
     // As QEMU: a relative name starts where the image is that could spell it so.
     match resolve(&resolve_beside(from, wanted)) {
         Ok(beside) => beside == file,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::gate::{Gate, ReferenceKind, protocol};
+use super::gate::{protocol, resolve_beside};
 use super::info::info;
 use super::target;
 use crate::crypt::{self, Secret};
@@ -212,8 +212,8 @@ fn check_backing(path: &Path, options: &mut qcow2::CreateOptions, check: Backing
             "the backing file {shown:?} cannot be looked at: its format {format:?} is not there; skip the check and give the size"
         )));
     };
-    let file = Gate::Allow.pass(Some(path), name, ReferenceKind::Backing)?;
-    let found = info(file, Some(kind)).map_err(|error| error.within(&format!("backing file {shown:?}")))?;
+    let found = info(resolve_beside(Some(path), name), Some(kind))
+        .map_err(|error| error.within(&format!("backing file {shown:?}")))?;
     if check == BackingCheck::TakeSize {
         options.size = found.virtual_size;
     }

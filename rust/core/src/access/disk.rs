@@ -14,12 +14,19 @@ use crate::storage::{Capabilities, Run, Storage, ZeroMode};
 #[derive(Debug)]
 pub struct Disk {
     image: Arc<Image>,
+    /// It was opened for this, and closes with it.
+    owned: bool,
 }
 
 impl Disk {
     /// The disk of `image`.
     pub fn new(image: Arc<Image>) -> Self {
-        Disk { image }
+        Disk { image, owned: false }
+    }
+
+    /// The same of a read-only image that nobody else uses and that closes with what uses this.
+    pub(super) fn owning(image: Arc<Image>) -> Self {
+        Disk { image, owned: true }
     }
 
     /// Bytes of a request of `len` at `offset` that are on the disk.
@@ -105,5 +112,12 @@ impl Storage for Disk {
 
     fn path(&self) -> Option<&Path> {
         self.image.path()
+    }
+
+    fn unlock(&self) {
+        if self.owned {
+            // Nothing was written that could be lost.
+            let _ = self.image.close();
+        }
     }
 }

@@ -7,7 +7,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::blockdev::{self, Node, Place};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::{FormatKind, ImplicitReference};
 
 /// What an image wants another file for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,8 +29,8 @@ impl fmt::Display for ReferenceKind {
     }
 }
 
-/// A function that decides: it gets the file's name (a relative one made part of the image's directory; the name of a
-/// protocol as it stands) and what it is for.
+/// A function that decides: it gets the file's name (a relative one made part of the image's directory) and what it is for. Of a name
+/// with a protocol it gets that as it stands, and after a yes each file that is behind it.
 pub type Ask = dyn Fn(&Path, ReferenceKind) -> Result<bool> + Send + Sync;
 
 /// Who decides whether a file that an image names is opened.
@@ -57,46 +59,81 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// The file to open for `name`, as the image in `image` spells it, or [`ErrorKind::ImplicitOpenDenied`].
-    pub fn pass(&self, image: Option<&Path>, name: &Path, kind: ReferenceKind) -> Result<PathBuf> {
-        let shown = name.to_string_lossy();
-        let denied = |why: &str| {
-            let error = Error::new(
-                ErrorKind::ImplicitOpenDenied,
-                format!(
-                    "the {kind} {shown:?} is not opened: {why}; if you trust the image, allow it or open the {kind} yourself"
-                ),
-            );
-            match image {
-                Some(image) => error.in_file(image),
-                None => error,
-            }
+    /// What to open as the backing file of the image in `image`, or [`ErrorKind::ImplicitOpenDenied`].
+    pub(super) fn backing(&self, image: Option<&Path>, reference: &ImplicitReference) -> Result<Node> {
+        let ImplicitReference { name, format } = reference;
+        let kind = match format.as_deref() {
+            None => None,
+            Some(name) => Some(FormatKind::from_name(name).ok_or_else(|| {
+                Error::unsupported(format!(
+                    "its format is {name:?} by the image's word, which cannot be opened yet"
+                ))
+            })?),
         };
-        if matches!(self, Gate::Deny) {
-            return Err(denied("implicit references are denied"));
+        let asked = Asked { gate: self, image, name, kind: ReferenceKind::Backing };
+        Ok(match asked.pass()? {
+            Passed::File(path) => Node::in_file(path, kind),
+            Passed::Description(json) => {
+                let node = Node::parse(json, kind)?;
+                asked.pass_files(&node.files())?;
+                node
+            }
+        })
+    }
+
+    /// The same of its external data file.
+    pub(super) fn data_file(&self, image: Option<&Path>, name: &Path) -> Result<Place> {
+        let asked = Asked { gate: self, image, name, kind: ReferenceKind::DataFile };
+        Ok(match asked.pass()? {
+            Passed::File(path) => Place::File(path),
+            Passed::Description(json) => {
+                let place = Place::parse(json)?;
+                asked.pass_files(&place.files())?;
+                place
+            }
+        })
+    }
+}
+
+/// What the gate lets pass.
+enum Passed<'a> {
+    File(PathBuf),
+    /// What is behind `json:`. The files in it have not passed.
+    Description(&'a str),
+}
+
+/// A name at the gate.
+struct Asked<'a> {
+    gate: &'a Gate,
+    /// The image's file.
+    image: Option<&'a Path>,
+    /// As the image spells it.
+    name: &'a Path,
+    kind: ReferenceKind,
+}
+
+impl<'a> Asked<'a> {
+    fn pass(&self) -> Result<Passed<'a>> {
+        let &Asked { gate, image, name, kind } = self;
+        if matches!(gate, Gate::Deny) {
+            return Err(self.denied(name, "implicit references are denied"));
         }
         if let Some(protocol) = protocol(name) {
-            let asked = if let Gate::Ask(ask) = self { ask(name, kind)? } else { false };
-            if !asked {
-                return Err(denied(&format!("it names the protocol {protocol:?}")));
-            }
-            return Err(Error::unsupported(format!(
-                "the {kind} {shown:?} needs the protocol {protocol:?}, which is not there"
-            )));
+            return self.pass_protocol(&protocol);
         }
         let directory = image.map(directory_of);
         if directory.is_none() && !name.is_absolute() {
-            return Err(denied("the image is in no directory that its name could start from"));
+            return Err(self.denied(name, "the image is in no directory that its name could start from"));
         }
         let file = resolve_beside(image, name);
-        match self {
+        match gate {
             Gate::Deny => unreachable!("turned away above"),
-            Gate::Allow => Ok(file),
-            Gate::Ask(ask) if ask(&file, kind)? => Ok(file),
-            Gate::Ask(_) => Err(denied("it was refused")),
+            Gate::Allow => Ok(Passed::File(file)),
+            Gate::Ask(ask) if ask(&file, kind)? => Ok(Passed::File(file)),
+            Gate::Ask(_) => Err(self.denied(name, "it was refused")),
             Gate::Beside => {
                 let Some(directory) = directory else {
-                    return Err(denied("the image is in no directory that it could be beside"));
+                    return Err(self.denied(name, "the image is in no directory that it could be beside"));
                 };
                 let resolve = |path: &Path| {
                     path.canonicalize().map_err(|e| Error::io(format!("find the {kind}"), e).in_file(path))
@@ -105,11 +142,55 @@ impl Gate {
                 // The resolved name is what gets opened: links on the way are not followed a second time. Who puts a new one in place of
                 // a directory at this very moment may write beside the image anyway.
                 if file.starts_with(inside) {
-                    Ok(file)
+                    Ok(Passed::File(file))
                 } else {
-                    Err(denied("it is outside of the image's directory"))
+                    Err(self.denied(name, "it is outside of the image's directory"))
                 }
             }
+        }
+    }
+
+    /// A name with a protocol is nothing but a function's to allow.
+    fn pass_protocol(&self, protocol: &str) -> Result<Passed<'a>> {
+        let asked = if let Gate::Ask(ask) = self.gate { ask(self.name, self.kind)? } else { false };
+        if !asked {
+            return Err(self.denied(self.name, &format!("it names the protocol {protocol:?}")));
+        }
+        match (protocol, self.name.to_str()) {
+            (blockdev::PROTOCOL, Some(name)) => {
+                Ok(Passed::Description(&name[blockdev::PROTOCOL.len() + 1..]))
+            }
+            _ => Err(Error::unsupported(format!(
+                "the {} {:?} needs the protocol {protocol:?}, which is not there",
+                self.kind,
+                self.name.to_string_lossy()
+            ))),
+        }
+    }
+
+    /// The files in a description pass, each by itself.
+    fn pass_files(&self, files: &[&Path]) -> Result<()> {
+        let Gate::Ask(ask) = self.gate else { unreachable!("only a function lets a description pass") };
+        for file in files {
+            if !ask(file, self.kind)? {
+                return Err(self.denied(file, "it was refused"));
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn denied(&self, name: &Path, why: &str) -> Error {
+        let (kind, name) = (self.kind, name.to_string_lossy());
+        let error = Error::new(
+            ErrorKind::ImplicitOpenDenied,
+            format!(
+                "the {kind} {name:?} is not opened: {why}; if you trust the image, allow it or open the {kind} yourself"
+            ),
+        );
+        match self.image {
+            Some(image) => error.in_file(image),
+            None => error,
         }
     }
 }
@@ -138,8 +219,12 @@ mod tests {
     use super::*;
     use std::fs;
 
+    fn backing(gate: &Gate, image: Option<&Path>, name: &str) -> Result<Node> {
+        gate.backing(image, &ImplicitReference { name: name.into(), format: None })
+    }
+
     fn kind_of(gate: &Gate, image: Option<&Path>, name: &str) -> Option<ErrorKind> {
-        gate.pass(image, Path::new(name), ReferenceKind::Backing).err().map(|error| error.kind())
+        backing(gate, image, name).err().map(|error| error.kind())
     }
 
     #[test]
@@ -169,17 +254,40 @@ mod tests {
     }
 
     #[test]
-    fn protocols_never_pass() {
+    fn protocols_pass_by_a_functions_word_only() {
         let image = Path::new("/images/top");
-        for name in ["json:{\"driver\":\"file\"}", "nbd:unix:/x", "http://host/x", "file:beside", ":x"] {
-            for gate in [Gate::Beside, Gate::Allow] {
+        let json = r#"json:{"driver": "raw", "file": {"filename": "/base"}}"#;
+        for name in [json, "nbd:unix:/x", "http://host/x", "file:beside", ":x"] {
+            for gate in [Gate::Beside, Gate::Allow, Gate::Deny, Gate::Ask(Arc::new(|_, _| Ok(false)))] {
                 assert_eq!(kind_of(&gate, Some(image), name), Some(ErrorKind::ImplicitOpenDenied), "{name}");
             }
             let ask = Gate::Ask(Arc::new(|_, _| Ok(true)));
-            assert_eq!(kind_of(&ask, Some(image), name), Some(ErrorKind::Unsupported));
+            let expected = (name != json).then_some(ErrorKind::Unsupported);
+            assert_eq!(kind_of(&ask, Some(image), name), expected, "{name}");
         }
         assert_eq!(protocol(Path::new("a/b:c")), None);
         assert_eq!(protocol(Path::new("/a:b")), None);
+    }
+
+    #[test]
+    fn every_file_of_a_description_is_asked_for() {
+        let json = r#"json:{"driver": "qcow2", "file.filename": "/a", "backing": {"file.filename": "/b"}}"#;
+        let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let all_but = |no: &'static str| {
+            let asked = Arc::clone(&asked);
+            Gate::Ask(Arc::new(move |name, kind| {
+                assert_eq!(kind, ReferenceKind::Backing);
+                asked.lock().unwrap().push(name.to_owned());
+                Ok(name != Path::new(no))
+            }))
+        };
+        backing(&all_but(""), None, json).unwrap();
+        assert_eq!(asked.lock().unwrap().as_slice(), [json, "/a", "/b"].map(PathBuf::from));
+        for no in ["/a", "/b"] {
+            let error = backing(&all_but(no), None, json).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ImplicitOpenDenied);
+            assert!(error.to_string().contains(no), "{error}");
+        }
     }
 
     #[test]
@@ -188,11 +296,9 @@ mod tests {
             Ok(path == Path::new("/images/base.raw") && kind == ReferenceKind::Backing)
         }));
         let image = Path::new("/images/top");
-        assert_eq!(
-            gate.pass(Some(image), Path::new("base.raw"), ReferenceKind::Backing).unwrap(),
-            Path::new("/images/base.raw")
-        );
-        let refused = gate.pass(Some(image), Path::new("base.raw"), ReferenceKind::DataFile).unwrap_err();
+        let passed = backing(&gate, Some(image), "base.raw").unwrap();
+        assert_eq!(passed.place.as_file(), Some(Path::new("/images/base.raw")));
+        let refused = gate.data_file(Some(image), Path::new("base.raw")).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ImplicitOpenDenied);
         assert!(refused.to_string().contains("data file \"base.raw\""), "{refused}");
     }

@@ -5,6 +5,7 @@ pub mod amend;
 mod below;
 pub mod bench;
 pub mod bitmaps;
+mod blockdev;
 mod chain;
 pub mod check;
 mod cluster_cache;

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::align::aligned;
+pub use super::align::part as slice;
 use super::chain::{Link, Opener};
 pub use super::gate::{Ask, Gate, ReferenceKind};
 use super::image::{Base, Image};
 use crate::crypt::Secret;
 use crate::error::{Error, Result};
 use crate::format::{CacheSizes, FormatKind};
-use crate::storage::slice::Slice;
 use crate::storage::{Lock, Storage};
 
 /// What is below the image.
@@ -106,11 +105,4 @@ impl OpenOptions {
         link.clean()?;
         Ok(Arc::new(link.into_image(base)))
     }
-}
-
-/// The `size` bytes (`None`: all) of `storage` from `offset` on, whatever alignment it asks for; see [`Slice`].
-pub fn slice(storage: Arc<dyn Storage>, offset: u64, size: Option<u64>) -> Result<Arc<dyn Storage>> {
-    let unit = u64::from(storage.limits().request_alignment);
-    let fits = (offset | size.unwrap_or(0)).is_multiple_of(unit);
-    Ok(Arc::new(Slice::new(if fits { storage } else { aligned(storage) }, offset, size)?))
 }

@@ -1,88 +1,32 @@
 //! `info`: the document that `qemu-img info --output=json` prints, as Python objects.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use imago_core::access::image::CHAIN_MAX;
-use imago_core::access::info::{ImageInfo, info_storage};
-use imago_core::access::open::ReferenceKind;
+use imago_core::access::info::{ImageInfo, info_chain, info_storage};
 use imago_core::crypt::{CipherSpec, IvGenerator};
+use imago_core::format::FormatSpecificInfo;
 use imago_core::format::luks::LuksInfo;
 use imago_core::format::qcow2_info::{BitmapInfo, EncryptionInfo, Qcow2Info};
-use imago_core::format::{FormatKind, FormatSpecificInfo};
-use imago_core::storage::{Lock, StorageOpenOptions};
-use imago_core::{Error, Result};
+use imago_core::storage::StorageOpenOptions;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use super::Format;
 use super::source::Place;
-use crate::errors::Failure;
 use crate::gate::PyGate;
 use crate::operation::{Face, Venue};
 use crate::storages::LockWord;
 use crate::{bitmaps, snapshots};
 
 const SECTOR: u64 = 512;
-/// An image's facts and the length of its file.
-struct Facts {
-    image: ImageInfo,
-    /// In bytes, up to a whole sector, as QEMU sees it.
-    file_length: u64,
-}
+/// What is told of an image.
+struct Facts(ImageInfo);
 
 impl Facts {
-    fn read(place: Place, kind: Option<FormatKind>, lock: Lock) -> Result<Self> {
-        let storage = place.storage(StorageOpenOptions::new().lock(lock))?;
-        let image = info_storage(&storage, kind)?;
-        Ok(Facts { image, file_length: storage.len()?.next_multiple_of(SECTOR) })
-    }
-
-    /// Of the image at `place` and of those below it that `gate` lets pass, topmost first.
-    fn read_chain(
-        place: Place,
-        kind: Option<FormatKind>,
-        gate: &PyGate,
-        lock: Lock,
-    ) -> Result<Vec<Self>, Failure> {
-        let mut chain: Vec<Self> = Vec::new();
-        // Files that were read, and how the chain spells the next one.
-        let mut read = vec![place.path().unwrap_or(Path::new("")).to_owned()];
-        let mut next = Some((place, read[0].clone(), kind));
-        while let Some((place, spelt, kind)) = next {
-            let path = &read[chain.len()];
-            if chain.len() == CHAIN_MAX as usize {
-                let error = Error::invalid_input(format!("the chain has more than {CHAIN_MAX} images"));
-                return Err(error.in_file(path).into());
-            }
-            let mut facts = Self::read(place, kind, lock)?;
-            facts.image.path.clone_from(&spelt);
-            next = match &facts.image.backing {
-                Some(backing) => {
-                    let below =
-                        gate.pass(|gate| gate.pass(Some(path), &backing.name, ReferenceKind::Backing))?;
-                    if read.contains(&below) {
-                        let text = format!("the chain comes back to {}", below.display());
-                        return Err(Error::invalid_image(text).in_file(path).into());
-                    }
-                    read.push(below.clone());
-                    let spelt = spelt.parent().unwrap_or(Path::new("")).join(&backing.name);
-                    Some((
-                        Place::Path(below),
-                        spelt,
-                        backing.format.as_deref().and_then(FormatKind::from_name),
-                    ))
-                }
-                None => None,
-            };
-            chain.push(facts);
-        }
-        Ok(chain)
-    }
-
     fn document<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let Facts { image, file_length } = self;
+        let Facts(image) = self;
         let document = PyDict::new(py);
-        document.set_item("children", [self.child(py, *file_length)?])?;
+        document.set_item("children", [self.child(py)?])?;
         document.set_item("filename", image.path.as_os_str())?;
         document.set_item("format", image.kind.name())?;
         document.set_item("virtual-size", image.virtual_size)?;
@@ -90,9 +34,8 @@ impl Facts {
         document.set_item("dirty-flag", image.format.dirty.unwrap_or(false))?;
         set_some(&document, "cluster-size", image.format.cluster_size)?;
         if let Some(backing) = &image.backing {
-            let directory = image.path.parent().unwrap_or(Path::new(""));
             document.set_item("backing-filename", backing.name.as_os_str())?;
-            document.set_item("full-backing-filename", directory.join(&backing.name).as_os_str())?;
+            set_some(&document, "full-backing-filename", image.backing_path().map(PathBuf::into_os_string))?;
             set_some(&document, "backing-filename-format", backing.format.as_deref())?;
         }
         if let Some(FormatSpecificInfo::Qcow2(qcow2)) = &image.format.specific {
@@ -122,16 +65,16 @@ impl Facts {
     }
 
     /// The file that the image is in.
-    fn child<'py>(&self, py: Python<'py>, length: u64) -> PyResult<Bound<'py, PyDict>> {
+    fn child<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let specific = PyDict::new(py);
         specific.set_item("type", "file")?;
         specific.set_item("data", PyDict::new(py))?;
         let file = PyDict::new(py);
         file.set_item("children", PyList::empty(py))?;
-        file.set_item("filename", self.image.path.as_os_str())?;
+        file.set_item("filename", self.0.file.as_os_str())?;
         file.set_item("format", "file")?;
-        file.set_item("virtual-size", length)?;
-        set_some(&file, "actual-size", self.image.actual_size)?;
+        file.set_item("virtual-size", self.0.length.next_multiple_of(SECTOR))?;
+        set_some(&file, "actual-size", self.0.actual_size)?;
         file.set_item("dirty-flag", false)?;
         file.set_item("format-specific", specific)?;
         let child = PyDict::new(py);
@@ -218,13 +161,16 @@ fn info_with<F: Face>(
     lock: LockWord,
 ) -> PyResult<Py<PyAny>> {
     let (kind, lock) = (format.map(|format| format.0), lock.0);
-    let read = move || match chain {
-        Some(gate) => Facts::read_chain(place, kind, &gate, lock),
-        None => Ok(vec![Facts::read(place, kind, lock)?]),
+    let read = move || {
+        let storage = place.storage(StorageOpenOptions::new().lock(lock))?;
+        match chain {
+            Some(gate) => gate.pass(|gate| info_chain(storage, kind, gate, lock)),
+            None => Ok(vec![info_storage(&storage, kind)?]),
+        }
     };
     F::call(py, Venue::Thread, read, |py, chain| {
         let documents = PyList::empty(py);
-        for facts in &chain {
+        for facts in chain.into_iter().map(Facts) {
             documents.append(facts.document(py)?)?;
         }
         Ok(documents.into_any().unbind())
