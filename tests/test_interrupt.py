@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.conftest import MakeImage, pattern
 
 import pyimago
 import pyimago.aio
@@ -151,3 +152,23 @@ async def test_a_cancelled_task_ends_the_filling_of_a_new_image(tmp_path: Path) 
     while path.exists():
         assert path.stat().st_blocks * 512 < 16 << 30
         await asyncio.sleep(0.01)
+
+
+async def test_a_cancelled_verb_ends_with_the_image_closed(make_image: MakeImage) -> None:
+    """Whether it was opened, used or closed right then: nothing is left open, which would be warned of."""
+    path = make_image(pattern(1, 1 << 20))
+    file = pyimago.File.open_sync(pyimago.StorageOpenOptions(filename=path, write=True, lock="off"))
+    slow = pyimago.Throttled(file, latency=0.005)
+    made = 0
+    for moment in range(10):
+        task = asyncio.create_task(pyimago.aio.snapshot.create(slow, f"s{moment}"))
+        await asyncio.sleep(0.02 * moment)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+            made += 1
+    names = {snapshot.name for snapshot in pyimago.snapshot.list(path)}
+    assert made <= len(names) <= 10
+    assert pyimago.check(path).clean
+    with pyimago.open(path, write=True) as image:
+        assert image.pread(1 << 20, 0) == pattern(1, 1 << 20)

@@ -97,6 +97,11 @@ impl Access {
         self.unflushed.load(Ordering::Relaxed)
     }
 
+    /// Nobody has to remember what was written: a closing is under way.
+    pub(crate) fn forget_unflushed(&self) {
+        self.unflushed.store(false, Ordering::Relaxed);
+    }
+
     /// Whether a range is inside the image.
     #[inline]
     pub(crate) fn holds(&self, offset: u64, len: u64) -> bool {
@@ -191,7 +196,7 @@ impl Access {
         self.idle.wait_while(&mut self.leases.lock(), |leases| *leases > 0);
         let Some(image) = self.image.read().clone() else { return Ok(()) };
         let result = image.close();
-        self.unflushed.store(false, Ordering::Relaxed);
+        self.forget_unflushed();
         *self.image.write() = None;
         result
     }

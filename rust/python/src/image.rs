@@ -47,10 +47,13 @@ fn cache_stats<'py>(py: Python<'py>, access: &Arc<Access>) -> PyResult<Option<Bo
 }
 
 fn close<F: Face>(py: Python<'_>, access: &Arc<Access>) -> PyResult<Py<PyAny>> {
-    let access = Arc::clone(access);
+    let closed = Arc::clone(access);
     // A thread of its own: it waits for operations that the pool may have yet to begin.
-    let run = move || if access.is_ours() { access.close().map_err(Failure::from) } else { Ok(()) };
-    F::call(py, Venue::Thread, run, |py, ()| Ok(py.None()))
+    let run = move || if closed.is_ours() { closed.close().map_err(Failure::from) } else { Ok(()) };
+    let closing = F::call(py, Venue::Thread, run, |py, ()| Ok(py.None()))?;
+    // It comes, whoever waits for it.
+    access.forget_unflushed();
+    Ok(closing)
 }
 
 macro_rules! image_class {

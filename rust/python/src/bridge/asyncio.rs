@@ -88,12 +88,9 @@ impl Asyncio {
         future.call_method0(&self.done)?.is_truthy()
     }
 
-    /// Gives the future its result or exception, unless it was cancelled meanwhile.
+    /// Gives the future, which is not done, its result or exception.
     pub(super) fn settle(&self, future: &Bound<'_, PyAny>, outcome: PyResult<Py<PyAny>>) -> PyResult<()> {
         let py = future.py();
-        if self.is_done(future)? {
-            return Ok(());
-        }
         match outcome {
             Ok(result) => self.set_result(future, result.bind(py)),
             Err(error) => call(future, &self.set_exception, error.value(py)),

@@ -387,10 +387,16 @@ impl Bridge {
 
 /// Tells the future what came of its operation, once the operation's memory is free.
 fn resolve(py: Python<'_>, Pending { future, work }: Pending) {
-    let outcome = work.finish(py);
-    let told = Asyncio::get(py).and_then(|asyncio| asyncio.settle(future.bind(py), outcome));
+    let future = future.bind(py);
+    let told = Asyncio::get(py).and_then(|asyncio| {
+        if asyncio.is_done(future)? {
+            // Cancelled meanwhile: nothing is made of what nobody gets.
+            return Ok(());
+        }
+        asyncio.settle(future, work.finish(py))
+    });
     if let Err(error) = told {
-        error.write_unraisable(py, Some(future.bind(py)));
+        error.write_unraisable(py, Some(future));
     }
 }
 

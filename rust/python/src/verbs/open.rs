@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use imago_core::StorageOpenOptions;
+use imago_core::access::image::Image;
 use imago_core::access::open::{Backing, OpenOptions};
+use imago_core::access::pool::Pool;
 use imago_core::format::CacheSizes;
 use pyo3::PyClass;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -79,7 +81,7 @@ impl Opening {
         self,
         py: Python<'_>,
         place: Place,
-        access: fn(Arc<imago_core::Image>) -> A,
+        access: fn(Arc<Image>) -> A,
     ) -> PyResult<Py<PyAny>>
     where
         A: Into<PyClassInitializer<A>> + PyClass + Send + 'static,
@@ -103,10 +105,25 @@ impl Opening {
                     direct,
                     lock,
                 };
-                options.open_storage(place.storage(files)?)
+                options.open_storage(place.storage(files)?).map(|image| Unclaimed(Some(image)))
             })
         };
-        F::call(py, Venue::Thread, run, move |py, image| Ok(Py::new(py, access(image))?.into_any()))
+        F::call(py, Venue::Thread, run, move |py, mut opened| {
+            let image = opened.0.take().expect("nobody else takes it");
+            Ok(Py::new(py, access(image))?.into_any())
+        })
+    }
+}
+
+/// An image that was opened for who waits for it; it is closed if nobody does any more.
+struct Unclaimed(Option<Arc<Image>>);
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(image) = self.0.take() {
+            // By another thread, as it may wait; and there is nobody to tell of an error.
+            Pool::global().spawn(move || drop(image.close()));
+        }
     }
 }
 
