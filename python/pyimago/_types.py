@@ -27,6 +27,14 @@ Preallocation: TypeAlias = Literal["off", "metadata", "falloc", "full"]
 Progress: TypeAlias = Callable[[int, int], object]
 
 
+class OpenOptions(TypedDict, total=False):
+    """Of `open`, what verbs pass on that open an image, do one thing and close it."""
+
+    format: Format | None
+    secret: Secret | None
+    implicit: Implicit
+
+
 class Layout(TypedDict, total=False):
     """How a new image is laid out; what is absent or None is what `qemu-img` takes.
 

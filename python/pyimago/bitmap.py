@@ -7,24 +7,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyimago
+from pyimago._faces import Plan, verb, within
 
 if TYPE_CHECKING:
     import builtins
+    from collections.abc import Awaitable
 
+    from pyimago._faces import Image
     from pyimago._native import Bitmap
     from pyimago._types import Format, Implicit, Place, Secret
 
 __all__ = ["list", "add", "remove", "clear", "enable", "disable", "merge"]
 
 
+@verb
 def list(
     path: Place,
     *,
     format: Format | None = None,
     secret: Secret | None = None,
     implicit: Implicit = "beside",
-) -> builtins.list[Bitmap]:
+) -> Plan[builtins.list[Bitmap]]:
     """The persistent bitmaps in the image at `path`.
 
     Raises:
@@ -32,10 +35,12 @@ def list(
         ImagoError: The file is no image of that format, or is locked.
         OSError: The file cannot be read.
     """
-    with pyimago.open(path, format=format, secret=secret, backing=None, implicit=implicit) as image:
-        return image.bitmaps.list()
+    return within(
+        path, lambda image: image.bitmaps.list(), write=False, format=format, secret=secret, implicit=implicit
+    )
 
 
+@verb
 def add(
     path: Place,
     name: str,
@@ -45,7 +50,7 @@ def add(
     format: Format | None = None,
     secret: Secret | None = None,
     implicit: Implicit = "beside",
-) -> None:
+) -> Plan[None]:
     """Make the bitmap `name` in the image at `path`; nothing is dirty in it.
 
     Args:
@@ -63,12 +68,16 @@ def add(
         ImagoError: The file is no image of that format, or is in use.
         OSError: The file cannot be read or written.
     """
-    with pyimago.open(
-        path, write=True, format=format, secret=secret, backing=None, implicit=implicit
-    ) as image:
-        image.bitmaps.add(name, granularity=granularity, enabled=enabled)
+    return within(
+        path,
+        lambda image: image.bitmaps.add(name, granularity=granularity, enabled=enabled),
+        format=format,
+        secret=secret,
+        implicit=implicit,
+    )
 
 
+@verb
 def remove(
     path: Place,
     name: str,
@@ -76,14 +85,14 @@ def remove(
     format: Format | None = None,
     secret: Secret | None = None,
     implicit: Implicit = "beside",
-) -> None:
+) -> Plan[None]:
     """Remove the bitmap `name`, also an inconsistent one. Raises as `clear` does."""
-    with pyimago.open(
-        path, write=True, format=format, secret=secret, backing=None, implicit=implicit
-    ) as image:
-        image.bitmaps.remove(name)
+    return within(
+        path, lambda image: image.bitmaps.remove(name), format=format, secret=secret, implicit=implicit
+    )
 
 
+@verb
 def clear(
     path: Place,
     name: str,
@@ -91,7 +100,7 @@ def clear(
     format: Format | None = None,
     secret: Secret | None = None,
     implicit: Implicit = "beside",
-) -> None:
+) -> Plan[None]:
     """Make everything clean in the bitmap `name` of the image at `path`.
 
     Raises:
@@ -99,12 +108,12 @@ def clear(
         ImagoError: The file is no image of that format, or is in use.
         OSError: The file cannot be read or written.
     """
-    with pyimago.open(
-        path, write=True, format=format, secret=secret, backing=None, implicit=implicit
-    ) as image:
-        image.bitmaps.clear(name)
+    return within(
+        path, lambda image: image.bitmaps.clear(name), format=format, secret=secret, implicit=implicit
+    )
 
 
+@verb
 def enable(
     path: Place,
     name: str,
@@ -112,14 +121,14 @@ def enable(
     format: Format | None = None,
     secret: Secret | None = None,
     implicit: Implicit = "beside",
-) -> None:
+) -> Plan[None]:
     """Let the bitmap `name` record writes from now on. Raises as `clear` does."""
-    with pyimago.open(
-        path, write=True, format=format, secret=secret, backing=None, implicit=implicit
-    ) as image:
-        image.bitmaps.enable(name)
+    return within(
+        path, lambda image: image.bitmaps.enable(name), format=format, secret=secret, implicit=implicit
+    )
 
 
+@verb
 def disable(
     path: Place,
     name: str,
@@ -127,14 +136,14 @@ def disable(
     format: Format | None = None,
     secret: Secret | None = None,
     implicit: Implicit = "beside",
-) -> None:
+) -> Plan[None]:
     """Let the bitmap `name` record no more writes. Raises as `clear` does."""
-    with pyimago.open(
-        path, write=True, format=format, secret=secret, backing=None, implicit=implicit
-    ) as image:
-        image.bitmaps.disable(name)
+    return within(
+        path, lambda image: image.bitmaps.disable(name), format=format, secret=secret, implicit=implicit
+    )
 
 
+@verb
 def merge(
     path: Place,
     target: str,
@@ -146,7 +155,7 @@ def merge(
     secret: Secret | None = None,
     source_secret: Secret | None = None,
     implicit: Implicit = "beside",
-) -> None:
+) -> Plan[None]:
     """Make dirty in the bitmap `target` of the image at `path` what is dirty in `source`.
 
     Args:
@@ -165,13 +174,17 @@ def merge(
         ImagoError: A file is no image of its format, or is in use.
         OSError: A file cannot be read or written.
     """
-    with pyimago.open(
-        path, write=True, format=format, secret=secret, backing=None, implicit=implicit
-    ) as image:
+
+    def do(image: Image) -> Awaitable[None] | Plan[None] | None:
         if source_path is None:
-            image.bitmaps.merge(target, source)
-            return
-        with pyimago.open(
-            source_path, format=source_format, secret=source_secret, backing=None, implicit=implicit
-        ) as other:
-            image.bitmaps.merge(target, source, image=other)
+            return image.bitmaps.merge(target, source)
+        return within(
+            source_path,
+            lambda other: image.bitmaps.merge(target, source, image=other),
+            write=False,
+            format=source_format,
+            secret=source_secret,
+            implicit=implicit,
+        )
+
+    return within(path, do, format=format, secret=secret, implicit=implicit)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyimago
 from pyimago import _native
+from pyimago._faces import Plan, native, verb
 
 if TYPE_CHECKING:
     from pyimago._types import Format, KeySlot, Secret, StrPath
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["key_slots", "add_key", "change_key", "erase_key"]
 
 
-def key_slots(path: StrPath, *, format: Format | None = None) -> list[KeySlot]:
+@verb
+def key_slots(path: StrPath, *, format: Format | None = None) -> Plan[list[KeySlot]]:
     """The eight key slots of the image at `path`. That needs no secret, and no lock is taken.
 
     Raises:
@@ -25,11 +26,13 @@ def key_slots(path: StrPath, *, format: Format | None = None) -> list[KeySlot]:
         InvalidImageError: The file is no image of that format.
         OSError: The file cannot be read.
     """
-    from pyimago._types import KeySlot
+    from pyimago._types import ImageInfo, KeySlot
 
-    return KeySlot.all_of(pyimago.info(path, format=format))
+    documents = native(_native.info, _native.info_awaited, path, format, None, "off")
+    return documents.then(lambda documents: KeySlot.all_of(ImageInfo.from_document(documents[0])))
 
 
+@verb
 def add_key(
     path: StrPath,
     *,
@@ -39,7 +42,7 @@ def add_key(
     iter_time: int | None = None,
     iterations: int | None = None,
     format: Format | None = None,
-) -> int:
+) -> Plan[int]:
     """Let `new_secret` open the image at `path` too; returns the number of its key slot. Durable at the end.
 
     Args:
@@ -57,9 +60,20 @@ def add_key(
         ImageLockedError: Somebody else has the image open.
         OSError: The file cannot be read or written.
     """
-    return _native.add_key(path, format, secret, new_secret, slot, iter_time, iterations)
+    return native(
+        _native.add_key,
+        _native.add_key_awaited,
+        path,
+        format,
+        secret,
+        new_secret,
+        slot,
+        iter_time,
+        iterations,
+    )
 
 
+@verb
 def change_key(
     path: StrPath,
     *,
@@ -68,15 +82,25 @@ def change_key(
     iter_time: int | None = None,
     iterations: int | None = None,
     format: Format | None = None,
-) -> int:
+) -> Plan[int]:
     """Let `new_secret` open the image at `path` in place of `secret`; returns the number of its key slot.
 
     It takes an inactive slot, and erases the old one when the new one is durable: one of the two secrets
     opens the image at any time. Arguments and errors are those of `add_key`.
     """
-    return _native.change_key(path, format, secret, new_secret, iter_time, iterations)
+    return native(
+        _native.change_key,
+        _native.change_key_awaited,
+        path,
+        format,
+        secret,
+        new_secret,
+        iter_time,
+        iterations,
+    )
 
 
+@verb
 def erase_key(
     path: StrPath,
     *,
@@ -84,7 +108,7 @@ def erase_key(
     slot: int | None = None,
     force: bool = False,
     format: Format | None = None,
-) -> list[int]:
+) -> Plan[list[int]]:
     """Erase key slots of the image at `path`, and return their numbers; the key material is overwritten.
 
     Args:
@@ -100,4 +124,4 @@ def erase_key(
         ImageLockedError: Somebody else has the image open.
         OSError: The file cannot be read or written.
     """
-    return _native.erase_key(path, format, secret, slot, force)
+    return native(_native.erase_key, _native.erase_key_awaited, path, format, secret, slot, force)

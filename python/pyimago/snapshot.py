@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyimago
+from pyimago._faces import Plan, verb, within
 
 if TYPE_CHECKING:
     import builtins
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["list", "create", "apply", "delete", "rename"]
 
 
+@verb
 def list(
     path: Place,
     *,
     format: Format | None = None,
     secret: Secret | None = None,
-) -> builtins.list[Snapshot]:
+) -> Plan[builtins.list[Snapshot]]:
     """The snapshots inside the image at `path`, in the order of their table.
 
     Raises:
@@ -31,10 +32,10 @@ def list(
         ImagoError: The file is no image of that format, or is locked.
         OSError: The file cannot be read.
     """
-    with pyimago.open(path, format=format, secret=secret, backing=None) as image:
-        return image.snapshots.list()
+    return within(path, lambda image: image.snapshots.list(), write=False, format=format, secret=secret)
 
 
+@verb
 def create(
     path: Place,
     name: str,
@@ -42,7 +43,7 @@ def create(
     id: str | None = None,
     format: Format | None = None,
     secret: Secret | None = None,
-) -> Snapshot:
+) -> Plan[Snapshot]:
     """Keep the disk of the image at `path` as it is now, under `name`; durable at the end.
 
     Args:
@@ -58,33 +59,33 @@ def create(
         ImagoError: The file is no image of that format, or is in use.
         OSError: The file cannot be read or written.
     """
-    with pyimago.open(path, write=True, format=format, secret=secret, backing=None) as image:
-        return image.snapshots.create(name, id=id)
+    return within(path, lambda image: image.snapshots.create(name, id=id), format=format, secret=secret)
 
 
+@verb
 def apply(
     path: Place,
     snapshot: str,
     *,
     format: Format | None = None,
     secret: Secret | None = None,
-) -> None:
+) -> Plan[None]:
     """Make the disk of the image at `path` what it was when `snapshot` (an id or a name) was taken.
 
     Its size, too; what was written since is lost. Either all of that happens or nothing, whatever ends it in
     between. Raises as `delete` does.
     """
-    with pyimago.open(path, write=True, format=format, secret=secret, backing=None) as image:
-        image.snapshots.apply(snapshot)
+    return within(path, lambda image: image.snapshots.apply(snapshot), format=format, secret=secret)
 
 
+@verb
 def delete(
     path: Place,
     snapshot: str,
     *,
     format: Format | None = None,
     secret: Secret | None = None,
-) -> None:
+) -> Plan[None]:
     """Remove `snapshot` (an id or a name) from the image at `path`; the space that only it takes is free.
 
     Raises:
@@ -92,10 +93,10 @@ def delete(
         ImagoError: The file is no image of that format, or is in use.
         OSError: The file cannot be read or written.
     """
-    with pyimago.open(path, write=True, format=format, secret=secret, backing=None) as image:
-        image.snapshots.delete(snapshot)
+    return within(path, lambda image: image.snapshots.delete(snapshot), format=format, secret=secret)
 
 
+@verb
 def rename(
     path: Place,
     snapshot: str,
@@ -103,7 +104,6 @@ def rename(
     *,
     format: Format | None = None,
     secret: Secret | None = None,
-) -> None:
+) -> Plan[None]:
     """Give `snapshot` (an id or a name) in the image at `path` another name. Raises as `delete` does."""
-    with pyimago.open(path, write=True, format=format, secret=secret, backing=None) as image:
-        image.snapshots.rename(snapshot, name)
+    return within(path, lambda image: image.snapshots.rename(snapshot, name), format=format, secret=secret)
