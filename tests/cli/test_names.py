@@ -70,6 +70,7 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "json:": ("info", JSON),
     "json:, flat": ("info", 'json:{"driver": "qcow2", "file.filename": "data.qcow2"}'),
+    "json:, single quotes": ("info", "json:{'driver': 'qcow2', 'file': {'filename': 'data.qcow2'}}"),
     "json:, a part": (
         *("compare", "-F", "raw"),
         'json:{"driver": "raw", "offset": 65536, "size": "131072", "file": {"filename": "data.raw"}}',
@@ -373,3 +374,32 @@ def test_an_image_that_is_written_here_is_left_alone(images: Path, tmp_path: Pat
             assert f"by the process {os.getpid()} (" in refused.stderr
             for run in (ours, theirs):
                 run(*read, "-U")
+
+
+def test_what_an_image_describes_is_recorded_and_opened_where_that_is_allowed(
+    tmp_path: Path, pyimago: Run, qemu_img: Run
+) -> None:
+    content = bytes(range(256)) * 512
+    (tmp_path / "base.raw").write_bytes(content)
+    below = "json:{'driver': 'raw', 'offset': 65536, 'file': {'driver': 'file', 'filename': 'base.raw'}}"
+    make = ("create", "-f", "qcow2", "-b", below, "-F", "raw", "top.qcow2")
+    theirs = qemu_img(*make).stdout, json.loads(qemu_img("info", "--output=json", "top.qcow2").stdout)
+    ours = pyimago(*make).stdout, json.loads(qemu_img("info", "--output=json", "top.qcow2").stdout)
+    assert ours[0] == theirs[0]
+    facts = ("virtual-size", "backing-filename", "full-backing-filename", "backing-filename-format")
+    assert [ours[1][fact] for fact in facts] == [theirs[1][fact] for fact in facts]
+    refused = pyimago("convert", "top.qcow2", "new", check=False)
+    assert refused.returncode == 1
+    assert "--allow-implicit" in refused.stderr
+    assert not (tmp_path / "new").exists()
+    pyimago("convert", "--allow-implicit", "top.qcow2", "new")
+    assert (tmp_path / "new").read_bytes() == content[65536:]
+    pyimago("map", "--allow-implicit", "--picture", "map.png", "top.qcow2")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    for backing in ("json:{'driver': 'qcow2'", "json:{'driver': 'raw', 'file.filename': 'nowhere'}"):
+        failed = [
+            run("create", "-f", "qcow2", "-b", backing, "-F", "raw", "other.qcow2", check=False)
+            for run in (pyimago, qemu_img)
+        ]
+        assert [run.returncode for run in failed] == [1, 1]
+    assert not (tmp_path / "other.qcow2").exists()

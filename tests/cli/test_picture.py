@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import struct
 import xml.etree.ElementTree as ET
@@ -12,6 +13,7 @@ import pytest
 
 import pyimago
 from pyimago.cli import _picture, _survey
+from pyimago.cli._images import Images
 from pyimago.cli._survey import COMPRESSED, DATA, UNALLOCATED, ZEROES
 
 from .test_progress import on_terminal
@@ -50,7 +52,7 @@ def surveyed(path: Path, columns: int, start: int = 0, length: int | None = None
             start=start,
             length=image.size - start if length is None else length,
             columns=columns,
-            implicit="beside",
+            images=Images(argparse.Namespace()),
         )
 
 

@@ -83,6 +83,11 @@ def add_output(parser: Parser) -> None:
     )
 
 
+def _anything(_name: str, _kind: str) -> bool:
+    """Whoever trusts an image takes its descriptions of others, too."""
+    return True
+
+
 def add_implicit(parser: Parser) -> None:
     """Which files that an image names may be opened."""
     which = parser.add_mutually_exclusive_group()
@@ -90,9 +95,9 @@ def add_implicit(parser: Parser) -> None:
         "--allow-implicit",
         dest="implicit",
         action="store_const",
-        const="allow",
+        const=_anything,
         default="beside",
-        help="open every file that an image names, not only those beside or below it",
+        help="open all that an image names or describes (json:), not only files beside or below it",
     )
     which.add_argument(
         "--deny-implicit",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli._arguments import add_format, add_implicit, add_progress, size
-from pyimago.cli._images import Images, add_cache, add_naming, name_in_image
+from pyimago.cli._images import Images, add_cache, add_naming
 from pyimago.cli._progress import show
 
 if TYPE_CHECKING:
@@ -39,11 +39,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Commit as the command line says."""
     image = Images(arguments).path(arguments.image, arguments.format, cache=arguments.cache)
-    base = name_in_image(arguments.base)
     with show(arguments) as progress:
         pyimago.commit(
             image.filename,
-            base=base,
+            base=arguments.base,
             format=image.format,
             keep=arguments.drop or arguments.base is not None,
             implicit=arguments.implicit,

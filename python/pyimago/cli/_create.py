@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyimago
 from pyimago.cli import _layout
 from pyimago.cli._arguments import add_objects, add_options, read_secrets, size
-from pyimago.cli._images import file_name, name_in_image
+from pyimago.cli._images import Images, file_name
 from pyimago.cli._text import UsageError, escape
 
 if TYPE_CHECKING:
@@ -57,25 +57,37 @@ def run(arguments: argparse.Namespace) -> None:
     for keyword, value in (("backing", arguments.backing), ("backing_format", arguments.backing_format)):
         if value is not None:
             layout[keyword] = value
-    name_in_image(layout.get("backing"))
     if layout.get("backing_format") is not None and layout.get("backing") is None:
         raise UsageError(f"{arguments.image}: Backing format cannot be used without backing file")
     asked = layout.pop("size", None)
     length = asked if arguments.size is None else arguments.size
     if length is None and "backing" not in layout:
         raise UsageError(f"{arguments.image}: Image creation needs a size parameter")
+    described = (layout.get("backing") or "").startswith("json:")
+    if described and not arguments.backing_unsafe:
+        length = _size_below(arguments, layout, length)
     pyimago.create(
         image,
         length,
         format=arguments.format,
         overwrite=True,
-        unsafe=arguments.backing_unsafe,
+        # A description is recorded as it is.
+        unsafe=arguments.backing_unsafe or described,
         **layout,
     )
     if not arguments.quiet:
         if length is None:
             length = pyimago.info(image, format=arguments.format).virtual_size
         print(_formatted(arguments.image, arguments.format, length, layout))
+
+
+def _size_below(arguments: argparse.Namespace, layout: dict[str, Any], length: int | None) -> int:
+    """The size of the new disk. Its backing file is described and not named: it is looked at here."""
+    kind = layout.get("backing_format")
+    if kind is None:
+        raise UsageError(f"{arguments.image}: the format of the backing file has to be given (-F)")
+    with Images(arguments).opened(layout["backing"], kind, backing=False) as below:
+        return below.size if length is None else length
 
 
 def _formatted(image: str, kind: str, length: int, layout: dict[str, Any]) -> str:
@@ -95,4 +107,5 @@ def _word(keyword: str, layout: dict[str, Any]) -> str:
         value = "on" if value else "off"
     elif keyword == "version":
         value = VERSIONS[value]
-    return f"{NAMES[keyword]}={escape(value)}"
+    # As in `-o`: a comma within a value is two.
+    return f"{NAMES[keyword]}={escape(value).replace(',', ',,')}"

@@ -7,6 +7,7 @@ A word names a file, or says in full what is to be opened: `--image-opts driver=
 from __future__ import annotations
 
 import json
+import re
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -83,6 +84,8 @@ def add_cache(parser: Parser, *names: str) -> None:
     )
 
 
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+QUOTE = re.compile(r"""\\.|\"""", re.DOTALL)
 DEPTH_MAX = 64
 """Trees within trees: each is opened by a call within a call."""
 QCOW2_OPTIONS = (
@@ -185,6 +188,26 @@ class Images:
         with ExitStack() as stack:
             opening = _Opening(self, stack, write=write, direct=bypasses_cache(cache, what))
             yield opening.image(self.tree(word, format), write=write, backing=backing, snapshot=snapshot)
+
+    @contextmanager
+    def layer(self, link: pyimago.ImageInfo, secret: bytes | None) -> Generator[pyimago.SyncFormatAccess]:
+        """An image of a chain by itself; where it is in no file its name is a description."""
+        with ExitStack() as stack:
+            if link.filename.startswith("json:"):
+                tree = Tree(_nested(_parsed(link.filename) | {"driver": link.format}))
+                opening = _Opening(self, stack, write=False, direct=False)
+                yield opening.image(tree, write=False, backing=False)
+                return
+            yield stack.enter_context(
+                pyimago.open(
+                    link.filename,
+                    format=format_of(link.format),
+                    backing=None,
+                    implicit=self.implicit,
+                    secret=secret,
+                    lock=self.lock,
+                )
+            )
 
     @contextmanager
     def place(
@@ -434,12 +457,21 @@ def name_in_image(word: str | None) -> str | None:
 def _parsed(word: str) -> dict[str, Any]:
     """The options of `json:{...}`."""
     try:
-        options = json.loads(word.removeprefix("json:"))
+        options = json.loads(QUOTED.sub(_double_quoted, word.removeprefix("json:")))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{word}: Could not parse the JSON options: {error}") from None
     if not isinstance(options, dict):
         raise UsageError(f"{word}: Invalid JSON object given")
     return cast("dict[str, Any]", options)
+
+
+def _double_quoted(quoted: re.Match[str]) -> str:
+    """A string of JSON: QEMU takes single quotes, too."""
+    text = quoted[0]
+    if text[0] == '"':
+        return text
+    turned = QUOTE.sub(lambda quote: {"\\'": "'", '"': '\\"'}.get(quote[0], quote[0]), text[1:-1])
+    return f'"{turned}"'
 
 
 def _flat(word: str) -> dict[str, Any]:

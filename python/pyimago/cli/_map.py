@@ -87,9 +87,8 @@ def _draw(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, start:
         start=start,
         length=length,
         columns=columns,
-        implicit=arguments.implicit,
+        images=images,
         secret=path.secret,
-        lock=images.lock,
     )
     title = f"{escape(arguments.image)}: {image.format}, {human_size(image.size)}"
     if len(chain) > 1:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import pyimago
 from pyimago.cli._text import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pyimago import Extent, ImageInfo, SyncFormatAccess
-    from pyimago._types import Format, Implicit, Lock, Secret
+    from pyimago.cli._images import Images
 
 KINDS = ("data", "compressed", "zeroes", "unallocated")
 DATA, COMPRESSED, ZEROES, UNALLOCATED = range(4)
@@ -58,9 +57,8 @@ def survey(
     start: int,
     length: int,
     columns: int,
-    implicit: Implicit,
-    secret: Secret | None = None,
-    lock: Lock = "auto",
+    images: Images,
+    secret: bytes | None = None,
 ) -> Survey:
     """Looks at `length` bytes from `start` on of `image`, whose images are `chain`, each opened by itself."""
     edges = [start + length * i // columns for i in range(columns + 1)]
@@ -69,10 +67,7 @@ def survey(
     found = [_row("what a guest sees", image, edges, EXTENTS // 2)]
     share = EXTENTS // 2 // len(chain)
     for link in chain:
-        kind = cast("Format", link.format)
-        with pyimago.open(
-            link.filename, format=kind, backing=None, implicit=implicit, secret=secret, lock=lock
-        ) as layer:
+        with images.layer(link, secret) as layer:
             found.append(_row(escape(link.filename), layer, edges, share))
     return Survey(start, length, found)
 

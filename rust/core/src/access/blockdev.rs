@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::FormatKind;
 
 /// What a name begins with that describes an image in full.
-pub(super) const PROTOCOL: &str = "json";
+pub(super) const PREFIX: &str = "json:";
 
 /// Trees within trees: each is opened by a call within a call.
 const DEPTH_MAX: u32 = 64;
@@ -134,11 +134,6 @@ impl Node {
 }
 
 impl Place {
-    /// What `json` describes, see [`Node::parse`].
-    pub(super) fn parse(json: &str) -> Result<Self> {
-        Self::read(Tree::parse(json)?)
-    }
-
     fn read(mut tree: Tree) -> Result<Self> {
         match tree.driver()? {
             None | Some(Driver::File) => Self::file(tree),
@@ -176,7 +171,7 @@ impl Place {
         })
     }
 
-    pub(super) fn files(&self) -> Vec<&Path> {
+    fn files(&self) -> Vec<&Path> {
         match self {
             Place::File(path) => vec![path],
             Place::Part { of, .. } => of.files(),
@@ -191,7 +186,7 @@ impl Place {
 }
 
 /// The file of that name; as for QEMU a relative one starts at the working directory, not where the image is.
-pub(super) fn absolute(name: &Path) -> Result<PathBuf> {
+fn absolute(name: &Path) -> Result<PathBuf> {
     std::path::absolute(name).map_err(|error| Error::io("find the working directory", error))
 }
 

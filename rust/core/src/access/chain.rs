@@ -232,8 +232,8 @@ impl<'a> Opener<'a> {
                 ),
             ));
         };
-        let place = self.gate.data_file(image, &reference.name).map_err(|error| named(image, error))?;
-        Ok(aligned(self.open_place(place, write)?))
+        let path = self.gate.data_file(image, &reference.name)?;
+        Ok(aligned(self.open_place(Place::File(path), write)?))
     }
 
     /// Opens the chain below an image: the backing file it names, and what that names in turn.

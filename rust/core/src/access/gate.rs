@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::blockdev::{self, Node, Place};
+use super::blockdev::{self, Node};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{FormatKind, ImplicitReference};
 
@@ -29,8 +29,8 @@ impl fmt::Display for ReferenceKind {
     }
 }
 
-/// A function that decides: it gets the file's name (a relative one made part of the image's directory) and what it is for. Of a name
-/// with a protocol it gets that as it stands, and after a yes each file that is behind it.
+/// A function that decides: it gets the file's name (a relative one made part of the image's directory) and what it is for. Of a backing
+/// file's name with a protocol it gets that as it stands, and after a yes each file that is behind it.
 pub type Ask = dyn Fn(&Path, ReferenceKind) -> Result<bool> + Send + Sync;
 
 /// Who decides whether a file that an image names is opened.
@@ -71,35 +71,27 @@ impl Gate {
             })?),
         };
         let asked = Asked { gate: self, image, name, kind: ReferenceKind::Backing };
-        Ok(match asked.pass()? {
-            Passed::File(path) => Node::in_file(path, kind),
-            Passed::Description(json) => {
-                let node = Node::parse(json, kind)?;
-                asked.pass_files(&node.files())?;
-                node
-            }
-        })
+        let Some(protocol) = protocol(name) else { return Ok(Node::in_file(asked.pass_file()?, kind)) };
+        // A name with a protocol is nothing but a function's to allow.
+        let Gate::Ask(ask) = self else {
+            return Err(asked.denied(name, &format!("it names the protocol {protocol:?}")));
+        };
+        asked.pass_by(&**ask, name)?;
+        let Some(json) = name.to_str().and_then(|name| name.strip_prefix(blockdev::PREFIX)) else {
+            let name = name.to_string_lossy();
+            return Err(Error::unsupported(format!(
+                "the backing file {name:?} needs the protocol {protocol:?}, which is not there"
+            )));
+        };
+        let node = Node::parse(json, kind)?;
+        node.files().into_iter().try_for_each(|file| asked.pass_by(&**ask, file))?;
+        Ok(node)
     }
 
-    /// The same of its external data file.
-    pub(super) fn data_file(&self, image: Option<&Path>, name: &Path) -> Result<Place> {
-        let asked = Asked { gate: self, image, name, kind: ReferenceKind::DataFile };
-        Ok(match asked.pass()? {
-            Passed::File(path) => Place::File(path),
-            Passed::Description(json) => {
-                let place = Place::parse(json)?;
-                asked.pass_files(&place.files())?;
-                place
-            }
-        })
+    /// The file to open as its external data file. As for QEMU, no name of one has a protocol.
+    pub(super) fn data_file(&self, image: Option<&Path>, name: &Path) -> Result<PathBuf> {
+        Asked { gate: self, image, name, kind: ReferenceKind::DataFile }.pass_file()
     }
-}
-
-/// What the gate lets pass.
-enum Passed<'a> {
-    File(PathBuf),
-    /// What is behind `json:`. The files in it have not passed.
-    Description(&'a str),
 }
 
 /// A name at the gate.
@@ -112,24 +104,19 @@ struct Asked<'a> {
     kind: ReferenceKind,
 }
 
-impl<'a> Asked<'a> {
-    fn pass(&self) -> Result<Passed<'a>> {
+impl Asked<'_> {
+    /// The file that the name means.
+    fn pass_file(&self) -> Result<PathBuf> {
         let &Asked { gate, image, name, kind } = self;
-        if matches!(gate, Gate::Deny) {
-            return Err(self.denied(name, "implicit references are denied"));
-        }
-        if let Some(protocol) = protocol(name) {
-            return self.pass_protocol(&protocol);
-        }
         let directory = image.map(directory_of);
         if directory.is_none() && !name.is_absolute() {
             return Err(self.denied(name, "the image is in no directory that its name could start from"));
         }
         let file = resolve_beside(image, name);
         match gate {
-            Gate::Deny => unreachable!("turned away above"),
-            Gate::Allow => Ok(Passed::File(file)),
-            Gate::Ask(ask) if ask(&file, kind)? => Ok(Passed::File(file)),
+            Gate::Deny => Err(self.denied(name, "implicit references are denied")),
+            Gate::Allow => Ok(file),
+            Gate::Ask(ask) if ask(&file, kind)? => Ok(file),
             Gate::Ask(_) => Err(self.denied(name, "it was refused")),
             Gate::Beside => {
                 let Some(directory) = directory else {
@@ -142,7 +129,7 @@ impl<'a> Asked<'a> {
                 // The resolved name is what gets opened: links on the way are not followed a second time. Who puts a new one in place of
                 // a directory at this very moment may write beside the image anyway.
                 if file.starts_with(inside) {
-                    Ok(Passed::File(file))
+                    Ok(file)
                 } else {
                     Err(self.denied(name, "it is outside of the image's directory"))
                 }
@@ -150,33 +137,8 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// A name with a protocol is nothing but a function's to allow.
-    fn pass_protocol(&self, protocol: &str) -> Result<Passed<'a>> {
-        let asked = if let Gate::Ask(ask) = self.gate { ask(self.name, self.kind)? } else { false };
-        if !asked {
-            return Err(self.denied(self.name, &format!("it names the protocol {protocol:?}")));
-        }
-        match (protocol, self.name.to_str()) {
-            (blockdev::PROTOCOL, Some(name)) => {
-                Ok(Passed::Description(&name[blockdev::PROTOCOL.len() + 1..]))
-            }
-            _ => Err(Error::unsupported(format!(
-                "the {} {:?} needs the protocol {protocol:?}, which is not there",
-                self.kind,
-                self.name.to_string_lossy()
-            ))),
-        }
-    }
-
-    /// The files in a description pass, each by itself.
-    fn pass_files(&self, files: &[&Path]) -> Result<()> {
-        let Gate::Ask(ask) = self.gate else { unreachable!("only a function lets a description pass") };
-        for file in files {
-            if !ask(file, self.kind)? {
-                return Err(self.denied(file, "it was refused"));
-            }
-        }
-        Ok(())
+    fn pass_by(&self, ask: &Ask, name: &Path) -> Result<()> {
+        if ask(name, self.kind)? { Ok(()) } else { Err(self.denied(name, "it was refused")) }
     }
 
     #[cold]
