@@ -218,6 +218,29 @@ async def test_completed_futures_are_futures_to_asyncio() -> None:
     assert called == [future]
 
 
+async def test_each_operation_that_somebody_holds_has_a_future_of_its_own() -> None:
+    image = pyimago.FormatAccess(await pyimago.Raw.open_image(memory()))
+    buf = bytearray(8)
+    await image.read(buf, 0)
+    held = [image.read(buf, at) for at in range(8)]
+    assert len(set(held)) == 8
+    done, _ = await asyncio.wait(held)
+    assert done == set(held)
+    assert [await one for one in asyncio.as_completed(held)] == [None] * 8
+
+
+def test_a_closed_loop_is_let_go() -> None:
+    async def read() -> weakref.ref[asyncio.AbstractEventLoop]:
+        image = pyimago.FormatAccess(await pyimago.Raw.open_image(memory()))
+        await image.read(bytearray(8), 0)
+        await image.close()
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = asyncio.run(read())
+    gc.collect()
+    assert loop() is None
+
+
 async def test_a_failing_callback_is_reported_to_the_loop() -> None:
     image = pyimago.FormatAccess(await pyimago.Raw.open_image(memory()))
     reported: list[object] = []

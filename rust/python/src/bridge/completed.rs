@@ -29,6 +29,13 @@ impl CompletedFuture {
     pub(super) fn new(bridge: Arc<Bridge>, result: Option<Py<PyAny>>, yields: bool) -> Self {
         CompletedFuture { bridge, result, yields: AtomicBool::new(yields), blocking: AtomicBool::new(false) }
     }
+
+    /// Makes it one of another operation.
+    #[inline]
+    pub(super) fn renew(&self, yields: bool) {
+        self.yields.store(yields, Ordering::Relaxed);
+        self.blocking.store(false, Ordering::Relaxed);
+    }
 }
 
 #[pymethods]

@@ -17,7 +17,7 @@ mod shutdown;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 
@@ -90,6 +90,7 @@ pub(crate) struct Bridge {
     pause_at: AtomicI64,
     /// The next completed future is to have its task yield.
     yields: AtomicBool,
+    spare: Spare,
     queues: Mutex<Queues>,
     finished: Arc<Finished>,
     birth: fork::Generation,
@@ -115,6 +116,31 @@ impl Mark {
         drop(held);
         // Outside of the lock: it may be the last reference.
         drop(before);
+    }
+}
+
+/// A completed future with no result. Once whoever got it has let go of it, it is given out again: who awaits small reads one by one
+/// needs no other. It holds its bridge, until that is orphaned.
+#[derive(Default)]
+struct Spare(AtomicPtr<ffi::PyObject>);
+
+impl Spare {
+    /// The future, if nobody else has it.
+    #[inline]
+    fn idle<'py>(&self, py: Python<'py>) -> Option<Bound<'py, CompletedFuture>> {
+        let future = self.0.load(Ordering::Relaxed);
+        // SAFETY: it is null, or a `CompletedFuture` that this holds a reference to; it is only exchanged with the interpreter attached.
+        unsafe {
+            (!future.is_null() && ffi::Py_REFCNT(future) == 1)
+                .then(|| Bound::from_borrowed_ptr(py, future).cast_into_unchecked())
+        }
+    }
+
+    fn set(&self, py: Python<'_>, future: Option<Py<CompletedFuture>>) {
+        let future = future.map_or(std::ptr::null_mut(), Py::into_ptr);
+        let before = self.0.swap(future, Ordering::Relaxed);
+        // SAFETY: the reference that this held, or null.
+        drop(unsafe { Bound::from_owned_ptr_or_opt(py, before) });
     }
 }
 
@@ -191,6 +217,7 @@ impl Bridge {
             budget: AtomicI64::new(TURN_BUDGET),
             pause_at: AtomicI64::new(0),
             yields: AtomicBool::new(false),
+            spare: Spare::default(),
             queues: Mutex::default(),
             finished: Arc::new(Finished::new()?),
             birth: fork::Generation::now(),
@@ -237,7 +264,16 @@ impl Bridge {
             self.yields.store(false, Ordering::Relaxed);
             self.schedule(py)?;
         }
-        Ok(Py::new(py, CompletedFuture::new(self, result, yields))?.into_any())
+        if result.is_some() {
+            return Ok(Py::new(py, CompletedFuture::new(self, result, yields))?.into_any());
+        }
+        if let Some(future) = self.spare.idle(py) {
+            future.get().renew(yields);
+            return Ok(future.into_any().unbind());
+        }
+        let future = Py::new(py, CompletedFuture::new(Arc::clone(&self), None, yields))?;
+        self.spare.set(py, Some(future.clone_ref(py)));
+        Ok(future.into_any())
     }
 
     /// Has `callback` called in the loop's next iteration, together with others: one handle of the loop's for all of them.
@@ -376,6 +412,8 @@ impl Bridge {
 
     /// The loop is closed: nobody will resolve a future of it any more. What goes on is seen to its end and let go.
     fn orphan(&self) {
+        // Without an interpreter nobody is left to whom the loop of references would matter.
+        let _ = Python::try_attach(|py| self.spare.set(py, None));
         if !self.birth.is_now() {
             return;
         }
