@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from tests.conftest import MakeImage, pattern
@@ -65,7 +65,7 @@ async def test_strict_counts_what_is_allocated(face: Face, make_image: MakeImage
     assert (compared.difference, compared.offset) == ("status", 1 << 20)
 
 
-@pytest.mark.parametrize(("verb", "options"), [("hash", {}), ("measure", {"format": "qcow2"})])
+@pytest.mark.parametrize(("verb", "options"), [("hash", {}), ("measure", {"format": "qcow2"}), ("map", {})])
 async def test_progress_goes_from_nothing_to_everything(
     face: Face, raw: Path, verb: str, options: dict[str, str]
 ) -> None:
@@ -74,6 +74,38 @@ async def test_progress_goes_from_nothing_to_everything(
     assert calls[0] == (0, SIZE)
     assert calls[-1] == (SIZE, SIZE)
     assert calls == sorted(calls)
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+async def test_what_sets_space_aside_tells_it_and_is_undone_where_it_is_ended(
+    face: Face, tmp_path: Path, format: Literal["raw", "qcow2"]
+) -> None:
+    path, size = tmp_path / "image", 8 << 20
+    calls: list[tuple[int, int]] = []
+
+    def told(done: int, total: int) -> None:
+        calls.append((done, total))
+
+    def half(done: int, total: int) -> None:
+        if total and 2 * done >= total:
+            raise RuntimeError("half is enough")
+
+    with pytest.raises(RuntimeError, match="half is enough"):
+        await face.call("create", path, size, format=format, preallocation="full", progress=half)
+    assert not list(tmp_path.iterdir())
+    await face.call("create", path, size, format=format, preallocation="full", progress=told)
+    assert calls[-1][0] == calls[-1][1] >= size
+    assert path.stat().st_blocks * 512 >= size
+    calls.clear()
+    with pytest.raises(RuntimeError, match="half is enough"):
+        await face.call("resize", path, 2 * size, format=format, preallocation="full", progress=half)
+    assert pyimago.info(path, format=format).virtual_size == size
+    await face.call("resize", path, 2 * size, format=format, preallocation="full", progress=told)
+    assert calls[-1] == (size, size)
+    assert calls == sorted(calls)
+    calls.clear()
+    await face.call("resize", path, 512, format=format, shrink=True, progress=told)
+    assert format == "raw" or calls[-1][0] == calls[-1][1] > 0
 
 
 async def test_what_progress_raises_ends_it(face: Face, raw: Path) -> None:

@@ -48,6 +48,7 @@ def create(
     format: Format,
     overwrite: bool = False,
     unsafe: bool = False,
+    progress: Progress | None = None,
     **layout: Unpack[NewImage],
 ) -> Plan[None]:
     """Create an image of `size` bytes in a file at `path`.
@@ -61,6 +62,8 @@ def create(
             replaced.
         unsafe: Record the backing file's name byte by byte and look at nothing. Otherwise that file has to be
             there and be an image of the format `backing_format`, which has to be given.
+        progress: Called now and then with the bytes that are set aside or written and all of them; what it
+            raises ends the work, and nothing is left of the new image.
         **layout: `preallocation`; for qcow2 only: `cluster_size`, `refcount_bits`, `version`, `extended_l2`,
             `compression_type`, `lazy_refcounts`, `backing`, `backing_format`, `data_file`, `data_file_raw`;
             and for qcow2 (with `encryption="luks"`) and luks: `secret`, `cipher_alg`, `cipher_mode`,
@@ -81,6 +84,7 @@ def create(
         layout,
         overwrite=overwrite,
         unchecked=unsafe,
+        progress=progress,
     )
 
 
@@ -542,6 +546,7 @@ def resize(
     preallocation: Preallocation = "off",
     implicit: Implicit = "beside",
     secret: Secret | None = None,
+    progress: Progress | None = None,
 ) -> Plan[None]:
     """Make the disk of the image at `path` `size` bytes long; durable at the end.
 
@@ -555,6 +560,10 @@ def resize(
         preallocation: What is set aside for what is new.
         implicit: Which files that the image names may be opened, as in `open`.
         secret: What opens it if it is encrypted, as in `open`.
+        progress: Called now and then with the bytes that are set aside and all of them, or, where the disk
+            shrinks, with the bytes of tables that were gone through; what it raises ends the work. A disk
+            that was to grow has its old size then. One that was to shrink has its new one; the same once more
+            gives the rest of its space back.
 
     Raises:
         ValueError: A size that cannot be, or a smaller one without `shrink`. Nothing was touched.
@@ -566,7 +575,7 @@ def resize(
     def do(image: Image) -> Awaitable[None] | None:
         if size < image.size and not shrink:
             raise shrinks(image.size, size)
-        return image.resize(size, preallocation=preallocation)
+        return image.resize(size, preallocation=preallocation, progress=progress)
 
     return within(path, do, backing="implicit", format=format, implicit=implicit, secret=secret)
 
@@ -581,6 +590,7 @@ def map(
     snapshot: str | None = None,
     implicit: Implicit = "beside",
     secret: Secret | None = None,
+    progress: Progress | None = None,
 ) -> Plan[list[Extent]]:
     """Where the bytes of the image at `path` are: what `qemu-img map` tells, as a list.
 
@@ -594,13 +604,16 @@ def map(
         snapshot: Look at what the disk was when that snapshot was taken, as in `open`.
         implicit: Which files that the images name may be opened, as in `open`.
         secret: What opens encrypted images, as in `open`.
+        progress: Called now and then with the bytes looked at and all bytes; what it raises ends the work.
 
     Raises:
         ValueError: The range passes the end of the disk.
         ImagoError: A file cannot be read as an image, or is in use.
         OSError: A file cannot be read.
     """
-    return native(_native.map, _native.map_awaited, path, offset, length, format, snapshot, implicit, secret)
+    return native(
+        _native.map, _native.map_awaited, path, offset, length, format, snapshot, implicit, secret, progress
+    )
 
 
 @verb

@@ -235,7 +235,7 @@ def test_amend_changes_the_size_as_qemu_img_does(pyimago: Run, qemu_img: Run) ->
         assert found[0]["virtual-size"] == found[1]["virtual-size"], options
         assert found[0]["format-specific"] == found[1]["format-specific"]
     qemu_img("check", "ours")
-    listed = pyimago("amend", "-o", "help").stdout
+    listed = pyimago("amend", "-f", "qcow2", "-o", "help").stdout
     assert all(name in listed for name in ("encrypt.new-secret", "encrypt.state", "size"))
 
 

@@ -53,6 +53,7 @@ def surveyed(path: Path, columns: int, start: int = 0, length: int | None = None
             length=image.size - start if length is None else length,
             columns=columns,
             images=Images(argparse.Namespace()),
+            progress=lambda _done, _total: None,
         )
 
 

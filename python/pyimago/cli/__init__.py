@@ -59,6 +59,22 @@ examples:
 `pyimago COMMAND --help` tells more."""
 
 
+@contextmanager
+def _deaf() -> Generator[None]:
+    """SIGUSR1 ends no command, as it ends none of qemu-img's. It asks how far one is; some have no answer."""
+    number = getattr(signal, "SIGUSR1", None)
+    before = None
+    with suppress(ValueError):  # signals are the main thread's
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if number is not None and before is not None:
+            signal.signal(number, before)
+
+
+@_deaf()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (`sys.argv[1:]` if None) and return its exit status.
 
@@ -86,10 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 prog=f"{name()} {command}", description=module.__doc__, epilog=epilog(command, name())
             )
             module.add_arguments(parser)
-            parser.set_defaults(command=command)
+            parser.set_defaults(command=command, wants_options=False)
             arguments = parser.parse_args(getattr(module, "prepare", list)(words))
             with _tidy_end():
-                return module.run(arguments) or 0
+                return (module.options if arguments.wants_options else module.run)(arguments) or 0
         finally:
             # --help and --version end by SystemExit. There is no stdout at all where it was closed (`>&-`).
             if flush := getattr(sys.stdout, "flush", None):

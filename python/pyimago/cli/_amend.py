@@ -31,6 +31,11 @@ def add_arguments(parser: Parser) -> None:
     add_implicit(parser)
 
 
+def options(arguments: argparse.Namespace) -> None:
+    """Print what `-o` takes."""
+    _layout.print_amendable(arguments.format or _format(Images(arguments), arguments.image))
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Amend as the command line says."""
     images = Images(arguments)
@@ -53,3 +58,11 @@ def run(arguments: argparse.Namespace) -> None:
             progress=progress,
             **changes,
         )
+
+
+def _format(images: Images, word: str | None) -> str:
+    """That of the image whose options are asked for."""
+    if word is None:
+        raise UsageError("Expecting one image file name")
+    image = images.path(word, write=False)
+    return image.format or pyimago.info(image.filename).format

@@ -57,7 +57,7 @@ class Version(argparse.Action):
 
 
 class Options(argparse.Action):
-    """`-o`, any number of times; `-o help` tells what there is and ends."""
+    """`-o`, any number of times; for `-o help` no image needs to be named."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: object, *_: object
@@ -66,8 +66,9 @@ class Options(argparse.Action):
         from pyimago.cli import _layout
 
         if _layout.help_asked([str(value)]):
-            _layout.print_help(_layout.AMENDABLE if parser.prog.endswith(" amend") else _layout.OPTIONS)
-            parser.exit()
+            for action in parser._actions:  # argparse has no other way to them
+                action.required = False
+            namespace.wants_options = True
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), value])
 
 

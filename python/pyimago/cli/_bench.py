@@ -6,8 +6,9 @@ import sys
 from typing import TYPE_CHECKING
 
 import pyimago
-from pyimago.cli._arguments import add_format, add_implicit, size
+from pyimago.cli._arguments import add_format, add_implicit, add_progress, size
 from pyimago.cli._images import Images, add_naming
+from pyimago.cli._progress import show
 from pyimago.cli._text import UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "-t", "--cache", metavar="CACHE", choices=CACHES, default="writeback", help="as for qemu-img"
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="taken, and without effect")
+    add_progress(parser)
     add_implicit(parser)
 
 
@@ -58,31 +59,34 @@ def run(arguments: argparse.Namespace) -> None:
     step = arguments.step_size or arguments.buffer_size
     interval = arguments.flush_interval or None
 
-    def begun(done: int, _: int) -> None:
-        if not done:
-            _announce(arguments, step)
-
     if durable and arguments.write:
         interval = 1
     image = Images(arguments).path(arguments.image, arguments.format, write=arguments.write)
-    result = pyimago.bench(
-        image.filename,
-        format=image.format,
-        write=arguments.write,
-        count=arguments.count,
-        depth=arguments.depth,
-        request_size=arguments.buffer_size,
-        offset=arguments.offset,
-        step=step,
-        pattern=arguments.pattern,
-        flush_interval=interval,
-        drain=not (arguments.no_drain or durable),
-        direct=direct,
-        lock="off" if arguments.force_share else "auto",
-        secret=image.secret,
-        implicit=arguments.implicit,
-        progress=begun,
-    )
+    with show(arguments, result_on_stdout=True) as progress:
+
+        def told(done: int, total: int) -> None:
+            if not done:
+                _announce(arguments, step)
+            progress(done, total)
+
+        result = pyimago.bench(
+            image.filename,
+            format=image.format,
+            write=arguments.write,
+            count=arguments.count,
+            depth=arguments.depth,
+            request_size=arguments.buffer_size,
+            offset=arguments.offset,
+            step=step,
+            pattern=arguments.pattern,
+            flush_interval=interval,
+            drain=not (arguments.no_drain or durable),
+            direct=direct,
+            lock="off" if arguments.force_share else "auto",
+            secret=image.secret,
+            implicit=arguments.implicit,
+            progress=told,
+        )
     print(f"Run completed in {result.seconds:.3f} seconds.")
 
 

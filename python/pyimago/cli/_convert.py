@@ -135,6 +135,12 @@ def prepare(words: Sequence[str]) -> list[str]:
     return permuted(words, VALUED)
 
 
+def options(arguments: argparse.Namespace) -> None:
+    """Print what `-o` takes."""
+    kind = arguments.target_format or "raw"
+    _layout.print_created(kind, named=arguments.target is not None, known=_layout.CONVERTED)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Convert as the command line says."""
     _check(arguments)
@@ -200,8 +206,8 @@ def _there(arguments: argparse.Namespace) -> Images:
 
 def _layout_of(arguments: argparse.Namespace, images: Images) -> dict[str, Any]:
     """What `-o`, `-B` and `-F` say; the level of compression among it."""
-    level, options = _level(arguments.options)
-    layout = _layout.parse(options, images.secrets)
+    layout = _layout.parse(arguments.options, images.secrets, _layout.CONVERTED)
+    level = {key: layout.pop(key) for key in ("compression_level",) if key in layout}
     if "size" in layout:
         raise UsageError("the size of the target is that of what is converted: leave it out of -o")
     if arguments.no_create:
@@ -219,21 +225,6 @@ def _layout_of(arguments: argparse.Namespace, images: Images) -> dict[str, Any]:
                 f"Backing file not supported for file format '{arguments.target_format or 'raw'}'"
             )
     return layout | level
-
-
-def _level(options: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The `compression_level` of `-o`, which is no property of the image, and the other options."""
-    level: dict[str, Any] = {}
-    rest: list[str] = []
-    for option in _layout.split(options):
-        key, _, value = option.partition("=")
-        if key != "compression_level":
-            rest.append(option.replace(",", ",,"))
-        elif value.isdecimal():
-            level[key] = int(value)
-        else:
-            raise UsageError(f"compression_level is a number, not {value!r}")
-    return level, rest
 
 
 def _bitmaps(arguments: argparse.Namespace) -> Literal["none", "all", "sound"]:

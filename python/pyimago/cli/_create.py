@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyimago
 from pyimago.cli import _layout
-from pyimago.cli._arguments import add_objects, add_options, read_secrets, size
+from pyimago.cli._arguments import add_objects, add_options, add_progress, read_secrets, size
 from pyimago.cli._images import Images, file_name
+from pyimago.cli._progress import show
 from pyimago.cli._text import UsageError, escape
 
 if TYPE_CHECKING:
@@ -45,9 +46,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("-b", "--backing", metavar="FILE", help="the backing file, as seen from IMAGE")
     parser.add_argument("-F", "--backing-format", metavar="FMT", help="the backing file's format")
     parser.add_argument("-u", "--backing-unsafe", action="store_true", help="do not look at the backing file")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     add_options(parser)
     add_objects(parser)
+    add_progress(parser)
+
+
+def options(arguments: argparse.Namespace) -> None:
+    """Print what `-o` takes."""
+    _layout.print_created(arguments.format, named=arguments.image is not None)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -66,15 +72,17 @@ def run(arguments: argparse.Namespace) -> None:
     described = (layout.get("backing") or "").startswith("json:")
     if described and not arguments.backing_unsafe:
         length = _size_below(arguments, layout, length)
-    pyimago.create(
-        image,
-        length,
-        format=arguments.format,
-        overwrite=True,
-        # A description is recorded as it is.
-        unsafe=arguments.backing_unsafe or described,
-        **layout,
-    )
+    with show(arguments) as progress:
+        pyimago.create(
+            image,
+            length,
+            format=arguments.format,
+            overwrite=True,
+            # A description is recorded as it is.
+            unsafe=arguments.backing_unsafe or described,
+            progress=progress,
+            **layout,
+        )
     if not arguments.quiet:
         if length is None:
             length = pyimago.info(image, format=arguments.format).virtual_size

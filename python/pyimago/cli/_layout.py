@@ -34,6 +34,12 @@ def _size(value: str) -> int:
         raise ValueError(f"cannot be: {error}") from None
 
 
+def _number(value: str) -> int:
+    if not value.isdecimal():
+        raise ValueError(f"is a number, not {value!r}")
+    return int(value)
+
+
 SWITCH: dict[str, bool] = {
     **dict.fromkeys(("on", "yes", "true", "y"), True),
     **dict.fromkeys(("off", "no", "false", "n"), False),
@@ -60,23 +66,52 @@ OPTIONS: Known = {
         _same("off", "metadata", "falloc", "full"),
         "space set aside: off, metadata, falloc or full",
     ),
-    "refcount_bits": ("refcount_bits", _size, "width of a refcount in bits"),
+    "refcount_bits": ("refcount_bits", _number, "width of a refcount in bits"),
     "size": ("size", _size, "size of the disk"),
 }
 """For each name the keyword argument that it becomes, how its value is read, and what it means."""
 
-for _name in ("cipher-alg", "cipher-mode", "ivgen-alg", "ivgen-hash-alg", "hash-alg"):
-    OPTIONS[f"encrypt.{_name}"] = (_name.replace("-", "_"), str, f"{_name} of the encryption")
-OPTIONS["encrypt.iter-time"] = ("iter_time", _size, "milliseconds that trying a secret shall take")
+for _name, _text in {
+    "cipher-alg": "the cipher, with the bits of its key: aes-256",
+    "cipher-mode": "how it goes from block to block: xts",
+    "ivgen-alg": "how each sector gets its initialisation vector: plain64",
+    "ivgen-hash-alg": "the hash function in that",
+    "hash-alg": "the hash function for secrets: sha256",
+}.items():
+    OPTIONS[f"encrypt.{_name}"] = (_name.replace("-", "_"), str, _text)
+OPTIONS["encrypt.iter-time"] = ("iter_time", _number, "milliseconds that trying a secret shall take")
+
+CONVERTED: Known = {
+    **OPTIONS,
+    "compression_level": ("compression_level", _number, "how hard clusters are packed"),
+}
+"""The same for `convert`: one that is no property of the image."""
 
 AMENDABLE: Known = {
     **OPTIONS,
-    "encrypt.keyslot": ("keyslot", _size, "number of the key slot, 0 to 7"),
+    "encrypt.keyslot": ("keyslot", _number, "number of the key slot, 0 to 7"),
     "encrypt.new-secret": ("new_secret", str, "the id of the --object secret that opens the slot made"),
     "encrypt.old-secret": ("old_secret", str, "the id of the --object secret that opens those to erase"),
     "encrypt.state": ("keyslot_state", _same("active", "inactive"), "make a key slot (active) or erase it"),
 }
 """The same for `amend`, which says itself of what cannot change why not."""
+FIXED = {
+    "cluster_size",
+    "compression_type",
+    "encrypt.cipher-alg",
+    "encrypt.cipher-mode",
+    "encrypt.format",
+    "encrypt.hash-alg",
+    "encrypt.ivgen-alg",
+    "encrypt.ivgen-hash-alg",
+    "encrypt.key-secret",
+    "extended_l2",
+    "preallocation",
+}
+"""Those that no image changes."""
+LUKS = "encrypt."
+"""What the names of LUKS's own options begin with where LUKS is within another format."""
+VALUES: dict[Callable[[str], Any], str] = {_size: "size", _number: "num", _switch: "bool (on/off)"}
 SECRETS = ("secret", "new_secret", "old_secret")
 
 
@@ -118,11 +153,38 @@ def help_asked(options: Sequence[str]) -> bool:
     return any(option in {"help", "?"} for option in split(options))
 
 
-def print_help(known: Known) -> None:
-    """Print the options."""
-    print("Supported options:")
-    for name, (_, _, text) in sorted(known.items()):
-        print(f"  {name:<22} {text}")
+def print_created(kind: str, *, named: bool, known: Known = OPTIONS) -> None:
+    """Print what a new image of the format `kind` takes; its file has options, too, where it is `named`."""
+    if kind == "raw":
+        names = ["size", *(["preallocation"] if named else [])]
+    elif kind == "luks":
+        names = ["size", *(name for name in known if name.startswith(LUKS) and name != "encrypt.format")]
+    else:
+        names = list(known)
+    _print(kind, "Supported options:" if named else f"Supported {kind} options:", names, known)
+    if not named:
+        print("\nThe protocol level may support further options.")
+        print("Specify the target filename to include those options.")
+
+
+def print_amendable(kind: str) -> None:
+    """Print what can be changed of an image of the format `kind`."""
+    if kind == "raw":
+        raise UsageError("Format driver 'raw' does not support option amendment")
+    names = [name for name in AMENDABLE if kind == "qcow2" or name.startswith(LUKS)]
+    _print(kind, f"Amend options for '{kind}':", [name for name in names if name not in FIXED], AMENDABLE)
+
+
+def _print(kind: str, title: str, names: Sequence[str], known: Known) -> None:
+    """As qemu-img does: for each its name, what kind of value it has, and what it means."""
+    if kind not in {"raw", "qcow2", "luks"}:
+        raise UsageError(f"Unknown file format '{kind}'")
+    print(title)
+    for name in sorted(names):
+        _, read, text = known[name]
+        shown = name.removeprefix(LUKS) if kind == "luks" else name
+        word = f"{shown}=<{VALUES.get(read, 'str')}>"
+        print(f"  {word:<22} - {text}")
 
 
 def split(options: Sequence[str]) -> list[str]:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyimago
-from pyimago.cli._arguments import add_format, add_implicit, add_output, size
+from pyimago.cli._arguments import add_format, add_implicit, add_output, add_progress, size
 from pyimago.cli._images import Images, add_naming
+from pyimago.cli._progress import along, show
 from pyimago.cli._text import UsageError, escape
 from pyimago.cli._text import size as human_size
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pyimago.cli._arguments import Parser
 
@@ -39,6 +40,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("-s", "--start-offset", metavar="OFFSET", type=size, default=0, help="where to begin")
     parser.add_argument("-l", "--max-length", metavar="LENGTH", type=size, help="how much to look at")
+    add_progress(parser)
     add_implicit(parser)
 
 
@@ -64,8 +66,9 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.picture is not None:
             _draw(image, arguments, min(start, image.size), length)
             return
-        extents = image.extents(min(start, image.size), length)
-        _write(_json(extents, start) if arguments.output == "json" else _human(extents))
+        with show(arguments, result_on_stdout=True) as progress:
+            extents = along(image.extents(min(start, image.size), length), progress, start, length)
+            _write(_json(extents, start) if arguments.output == "json" else _human(extents), progress.hide)
 
 
 def _draw(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, start: int, length: int) -> None:
@@ -81,15 +84,17 @@ def _draw(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, start:
     if arguments.picture and any(_same_file(Path(arguments.picture), Path(link.filename)) for link in chain):
         raise UsageError(f"{arguments.picture}: this is the image, not a picture of it")
     columns = _picture.columns_for(len(chain)) if arguments.picture else _picture.terminal_columns()
-    found = survey(
-        image,
-        chain,
-        start=start,
-        length=length,
-        columns=columns,
-        images=images,
-        secret=path.secret,
-    )
+    with show(arguments, result_on_stdout=True) as progress:
+        found = survey(
+            image,
+            chain,
+            start=start,
+            length=length,
+            columns=columns,
+            images=images,
+            progress=progress,
+            secret=path.secret,
+        )
     title = f"{escape(arguments.image)}: {image.format}, {human_size(image.size)}"
     if len(chain) > 1:
         title += f", a chain of {len(chain)} images"
@@ -106,17 +111,23 @@ def _same_file(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 
 
-def _write(lines: Iterator[str]) -> None:
+def _write(lines: Iterator[str], before: Callable[[], None]) -> None:
     """Joins before it writes: a line at a time would cost more than finding out what is in it."""
     batch: list[str] = []
+
+    def flush() -> None:
+        before()
+        sys.stdout.write("".join(batch))
+        sys.stdout.flush()
+        batch.clear()
+
     try:
         for line in lines:
             batch.append(line)
             if len(batch) == LINES:
-                sys.stdout.write("".join(batch))
-                batch.clear()
+                flush()
     finally:
-        sys.stdout.write("".join(batch))
+        flush()
 
 
 def _human(extents: Iterable[pyimago.Extent]) -> Iterator[str]:

@@ -35,6 +35,11 @@ def add_arguments(parser: Parser) -> None:
     add_implicit(parser)
 
 
+def options(arguments: argparse.Namespace) -> None:
+    """Print what `-o` takes."""
+    _layout.print_created(arguments.target_format, named=False)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Measure as the command line says."""
     images = Images(arguments)

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Generator, MutableMapping
+    from collections.abc import Generator, Iterable, Iterator, MutableMapping
     from typing import Any, NoReturn
 
     from tqdm.std import tqdm
 
+    from pyimago import Extent
     from pyimago._types import Progress
 
 UNASKED_AFTER = 0.5
 """Seconds that a command takes before a bar comes without `-p`."""
+EXTENTS_INTERVAL = 0.05
+"""Seconds between two looks at how far a walk through extents is: a look costs more than an extent."""
 JSON_INTERVAL = 0.1
 """Seconds between two lines, but for the first and the last."""
 REPORT = [getattr(signal, name) for name in ("SIGUSR1", "SIGINFO") if hasattr(signal, name)]
@@ -31,12 +34,15 @@ class View:
     def show(self, done: int, total: int) -> None:
         """Show `done` of `total` bytes."""
 
+    def hide(self) -> None:
+        """Somebody else writes where it is shown; it may come back behind that."""
+
     def close(self, *, finished: bool) -> None:
         """The operation has ended, well or not."""
 
 
 @contextmanager
-def show(arguments: argparse.Namespace, *, result_on_stdout: bool = False) -> Generator[Progress]:
+def show(arguments: argparse.Namespace, *, result_on_stdout: bool = False) -> Generator[Meter]:
     """What a long operation is to call; what was shown is ended, or wiped, where the operation has.
 
     Standard output is left alone where the command's JSON goes there, or, by `result_on_stdout`, other data
@@ -71,6 +77,10 @@ class Meter:
         self._answer()
         self._view.show(done, total)
 
+    def hide(self) -> None:
+        """A part of the result is written to standard output."""
+        self._view.hide()
+
     def ask(self, *_: object) -> None:
         """A signal handler. The answer waits for the next call: a handler may run in the middle of a line."""
         self._asked = True
@@ -86,6 +96,17 @@ class Meter:
         if self._asked:
             self._asked = False
             print(f"{fresh_line()}{_percent(self._done, self._total)}", file=sys.stderr, flush=True)
+
+
+def along(extents: Iterable[Extent], progress: Progress, start: int, length: int) -> Iterator[Extent]:
+    """The extents of `length` bytes from `start` on; `progress` is told how far who takes them is."""
+    progress(0, length)
+    due = 0.0
+    for extent in extents:
+        yield extent
+        if time.monotonic() >= due:
+            progress(extent.offset + extent.length - start, length)
+            due = time.monotonic() + EXTENTS_INTERVAL
 
 
 class Line(View):
@@ -163,6 +184,11 @@ class Bar(View):
         self._bar.update(done - self._bar.n)
         if done == total:
             self._bar.refresh()
+
+    def hide(self) -> None:
+        """Wipe the bar, which the next `show` draws again."""
+        if self._bar is not None:
+            self._bar.clear()
 
     def close(self, *, finished: bool) -> None:
         """Leave the bar where it was asked for, or wipe it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyimago.cli._arguments import add_format, add_implicit
+from pyimago.cli._arguments import add_format, add_implicit, add_progress
 from pyimago.cli._images import Images, add_naming
+from pyimago.cli._progress import show
 from pyimago.cli._text import UsageError, parse_size
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
         default="off",
         help="what is set aside for what is added (off)",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add_progress(parser)
     add_implicit(parser)
 
 
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UsageError("New image size must be positive")
         if size < image.size and not arguments.shrink:
             raise UsageError("Use the --shrink option to perform a shrink operation.")
-        image.resize(size, preallocation=arguments.preallocation)
+        with show(arguments) as progress:
+            image.resize(size, preallocation=arguments.preallocation, progress=progress)
     if not arguments.quiet:
         print("Image resized.")

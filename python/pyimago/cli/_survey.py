@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
+from pyimago.cli._progress import along
 from pyimago.cli._text import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pyimago import Extent, ImageInfo, SyncFormatAccess
+    from pyimago._types import Progress
     from pyimago.cli._images import Images
 
 KINDS = ("data", "compressed", "zeroes", "unallocated")
@@ -58,25 +60,32 @@ def survey(
     length: int,
     columns: int,
     images: Images,
+    progress: Progress,
     secret: bytes | None = None,
 ) -> Survey:
     """Looks at `length` bytes from `start` on of `image`, whose images are `chain`, each opened by itself."""
     edges = [start + length * i // columns for i in range(columns + 1)]
     if len(chain) == 1:
-        return Survey(start, length, [_row(escape(chain[0].filename), image, edges, EXTENTS)])
-    found = [_row("what a guest sees", image, edges, EXTENTS // 2)]
+        return Survey(start, length, [_row(escape(chain[0].filename), image, edges, EXTENTS, progress)])
+    found: list[Row] = []
+
+    def so_far(done: int, _: int) -> None:
+        progress(length * len(found) + done, length * (len(chain) + 1))
+
+    found.append(_row("what a guest sees", image, edges, EXTENTS // 2, so_far))
     share = EXTENTS // 2 // len(chain)
     for link in chain:
         with images.layer(link, secret) as layer:
-            found.append(_row(escape(link.filename), layer, edges, share))
+            found.append(_row(escape(link.filename), layer, edges, share, so_far))
     return Survey(start, length, found)
 
 
-def _row(name: str, image: SyncFormatAccess, edges: Sequence[int], share: int) -> Row:
+def _row(name: str, image: SyncFormatAccess, edges: Sequence[int], share: int, progress: Progress) -> Row:
     """At most some `share` extents of `image` are looked at."""
     size = max(0, min(edges[-1], image.size) - edges[0])
     columns = [[0] * len(KINDS) for _ in edges[1:]]
-    seen = _add(image.extents(edges[0], size) if size else (), edges, columns, share)
+    extents = along(image.extents(edges[0], size) if size else (), progress, edges[0], size)
+    seen = _add(extents, edges, columns, share)
     if seen >= size:
         return Row(name, columns, exact=True)
     sampled = [_sample(image, *span, share // len(columns)) for span in pairwise(edges)]

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use imago_core::access::create::{BackingCheck, CreateHow, CreateOptions, create, create_with};
+use imago_core::access::job::Job;
 use imago_core::access::open::OpenOptions;
 use imago_core::format::preallocation::Preallocation;
 use imago_core::format::qcow2::create::{CreateOptions as Qcow2, Version};
@@ -25,7 +26,7 @@ fn backed(name: impl Into<PathBuf>, format: &str) -> Qcow2 {
 }
 
 fn make(path: &Path, options: Qcow2, how: CreateHow) -> Result<()> {
-    create_with(path, CreateOptions::Qcow2(options), how)
+    create_with(path, CreateOptions::Qcow2(options), how, &mut Job::default())
 }
 
 const CHECKED: CreateHow = CreateHow { overwrite: false, backing: BackingCheck::Open };
@@ -367,9 +368,10 @@ fn a_file_is_replaced_only_where_that_is_asked_for() {
     assert_eq!(images::open(&path, false).unwrap().size(), 1 << 20);
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
-    create_with(&path, CreateOptions::raw(100), OVERWRITING).unwrap();
+    create_with(&path, CreateOptions::raw(100), OVERWRITING, &mut Job::default()).unwrap();
     assert_eq!(fs::read(&path).unwrap(), [0; 100]);
-    create_with(directory.path().join("new"), CreateOptions::raw(100), OVERWRITING).unwrap();
+    create_with(directory.path().join("new"), CreateOptions::raw(100), OVERWRITING, &mut Job::default())
+        .unwrap();
     assert_eq!(names(directory.path()), ["disk", "link", "new"]);
 }
 

@@ -12,6 +12,7 @@ use imago_core::access::job::Job;
 use imago_core::format::ImplicitReference;
 use imago_core::format::qcow2::amend::{AmendOptions, BackingChange, DataFileChange, amend};
 use imago_core::format::qcow2::create::Version;
+use imago_core::format::steps::Steps;
 use imago_core::{ErrorKind, Result, Storage};
 use imago_testkit::check::check;
 use imago_testkit::crash::{Moment, Verb};
@@ -574,7 +575,7 @@ fn verify(made: &Made, bytes: &[u8], old: &[u8], new: &[u8], returned: bool) -> 
 }
 
 fn amend_sim(sim: &Arc<SimStorage>, options: &AmendOptions) -> Result<()> {
-    amend(&(sim.clone() as Arc<dyn Storage>), options, &mut |_, _| Ok(()))
+    amend(&(sim.clone() as Arc<dyn Storage>), options, &mut Steps::default())
 }
 
 #[test]
@@ -589,7 +590,7 @@ fn a_loss_of_power_leaves_the_old_or_the_new_image_and_needs_the_barriers() {
         let new = new.contents();
         let verb = Verb {
             start: std::slice::from_ref(&old),
-            run: &|storages| amend(&storages[0], &options, &mut |_, _| Ok(())),
+            run: &|storages| amend(&storages[0], &options, &mut Steps::default()),
             verify: &|media, moment| verify(&made, &media[0], &old, &new, moment == Moment::After),
         };
         verb.assert_crash_proof(&format!("{options:?}"), scaled(150) as usize, redundant);

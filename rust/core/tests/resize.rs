@@ -3,13 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use imago_core::ErrorKind;
 use imago_core::access::create::{CreateOptions, create};
 use imago_core::access::image::Image;
+use imago_core::access::job::{Job, Progress};
 use imago_core::access::open::{Backing as Below, OpenOptions};
 use imago_core::format::preallocation::Preallocation;
 use imago_core::format::{FormatKind, Recording};
+use imago_core::{ErrorKind, Result};
 use imago_testkit::check::check;
 use imago_testkit::images::{Backing, Config, DataFile, open};
 use imago_testkit::model::pattern;
@@ -386,4 +388,64 @@ fn closing_cuts_off_only_what_was_freed_here() {
     let mut last_bytes = vec![0; 1 << 16];
     open(&path, false).unwrap().read(&mut last_bytes[..], 7 << 16).unwrap();
     assert!(last_bytes.iter().all(|byte| *byte == 1));
+}
+
+/// Gives up when told the `limit`-th time, if it comes to that; says how often it was told.
+fn given_up(image: &Image, size: u64, preallocation: Preallocation, limit: usize) -> (Result<()>, usize) {
+    let cancel = AtomicBool::new(false);
+    let mut told = Vec::new();
+    let mut progress = |Progress { done, total }| {
+        told.push(done);
+        assert!(done <= total);
+        cancel.store(told.len() > limit, Ordering::Relaxed);
+    };
+    let result =
+        image.resize_with(size, preallocation, &mut Job::default().progress(&mut progress).cancel(&cancel));
+    assert!(told.is_sorted());
+    (result, told.len())
+}
+
+#[test]
+fn one_that_is_given_up_at_any_step_leaves_a_sound_image_of_the_old_size_or_shrinks_on_when_asked_again() {
+    let layouts: [(&str, u64, u64, Preallocation); 7] = [
+        ("cluster_size=512", 200 << 10, 500 << 10, Preallocation::Metadata),
+        ("cluster_size=512", 200 << 10, 2 << 20, Preallocation::Full),
+        ("cluster_size=65536", 1 << 20, 4 << 20, Preallocation::Full),
+        ("cluster_size=65536", 1 << 20, 4 << 20, Preallocation::Falloc),
+        ("extended_l2=on", 1 << 20, 4 << 20, Preallocation::Metadata),
+        ("cluster_size=512,preallocation=metadata", 500 << 10, 40 << 10, OFF),
+        ("compat=0.10,cluster_size=512,preallocation=metadata", 500 << 10, 1 << 10, OFF),
+    ];
+    for (options, old, new, preallocation) in layouts {
+        let mut limit = 0;
+        let steps = loop {
+            let (_dir, path) = made_by_qemu(options, old);
+            let image = open(&path, true).unwrap();
+            image.write(&[7; 512], 512).unwrap();
+            let (result, steps) = given_up(&image, new, preallocation, limit);
+            let what = format!("{options} {preallocation} given up at {limit}");
+            if result.is_err() {
+                assert_eq!(image.size(), old.min(new), "{what}");
+                image.close().unwrap();
+                drop(image);
+                assert_clean(&path, &what);
+                let image = open(&path, true).unwrap();
+                assert_eq!(image.size(), old.min(new), "{what}");
+                image.resize(new, preallocation).unwrap();
+                image.close().unwrap();
+            } else {
+                image.close().unwrap();
+            }
+            assert_clean(&path, &what);
+            let image = open(&path, false).unwrap();
+            let mut expected = vec![0; new as usize];
+            expected[512..1024].fill(7);
+            assert_eq!(read(&image), expected, "{what}");
+            if result.is_ok() {
+                break steps;
+            }
+            limit += 1 + limit / 2;
+        };
+        assert!(steps > 1, "{options}: told {steps} times");
+    }
 }

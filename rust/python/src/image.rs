@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use imago_core::access::image::Image;
+use imago_core::access::job::Job;
 use imago_core::format::preallocation::Preallocation;
 use imago_core::format::{CacheUse, ZeroIntent};
 use pyo3::exceptions::{PyResourceWarning, PyTypeError};
@@ -18,6 +19,7 @@ use crate::operation::{Awaited, Blocking, Face, Venue};
 use crate::snapshots::{AsyncSnapshots, Snapshots};
 use crate::transfer::{Level, Offset, Transfer};
 use crate::verbs::create::PreallocationMode;
+use crate::verbs::job::run_job;
 
 fn zero<F: Face>(
     py: Python<'_>,
@@ -173,22 +175,27 @@ macro_rules! image_class {
             /// Make the disk `size` bytes long, for qcow2 a multiple of 512. What is new reads as zeroes, what is cut off is gone.
             ///
             /// `preallocation` sets space aside for what is new, as in `create`: "off", "metadata" (a place in the image), "falloc" (space on the medium
-            /// too), "full" (written full of zeroes).
+            /// too), "full" (written full of zeroes). `progress` is called now and then with the bytes that are set aside and all of them, or, where the disk
+            /// shrinks, with the bytes of tables that were gone through; what it raises ends the work. A disk that was to grow has its old size then, one that
+            /// was to shrink its new one.
             #[pyo3(
-                signature = (size, *, preallocation = PreallocationMode(Preallocation::Off)),
-                text_signature = "($self, size, *, preallocation='off')"
+                signature = (size, *, preallocation = PreallocationMode(Preallocation::Off), progress = None),
+                text_signature = "($self, size, *, preallocation='off', progress=None)"
             )]
             fn resize(
                 &self,
                 py: Python<'_>,
                 size: Offset,
                 preallocation: PreallocationMode,
+                progress: Option<Py<PyAny>>,
             ) -> PyResult<Py<PyAny>> {
                 self.access.check_writable()?;
-                let run = move |access: &Access, image: &Image| {
-                    access.resizing(image, |image| image.resize(size.0, preallocation.0))
+                let lease = self.access.lease(py)?;
+                let run = move |job: &mut Job<'_>| {
+                    let resize = |image: &Image| image.resize_with(size.0, preallocation.0, job);
+                    Ok(lease.access().resizing(lease.image(), resize)?)
                 };
-                <$face>::on_image(py, &self.access, run)
+                run_job::<$face, _, _, _>(py, progress, run, |py, ()| Ok(py.None()))
             }
 
             /// Size of the disk in bytes.

@@ -79,23 +79,17 @@ fn amend_aligned(storage: &Arc<dyn Storage>, amendment: &Amendment, job: &mut Jo
     if let Some(key) = key {
         keys::change(Arc::clone(storage), Some(kind), key, amendment.secret.as_ref())?;
     }
-    let amend_header = |job: &mut Job<'_>| {
-        let wanted = job.wanted();
-        qcow2::amend(storage, header, &mut |done, total| {
-            job.report(done, total);
-            wanted.check()
-        })
-    };
+    let amend_header = |job: &mut Job<'_>| job.in_steps(|steps| qcow2::amend(storage, header, steps));
     match (size, image) {
-        (Some(size), Some(image)) if !changes_header => resize(&image, *size),
+        (Some(size), Some(image)) if !changes_header => resize(&image, *size, job),
         (Some(size), Some(image)) if to_version_2 => {
-            resize(&image, *size)?;
+            resize(&image, *size, job)?;
             amend_header(job)
         }
         (Some(size), _) => {
             amend_header(job)?;
             let image = open_to_resize(storage, amendment, *size)?;
-            resize(&image, *size)
+            resize(&image, *size, job)
         }
         (None, _) if changes_header => amend_header(job),
         (None, _) => Ok(()),
@@ -121,7 +115,7 @@ fn open_to_resize(storage: &Arc<dyn Storage>, amendment: &Amendment, size: u64) 
     Ok(image)
 }
 
-fn resize(image: &Image, size: u64) -> Result<()> {
-    let resized = image.resize(size, Preallocation::Off);
+fn resize(image: &Image, size: u64, job: &mut Job<'_>) -> Result<()> {
+    let resized = image.resize_with(size, Preallocation::Off, job);
     resized.and(image.close_locked())
 }

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use super::gate::{protocol, resolve_beside};
 use super::info::info;
+use super::job::Job;
 use super::target;
 use crate::crypt::{self, Secret};
 use crate::error::{Error, Result};
 use crate::format::luks;
 use crate::format::preallocation::Preallocation;
 use crate::format::qcow2::create as qcow2;
+use crate::format::steps::Steps;
 use crate::format::{FormatKind, ImplicitReference};
 use crate::storage::file::{CreateMode, File};
 use crate::storage::{Storage, StorageOpenOptions};
@@ -123,18 +125,23 @@ pub struct CreateHow {
 /// Creates an image in a new file at `path`; a file that is there already is an error (`EEXIST`) and stays as it is, and the
 /// backing file is not looked at. See [`create_with`].
 pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
-    create_with(path, options.clone(), CreateHow::default())
+    create_with(path, options.clone(), CreateHow::default(), &mut Job::default())
 }
 
 /// Creates an image at `path`.
 ///
 /// The external data file of a qcow2 image is created too, beside the image or where its name points. One that is there already is an error, also with
-/// `overwrite`, unless the image is to adopt it (`data_file_raw`). What was created is removed again when the rest fails.
+/// `overwrite`, unless the image is to adopt it (`data_file_raw`). What was created is removed again when the rest fails. The job is told the bytes that are set aside or written.
 ///
 /// # Errors
 /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for options that are wrong or exclude each other, before any file is made or touched;
 /// with `overwrite` also for an image that would replace its own backing or data file, and [`Locked`](crate::ErrorKind::Locked) where the file to replace is in use.
-pub fn create_with(path: impl AsRef<Path>, mut options: CreateOptions, how: CreateHow) -> Result<()> {
+pub fn create_with(
+    path: impl AsRef<Path>,
+    mut options: CreateOptions,
+    how: CreateHow,
+    job: &mut Job<'_>,
+) -> Result<()> {
     let path = path.as_ref();
     if let CreateOptions::Qcow2(options) = &mut options {
         options.data_file = options.data_file.take().map(as_file);
@@ -149,7 +156,8 @@ pub fn create_with(path: impl AsRef<Path>, mut options: CreateOptions, how: Crea
             let existing = if *data_file_raw { Existing::Adopted } else { Existing::Refused };
             data = Some(DataFile::open(&beside(path, name), existing)?);
         }
-        fill(file, data.as_ref().map(|data| &data.storage), &options)
+        let data = data.as_ref().map(|data| &data.storage);
+        job.in_steps(|steps| fill(file, data, &options, steps))
     };
     if how.overwrite {
         let replaced = replaced(path, &options)?;
@@ -173,14 +181,16 @@ pub(super) fn fill(
     file: &Arc<dyn Storage>,
     data: Option<&Arc<dyn Storage>>,
     options: &CreateOptions,
+    steps: &mut Steps<'_>,
 ) -> Result<()> {
     match options {
         CreateOptions::Raw { size, preallocation } => {
             file.set_len(*size)?;
-            preallocation.reserve(file.as_ref(), 0, *size)?;
+            steps.expect(preallocation.work(*size))?;
+            preallocation.reserve(file.as_ref(), 0, *size, steps)?;
         }
         CreateOptions::Luks { size, encryption } => luks::create(&**file, *size, encryption)?,
-        CreateOptions::Qcow2(options) => qcow2::create(file, data, options)?,
+        CreateOptions::Qcow2(options) => qcow2::create_with(file, data, options, steps)?,
     }
     file.sync()
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::Result;
+use crate::format::steps::Steps;
 use crate::interrupt;
 
 /// Bytes that are done, and all of them.
@@ -47,6 +48,15 @@ impl<'a> Job<'a> {
     pub(super) fn finish(&mut self, total: u64) -> Result<()> {
         self.report(total, total);
         self.wanted().check()
+    }
+
+    /// Does `work`, which tells its steps and ends where the operation is not wanted any more.
+    pub(super) fn in_steps<R>(&mut self, work: impl FnOnce(&mut Steps<'_>) -> R) -> R {
+        let wanted = self.wanted();
+        work(&mut Steps::new(&mut |done, total| {
+            self.report(done, total);
+            wanted.check()
+        }))
     }
 
     /// What threads of the operation ask.

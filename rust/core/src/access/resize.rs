@@ -3,10 +3,12 @@
 use crate::buffer::IoVector;
 use crate::error::{Error, Result};
 use crate::format::preallocation::Preallocation;
+use crate::format::steps::Steps;
 use crate::format::{Allocation, Format, Lookup, Mapping, Place, Resize, WriteStep, ZeroIntent};
 use crate::units::GuestOffset;
 
 use super::image::{Base, Image};
+use super::job::Job;
 
 fn resizable(format: &dyn Format) -> Result<&dyn Resize> {
     format.resize().ok_or_else(|| Error::unsupported(format!("{} images keep their size", format.kind())))
@@ -24,6 +26,16 @@ impl Image {
     /// the disk shrinks; [`Unsupported`](crate::ErrorKind::Unsupported) for an image that keeps its size, the message says why. Nothing
     /// has been touched then. After any other error [`size`](Image::size) is the old size or, when the disk shrinks, the new one.
     pub fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        self.resize_with(size, preallocation, &mut Job::default())
+    }
+
+    /// The same as a job, which is told the bytes that are set aside, or, where the disk shrinks, the bytes of tables that were gone through. A
+    /// disk that shrinks and is given up meanwhile is as small as it was to be; resizing it to that size once more gives the rest of its space back.
+    pub fn resize_with(&self, size: u64, preallocation: Preallocation, job: &mut Job<'_>) -> Result<()> {
+        job.in_steps(|steps| self.resize_in_steps(size, preallocation, steps))
+    }
+
+    fn resize_in_steps(&self, size: u64, preallocation: Preallocation, steps: &mut Steps<'_>) -> Result<()> {
         self.exclusively(|format| {
             let resize = resizable(format)?;
             let old = format.size();
@@ -47,22 +59,24 @@ impl Image {
                     return Err(self.unopened_base());
                 }
                 resize.make_room(size)?;
-                let grow = || {
+                let mut grow = || {
                     if resize.is_flat() {
-                        resize.set_size(size)?;
-                        return preallocation.reserve(&**format.storage(), old, format.size() - old);
+                        resize.set_size(size, steps)?;
+                        let new = format.size() - old;
+                        steps.expect(preallocation.work(new))?;
+                        return preallocation.reserve(&**format.storage(), old, new, steps);
                     }
-                    self.prepare_growth(old, size, preallocation, resize)?;
-                    resize.set_size(size)
+                    self.prepare_growth(old, size, preallocation, resize, steps)?;
+                    resize.set_size(size, &mut Steps::default())
                 };
                 let grown = grow();
                 if grown.is_err() {
                     // What was set aside is given back; the first failure is the one to report.
-                    let _ = resize.set_size(old);
+                    let _ = resize.set_size(old, &mut Steps::default());
                 }
                 grown?;
             } else {
-                resize.set_size(size)?;
+                resize.set_size(size, steps)?;
                 if !resize.is_flat() {
                     // Not all who grow the disk later look for what is left in its last cluster.
                     self.clear_behind(size, size.next_multiple_of(format.write_alignment()))?;
@@ -86,6 +100,7 @@ impl Image {
         size: u64,
         mut preallocation: Preallocation,
         resize: &dyn Resize,
+        steps: &mut Steps<'_>,
     ) -> Result<()> {
         let cluster = self.format.write_alignment();
         // What is left of the last cluster is nobody's: it counts as whole.
@@ -96,7 +111,7 @@ impl Image {
         if preallocation == Preallocation::Off {
             return Ok(());
         }
-        self.preallocate(old.next_multiple_of(cluster).min(size), size, preallocation)
+        self.preallocate(old.next_multiple_of(cluster).min(size), size, preallocation, steps)
     }
 
     /// Zeroes what is mapped, or shows the backing file, from `at` (behind the end of the disk) up to `end`.
@@ -121,19 +136,31 @@ impl Image {
     }
 
     /// Gives every cluster from `at` up to `end`, which read as zeroes, a place, and what `preallocation` says.
-    fn preallocate(&self, mut at: u64, end: u64, preallocation: Preallocation) -> Result<()> {
+    fn preallocate(
+        &self,
+        mut at: u64,
+        end: u64,
+        preallocation: Preallocation,
+        steps: &mut Steps<'_>,
+    ) -> Result<()> {
+        steps.expect(end - at)?;
         let _range = self.ranges.lock(at, end - at, self.format.write_alignment());
         let storage = self.format.data_storage();
         while at < end {
             match self.format.prepare_write(GuestOffset(at), end - at)? {
-                WriteStep::InPlace(place) => at += place.len,
+                WriteStep::InPlace(place) => {
+                    at += place.len;
+                    steps.advance(place.len)?;
+                }
                 WriteStep::Allocate(allocation) => {
-                    at += allocation.request_len;
-                    if let Err(error) = set_aside(&**storage, &allocation, preallocation) {
+                    let len = allocation.request_len;
+                    at += len;
+                    if let Err(error) = set_aside(&**storage, &allocation, preallocation, steps) {
                         self.format.abandon(allocation);
                         return Err(error);
                     }
                     self.format.commit(allocation)?;
+                    steps.advance(len - preallocation.work(len))?;
                 }
             }
         }
@@ -146,6 +173,7 @@ fn set_aside(
     storage: &dyn crate::Storage,
     allocation: &Allocation,
     preallocation: Preallocation,
+    steps: &mut Steps<'_>,
 ) -> Result<()> {
     let (start, end) = (allocation.host.0, allocation.host.0 + allocation.len);
     let there = storage.len()?;
@@ -159,5 +187,5 @@ fn set_aside(
             storage.writev_at(IoVector::zeroes(1), end - 1)?;
         }
     }
-    preallocation.reserve(storage, start, allocation.len)
+    preallocation.reserve(storage, start, allocation.len, steps)
 }

@@ -8,6 +8,7 @@ pub mod luks;
 pub mod preallocation;
 pub mod qcow2;
 pub mod raw;
+pub mod steps;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 use inflight::Inflight;
+use steps::Steps;
 
 /// The formats that are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -339,8 +341,9 @@ pub trait Resize {
     /// Lets every call of [`Format`] reach up to `size`, although the disk ends where it did.
     fn make_room(&self, size: u64) -> Result<()>;
 
-    /// Makes durable what was written, then the size, and drops what is behind it. With the disk's own size only the latter.
-    fn set_size(&self, size: u64) -> Result<()>;
+    /// Makes durable what was written, then the size, and drops what is behind it, which `steps` is told of and can end. With the disk's own size
+    /// only the latter.
+    fn set_size(&self, size: u64, steps: &mut Steps<'_>) -> Result<()>;
 
     /// The disk is the storage's bytes as they are: a growth has nothing to prepare, and what is set aside for it is so afterwards.
     fn is_flat(&self) -> bool {

@@ -4,11 +4,14 @@ use std::fmt;
 
 use crate::buffer::IoVector;
 use crate::error::Result;
-use crate::interrupt;
+use crate::format::steps::Steps;
 use crate::storage::Storage;
 
 /// Bytes of zeroes that one write has.
 const WRITE_SIZE: u64 = 1 << 20;
+
+/// Bytes that are set aside at a time without writing: nothing ends that once it is begun.
+const ALLOCATE_SIZE: u64 = 1 << 30;
 
 /// What is set aside for the disk's bytes before they are written; the names are QEMU's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -42,20 +45,34 @@ impl Preallocation {
             .find(|mode| mode.name() == name)
     }
 
-    /// Sets the space of `len` bytes of `storage` from `offset` on aside, inside its length. They read as zeroes before and after.
-    pub(crate) fn reserve(self, storage: &dyn Storage, offset: u64, len: u64) -> Result<()> {
+    /// Bytes that [`reserve`](Self::reserve) tells of, of `len`.
+    pub(crate) fn work(self, len: u64) -> u64 {
         match self {
-            Preallocation::Off | Preallocation::Metadata => Ok(()),
-            Preallocation::Falloc => storage.allocate_at(offset, len),
-            Preallocation::Full => {
-                let end = offset + len;
-                for at in (offset..end).step_by(WRITE_SIZE as usize) {
-                    interrupt::check()?;
-                    storage.writev_at(IoVector::zeroes(WRITE_SIZE.min(end - at) as usize), at)?;
-                }
-                Ok(())
-            }
+            Preallocation::Off | Preallocation::Metadata => 0,
+            Preallocation::Falloc | Preallocation::Full => len,
         }
+    }
+
+    /// Sets the space of `len` bytes of `storage` from `offset` on aside, inside its length. They read as zeroes before and after.
+    pub(crate) fn reserve(
+        self,
+        storage: &dyn Storage,
+        offset: u64,
+        len: u64,
+        steps: &mut Steps<'_>,
+    ) -> Result<()> {
+        let end = offset + self.work(len);
+        let step = if self == Preallocation::Full { WRITE_SIZE } else { ALLOCATE_SIZE };
+        for at in (offset..end).step_by(step as usize) {
+            let len = step.min(end - at);
+            if self == Preallocation::Full {
+                storage.writev_at(IoVector::zeroes(len as usize), at)?;
+            } else {
+                storage.allocate_at(at, len)?;
+            }
+            steps.advance(len)?;
+        }
+        Ok(())
     }
 }
 

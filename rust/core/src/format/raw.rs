@@ -8,6 +8,7 @@ use crate::storage::Storage;
 use crate::storage::latched::Latched;
 use crate::units::{GuestOffset, HostOffset};
 
+use super::steps::Steps;
 use super::{
     Allocation, Format, FormatInfo, FormatKind, FormatSpecificInfo, InPlace, Lookup, Mapping, Place, Resize,
     WriteStep, ZeroIntent, ZeroStep, luks,
@@ -82,7 +83,7 @@ impl Resize for Raw {
         self.cut_carried()
     }
 
-    fn set_size(&self, size: u64) -> Result<()> {
+    fn set_size(&self, size: u64, _: &mut Steps<'_>) -> Result<()> {
         // Only whole sectors are encrypted.
         let unit = if self.luks.is_some() { SECTOR } else { 1 };
         let size = size.checked_next_multiple_of(unit).unwrap_or(size);

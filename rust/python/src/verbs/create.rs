@@ -13,9 +13,10 @@ use pyo3::types::{PyBool, PyDict};
 
 use super::Format;
 use super::encryption::Encryption;
+use super::job::run_job;
 use crate::buffers::kind;
 use crate::errors::Failure;
-use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::operation::{Awaited, Blocking, Face};
 use crate::path::StrPath;
 use crate::transfer::Offset;
 
@@ -225,12 +226,12 @@ impl Creation {
         Ok(Creation { path, layout, how: CreateHow { overwrite, backing } })
     }
 
-    fn start<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+    fn start<F: Face>(self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Py<PyAny>> {
         let Creation { path, layout, how } = self;
-        F::call(
+        run_job::<F, _, _, _>(
             py,
-            Venue::Thread,
-            move || create_image(path, layout.options()?, how).map_err(Failure::from),
+            progress,
+            move |job| Ok(create_image(path, layout.options()?, how, job)?),
             |py, ()| Ok(py.None()),
         )
     }
@@ -238,7 +239,7 @@ impl Creation {
 
 /// Create an image; `layout` has the keyword arguments of `pyimago.create` about it that were given.
 #[pyfunction]
-#[pyo3(signature = (path, size, format, layout, *, overwrite, unchecked))]
+#[pyo3(signature = (path, size, format, layout, *, overwrite, unchecked, progress))]
 pub(crate) fn create(
     py: Python<'_>,
     path: StrPath,
@@ -247,13 +248,14 @@ pub(crate) fn create(
     layout: &Bound<'_, PyDict>,
     overwrite: bool,
     unchecked: bool,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<Py<PyAny>> {
-    Creation::new(path.0, size, &format, layout, overwrite, unchecked)?.start::<Blocking>(py)
+    Creation::new(path.0, size, &format, layout, overwrite, unchecked)?.start::<Blocking>(py, progress)
 }
 
 /// As `create`, awaited.
 #[pyfunction]
-#[pyo3(signature = (path, size, format, layout, *, overwrite, unchecked))]
+#[pyo3(signature = (path, size, format, layout, *, overwrite, unchecked, progress))]
 pub(crate) fn create_awaited(
     py: Python<'_>,
     path: StrPath,
@@ -262,6 +264,7 @@ pub(crate) fn create_awaited(
     layout: &Bound<'_, PyDict>,
     overwrite: bool,
     unchecked: bool,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<Py<PyAny>> {
-    Creation::new(path.0, size, &format, layout, overwrite, unchecked)?.start::<Awaited>(py)
+    Creation::new(path.0, size, &format, layout, overwrite, unchecked)?.start::<Awaited>(py, progress)
 }

@@ -15,7 +15,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Carries `run` out as a job that tells `progress`, a callable, how far it is. What that raises ends the job, as Ctrl-C does
 /// and the cancelling of the task that awaits it.
-pub(super) fn run_job<F, T, R, E>(
+pub(crate) fn run_job<F, T, R, E>(
     py: Python<'_>,
     progress: Option<Py<PyAny>>,
     run: R,

@@ -24,10 +24,11 @@ fn map_with<F: Face>(
     snapshot: Option<String>,
     implicit: PyGate,
     secret: Option<PySecret>,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<Py<PyAny>> {
     run_job::<F, _, _, _>(
         py,
-        None,
+        progress,
         move |job| {
             let secret = PySecret::get_some(secret)?;
             let image = implicit.pass(|gate| {
@@ -60,5 +61,6 @@ faces! {
         snapshot: Option<String>,
         implicit: PyGate,
         secret: Option<PySecret>,
+        progress: Option<Py<PyAny>>,
     )
 }

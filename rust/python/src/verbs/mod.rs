@@ -28,7 +28,7 @@ pub(crate) mod convert;
 pub(crate) mod create;
 mod encryption;
 pub(crate) mod info;
-mod job;
+pub(crate) mod job;
 pub(crate) mod keys;
 pub(crate) mod map;
 pub(crate) mod measure;

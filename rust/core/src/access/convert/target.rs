@@ -16,6 +16,7 @@ use super::{Converted, Durability};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::FormatKind;
 use crate::format::preallocation::Preallocation;
+use crate::format::steps::Steps;
 use crate::storage::file::File;
 use crate::storage::unsynced::Unsynced;
 use crate::storage::{Lock, Storage, StorageOpenOptions};
@@ -95,7 +96,8 @@ pub(super) fn make(
         let (main, data) = (Arc::new(main), data.map(Arc::new));
         let unsynced = |file: &Arc<File>| Arc::new(Unsynced::new(Arc::clone(file) as _)) as Arc<dyn Storage>;
         let (image, data_file) = (unsynced(&main), data.as_ref().map(unsynced));
-        create::fill(&image, data_file.as_ref(), create)?;
+        let wanted = job.wanted();
+        create::fill(&image, data_file.as_ref(), create, &mut Steps::new(&mut |_, _| wanted.check()))?;
         let open = OpenOptions {
             write: true,
             format: Some(create.kind()),

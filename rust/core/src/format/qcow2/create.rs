@@ -22,6 +22,7 @@ use super::{names, refcounts};
 use crate::crypt::{self, Secret};
 use crate::error::{Error, Result};
 use crate::format::preallocation::Preallocation;
+use crate::format::steps::Steps;
 use crate::format::{Compression, ImplicitReference, luks};
 use crate::ondisk::{HEADER_V2_LEN, RawHeader, clusters_for};
 use crate::storage::{Storage, ZeroMode};
@@ -160,6 +161,16 @@ pub fn create(
     data_storage: Option<&Arc<dyn Storage>>,
     options: &CreateOptions,
 ) -> Result<()> {
+    create_with(storage, data_storage, options, &mut Steps::default())
+}
+
+/// The same, which tells `steps` the bytes that are set aside or written.
+pub fn create_with(
+    storage: &Arc<dyn Storage>,
+    data_storage: Option<&Arc<dyn Storage>>,
+    options: &CreateOptions,
+    steps: &mut Steps<'_>,
+) -> Result<()> {
     let plan = Plan::new(options)?;
     let data_file = match (plan.external && plan.l2_tables > 0, data_storage) {
         (false, _) => None,
@@ -177,7 +188,8 @@ pub fn create(
         return Err(in_file(data, too_small(data.len()?, plan.size)));
     }
     let encryption = options.encryption.as_ref().map(Encryption::header).transpose()?.unwrap_or_default();
-    plan.write(storage.as_ref(), data_file, &encryption).map_err(|error| in_file(storage.as_ref(), error))
+    plan.write(storage.as_ref(), data_file, &encryption, steps)
+        .map_err(|error| in_file(storage.as_ref(), error))
 }
 
 /// A new image, laid out: header, refcount table, refcount blocks, L1 table, and, for preallocation and raw data files, all L2 tables, then
@@ -376,13 +388,22 @@ impl Plan {
     }
 
     /// The first sector of the header comes last and alone, so that an interrupted create leaves no valid image.
-    fn write(&self, storage: &dyn Storage, data_file: Option<&dyn Storage>, encryption: &[u8]) -> Result<()> {
+    fn write(
+        &self,
+        storage: &dyn Storage,
+        data_file: Option<&dyn Storage>,
+        encryption: &[u8],
+        steps: &mut Steps<'_>,
+    ) -> Result<()> {
         self.clear(storage)?;
         let bytes = |clusters: u64| clusters << self.cluster_bits;
+        let elsewhere = if data_file.is_some() { self.size } else { 0 };
+        let data_len = bytes(self.data_clusters);
+        steps.expect(bytes(self.l2_tables) + self.preallocation.work(data_len + elsewhere))?;
         // The most of the space first: what is full is found out before all else is written.
-        self.preallocation.reserve(storage, bytes(self.data_start()), bytes(self.data_clusters))?;
+        self.preallocation.reserve(storage, bytes(self.data_start()), data_len, steps)?;
         if let Some(data) = data_file {
-            self.prepare_data_file(data).map_err(|error| in_file(data, error))?;
+            self.prepare_data_file(data, steps).map_err(|error| in_file(data, error))?;
         }
 
         let mut out = Stream { storage, offset: self.cluster_size(), buffer: Vec::new() };
@@ -406,7 +427,11 @@ impl Plan {
             let bitmap = if self.raw { ALL_SUBCLUSTERS } else { 0 };
             // Zeroes of the file are no zeroes once they are decrypted.
             let zero = if self.crypt_method != 0 && !self.extended_l2 { ZERO } else { 0 };
-            for cluster in first..first + clusters_for(self.size, self.cluster_bits) {
+            let table_entries = self.cluster_size() / if self.extended_l2 { 16 } else { 8 };
+            for (index, cluster) in (first..first + clusters_for(self.size, self.cluster_bits)).enumerate() {
+                if (index as u64).is_multiple_of(table_entries) {
+                    steps.advance(self.cluster_size())?;
+                }
                 out.put(U64::new(cluster << self.cluster_bits | COPIED | zero).as_bytes())?;
                 if self.extended_l2 {
                     out.put(U64::new(bitmap).as_bytes())?;
@@ -431,7 +456,7 @@ impl Plan {
     }
 
     /// Makes the external data file what the tables say of it: the bytes that are there (raw), or zeroes.
-    fn prepare_data_file(&self, data: &dyn Storage) -> Result<()> {
+    fn prepare_data_file(&self, data: &dyn Storage, steps: &mut Steps<'_>) -> Result<()> {
         let there = data.len()?;
         let mut kept = 0;
         if self.raw {
@@ -451,8 +476,8 @@ impl Plan {
         } else {
             self.preallocation
         };
-        of_kept.reserve(data, 0, kept)?;
-        self.preallocation.reserve(data, kept, self.size - kept)?;
+        of_kept.reserve(data, 0, kept, steps)?;
+        self.preallocation.reserve(data, kept, self.size - kept, steps)?;
         data.sync()
     }
 

@@ -11,6 +11,7 @@ use super::pending::Dropped;
 use super::snapshots::SnapshotTable;
 use crate::error::{Error, Result};
 use crate::format::Resize;
+use crate::format::steps::Steps;
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
@@ -32,10 +33,10 @@ impl Resize for Driver {
             .map_err(|e| self.located(e))
     }
 
-    fn set_size(&self, size: u64) -> Result<()> {
+    fn set_size(&self, size: u64, steps: &mut Steps<'_>) -> Result<()> {
         self.hold_bitmaps_for_resize(size)
             .and_then(|()| self.start_writing())
-            .and_then(|()| self.change_size(size))
+            .and_then(|()| self.change_size(size, steps))
             .map_err(|e| self.located(e))
     }
 
@@ -99,7 +100,7 @@ impl Driver {
     }
 
     /// Changes the size in the header, durably, and drops what is behind it then.
-    fn change_size(&self, size: u64) -> Result<()> {
+    fn change_size(&self, size: u64, steps: &mut Steps<'_>) -> Result<()> {
         let old = self.size.load(Ordering::Acquire);
         {
             let mut quarantine = self.flushing.lock();
@@ -117,7 +118,7 @@ impl Driver {
         }
         self.resize_bitmaps();
         if size <= old {
-            self.drop_behind(size)?;
+            self.drop_behind(size, steps)?;
             // Twice: what the first takes off may be free with the second.
             self.write_back()?;
             self.trim_file()?;
@@ -132,12 +133,13 @@ impl Driver {
     }
 
     /// Drops all that is mapped from the first whole cluster behind the disk's end `size` on.
-    fn drop_behind(&self, size: u64) -> Result<()> {
+    fn drop_behind(&self, size: u64, steps: &mut Steps<'_>) -> Result<()> {
         let geometry = self.geometry;
         let (cluster, span) = (geometry.cluster_size(), geometry.table_span());
         let end = GuestOffset(size.next_multiple_of(cluster));
         let entries = self.header().l1_entries as usize;
         let first = geometry.l1_index(end);
+        steps.expect(entries.saturating_sub(first) as u64 * cluster)?;
         for index in first..entries {
             let start = GuestOffset(index as u64 * span);
             if start >= end {
@@ -146,6 +148,7 @@ impl Driver {
                 self.drop_entries(end, start + span)?;
             }
             self.flush_if_crowded()?;
+            steps.advance(cluster)?;
         }
         Ok(())
     }

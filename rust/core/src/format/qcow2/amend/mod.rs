@@ -23,6 +23,7 @@ use super::refcounts::{Refcounts, Resized};
 use super::rewrite::HeaderArea;
 use super::{Driver, names, refuse_unsafe_writes};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::steps::Steps;
 use crate::format::{Format, ImplicitReference};
 use crate::storage::Storage;
 
@@ -63,19 +64,15 @@ pub struct AmendOptions {
     pub data_file_raw: Option<bool>,
 }
 
-/// Amends the image in `storage`, which nobody has open. `report` is told the bytes of tables that are done and all of
+/// Amends the image in `storage`, which nobody has open. `steps` is told the bytes of tables that are done and all of
 /// them; an error of its ends the amendment while the old header is still in force, with the image as good as before.
 ///
 /// # Errors
 /// Before anything is touched: [`InvalidInput`](ErrorKind::InvalidInput) for options that are wrong, exclude each other or do not go with the
 /// image, [`Unsupported`](ErrorKind::Unsupported) for what the new version cannot have and for an image that has to be repaired first.
 /// After any other error the old header or the new one is in force, and at worst clusters are leaked.
-pub fn amend(
-    storage: &Arc<dyn Storage>,
-    options: &AmendOptions,
-    report: &mut dyn FnMut(u64, u64) -> Result<()>,
-) -> Result<()> {
-    let amended = Amendment::of(storage, options).and_then(|amendment| amendment.run(report));
+pub fn amend(storage: &Arc<dyn Storage>, options: &AmendOptions, steps: &mut Steps<'_>) -> Result<()> {
+    let amended = Amendment::of(storage, options).and_then(|amendment| amendment.run(steps));
     amended.map_err(|error| in_file(&**storage, error))
 }
 
@@ -180,26 +177,6 @@ fn change_references(area: &mut HeaderArea, old: &Header, options: &AmendOptions
     Ok(())
 }
 
-/// How far an amendment is, in tables of one cluster each.
-struct Steps<'a> {
-    done: u64,
-    total: u64,
-    cluster_size: u64,
-    report: &'a mut dyn FnMut(u64, u64) -> Result<()>,
-}
-
-impl Steps<'_> {
-    fn expect(&mut self, tables: u64) -> Result<()> {
-        self.total += tables;
-        (self.report)(self.done * self.cluster_size, self.total * self.cluster_size)
-    }
-
-    fn step(&mut self) -> Result<()> {
-        self.done += 1;
-        (self.report)(self.done * self.cluster_size, self.total * self.cluster_size)
-    }
-}
-
 /// An image on its way from `old` to the header in `area`.
 struct Amendment<'a> {
     storage: &'a Arc<dyn Storage>,
@@ -220,9 +197,9 @@ impl<'a> Amendment<'a> {
         Ok(Amendment { storage, old, area })
     }
 
-    fn run(mut self, report: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
+    fn run(mut self, steps: &mut Steps<'_>) -> Result<()> {
         let storage = &**self.storage;
-        let mut steps = Steps { done: 0, total: 0, cluster_size: self.old.cluster_size(), report };
+        let cluster_size = self.old.cluster_size();
         let version = self.area.raw.version.get();
         let order = self.area.raw.refcount_order.get();
 
@@ -230,19 +207,21 @@ impl<'a> Amendment<'a> {
         let resize = order != self.old.refcount_order;
         if resize {
             let mut refcounts = Refcounts::open(storage, &self.old)?;
-            steps.expect(3 * refcounts.block_count())?;
-            Resized::plan(&mut refcounts, storage, order, FxHashSet::default(), &mut || steps.step())?;
+            steps.expect(3 * refcounts.block_count() * cluster_size)?;
+            Resized::plan(&mut refcounts, storage, order, FxHashSet::default(), &mut || {
+                steps.advance(cluster_size)
+            })?;
         }
         let mut released = Vec::new();
         if version < self.old.version {
-            self.expand_zeroes(&mut steps)?;
+            self.expand_zeroes(steps)?;
         } else if version > self.old.version {
             released.extend(self.move_snapshot_table()?);
         }
 
         let storage = &**self.storage;
         if resize {
-            self.resize_refcounts(order, &released, &mut steps)
+            self.resize_refcounts(order, &released, steps)
         } else {
             // The table moves when what was done before made it longer.
             let now = Header::read(storage)?;
@@ -260,7 +239,7 @@ impl<'a> Amendment<'a> {
         driver.set_has_backing(self.old.backing.is_some() || self.area.has_backing());
         zeroes::check_snapshots(&driver)?;
         let tables = zeroes::all_tables(&driver)?;
-        steps.expect(2 * tables.len() as u64)?;
+        steps.expect(2 * tables.len() as u64 * self.old.cluster_size())?;
         zeroes::check(&driver, &tables, steps)?;
         driver.start_writing()?;
         zeroes::expand(&driver, &tables, steps)?;
@@ -279,13 +258,15 @@ impl<'a> Amendment<'a> {
     }
 
     fn resize_refcounts(mut self, order: u32, released: &[Dropped], steps: &mut Steps<'_>) -> Result<()> {
+        let cluster_size = self.old.cluster_size();
         let storage = &**self.storage;
         let bits = self.old.cluster_bits;
         let mut old = Refcounts::open(storage, &Header::read(storage)?)?;
         let clusters =
             released.iter().flat_map(|range| range.host.0 >> bits..=(range.host.0 + range.len - 1) >> bits);
-        let resized = Resized::plan(&mut old, storage, order, clusters.collect(), &mut || steps.step())?;
-        resized.write(&mut old, storage, &mut || steps.step())?;
+        let resized =
+            Resized::plan(&mut old, storage, order, clusters.collect(), &mut || steps.advance(cluster_size))?;
+        resized.write(&mut old, storage, &mut || steps.advance(cluster_size))?;
         storage.sync()?;
         self.area.raw.refcount_table_offset = resized.structure.table_offset().0.into();
         self.area.raw.refcount_table_clusters = resized.structure.table_clusters().into();

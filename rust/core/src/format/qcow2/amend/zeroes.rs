@@ -8,9 +8,9 @@ use super::super::l2::{Entry, Unit};
 use super::super::pending::Dropped;
 use super::super::refcounts::uncounted;
 use super::super::snapshots::SnapshotTable;
-use super::Steps;
 use crate::error::{Error, Result};
 use crate::format::Compression;
+use crate::format::steps::Steps;
 use crate::storage::ZeroMode;
 use crate::units::{GuestOffset, HostOffset};
 
@@ -72,7 +72,7 @@ pub(super) fn check(driver: &Driver, tables: &[Table], steps: &mut Steps<'_>) ->
                 .at(at));
             }
         }
-        steps.step()?;
+        steps.advance(driver.geometry.cluster_size())?;
     }
     Ok(())
 }
@@ -106,7 +106,7 @@ pub(super) fn expand(driver: &Driver, tables: &[Table], steps: &mut Steps<'_>) -
             }
             driver.flush_if_crowded()?;
         }
-        steps.step()?;
+        steps.advance(driver.geometry.cluster_size())?;
     }
     // New clusters at the end read as zeroes without being written; the file covers them all the same.
     if driver.storage.capabilities().resize && driver.storage.len()? < end {

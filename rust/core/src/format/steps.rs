@@ -1,0 +1,39 @@
+//! How far a long piece of work is, for the parts of it that know no job.
+
+use crate::error::Result;
+use crate::interrupt;
+
+/// Bytes that are done of those that are to be done, and who is told of them.
+#[derive(Default)]
+pub struct Steps<'a> {
+    done: u64,
+    total: u64,
+    report: Option<&'a mut dyn FnMut(u64, u64) -> Result<()>>,
+}
+
+impl<'a> Steps<'a> {
+    /// `report` is told bytes done and all bytes; an error of its ends the work. By default nobody is told, and the work ends only when this
+    /// [thread's](crate::interrupt) is not wanted any more.
+    pub fn new(report: &'a mut dyn FnMut(u64, u64) -> Result<()>) -> Self {
+        Steps { done: 0, total: 0, report: Some(report) }
+    }
+
+    /// So many bytes more are to be done.
+    pub(crate) fn expect(&mut self, bytes: u64) -> Result<()> {
+        self.total = self.total.saturating_add(bytes);
+        self.tell()
+    }
+
+    /// So many bytes more are done.
+    pub(crate) fn advance(&mut self, bytes: u64) -> Result<()> {
+        self.done = self.done.saturating_add(bytes).min(self.total);
+        self.tell()
+    }
+
+    fn tell(&mut self) -> Result<()> {
+        match &mut self.report {
+            Some(report) => report(self.done, self.total),
+            None => interrupt::check(),
+        }
+    }
+}
