@@ -25,6 +25,7 @@ SECRET = ("--object", "secret,id=s,file=key")
 QCOW2 = "driver=qcow2,file.driver=file,file.filename=data.qcow2"
 LUKS = "driver=qcow2,file.filename=vault.qcow2,encrypt.key-secret=s"
 PART = "driver=raw,offset=65536,size=131072,file.filename=data.raw"
+BUNDLE = "driver=qcow2,file.driver=raw,file.offset=1M,file.file.filename=bundle"
 JSON = 'json:{"driver": "qcow2", "file": {"driver": "file", "filename": "data.qcow2"}}'
 
 READS: dict[str, tuple[str, ...]] = {
@@ -67,6 +68,10 @@ READS: dict[str, tuple[str, ...]] = {
     "image-opts, qcow2 in a part": (
         *("compare", "--image-opts", "driver=raw,file.filename=data.raw"),
         "driver=qcow2,file.driver=raw,file.offset=512,file.file.driver=file,file.file.filename=wrapped",
+    ),
+    "image-opts, a chain in one file": (
+        *("compare", "--image-opts", "driver=raw,file.filename=data.raw"),
+        BUNDLE + ",backing.driver=raw,backing.size=1M,backing.file.filename=bundle",
     ),
     "json:": ("info", JSON),
     "json:, flat": ("info", 'json:{"driver": "qcow2", "file.filename": "data.qcow2"}'),
@@ -264,6 +269,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
     img("convert", *SECRET, "-O", "qcow2", "-o", options, "data.raw", "vault.qcow2")
     (folder / "wrapped").write_bytes(bytes(512) + (folder / "data.qcow2").read_bytes())
+    img("create", "-q", "-f", "qcow2", "empty.qcow2", "1M")
+    (folder / "bundle").write_bytes(content + (folder / "empty.qcow2").read_bytes())
     return folder
 
 

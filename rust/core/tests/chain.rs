@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use imago_core::access::create::{CreateOptions, create};
 use imago_core::access::info::{info, info_chain};
-use imago_core::access::open::{Backing, Gate, OpenOptions, ReferenceKind};
+use imago_core::access::open::{Backing, Gate, OpenOptions, ReferenceKind, slice};
 use imago_core::format::qcow2::create as qcow2;
 use imago_core::format::{FormatKind, ImplicitReference};
 use imago_core::qcow2::Qcow2;
 use imago_core::raw::Raw;
-use imago_core::storage::{Lock, StorageOpenOptions};
+use imago_core::storage::{Lock, Storage, StorageOpenOptions};
 use imago_core::{ErrorKind, Image, SyncFormatAccess, file::File, null::Null};
 
 const SIZE: u64 = 1 << 20;
@@ -125,6 +125,51 @@ fn a_chain_that_comes_back_is_an_error() {
         .unwrap();
     let error = OpenOptions { backing: Backing::Image(alias), ..Default::default() }.open(&a).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidImage);
+}
+
+fn file_of(path: &Path) -> Arc<dyn Storage> {
+    Arc::new(File::open_sync(StorageOpenOptions::new().filename(path)).unwrap())
+}
+
+#[test]
+fn parts_of_one_file_are_no_cycle_unless_they_overlap() {
+    let directory = tempfile::tempdir().unwrap();
+    let (top, bundle) = (directory.path().join("top"), directory.path().join("bundle"));
+    overlay(&top, "base", Some("raw"));
+    let mut bytes = vec![0; SIZE as usize];
+    bytes[..4].copy_from_slice(b"base");
+    bytes.extend(fs::read(&top).unwrap());
+    fs::write(&bundle, bytes).unwrap();
+    let file = file_of(&bundle);
+    let over = |base: Arc<dyn Storage>| {
+        let raw = OpenOptions { format: Some(FormatKind::Raw), ..Default::default() };
+        let backing = Backing::Image(raw.open_storage(base)?);
+        let options = OpenOptions { format: Some(FormatKind::Qcow2), backing, ..Default::default() };
+        options.open_storage(slice(Arc::clone(&file), SIZE, None)?)
+    };
+    for len in [SIZE, 512] {
+        assert_eq!(&first_bytes(&over(slice(Arc::clone(&file), 0, Some(len)).unwrap()).unwrap()), b"base");
+    }
+    // The same as the image itself describes it.
+    for (len, fits) in [(SIZE, true), (SIZE + 1, false)] {
+        let (top, whole) = (directory.path().join(format!("top-{len}")), directory.path().join("whole"));
+        let file = format!("{{\"driver\": \"file\", \"filename\": \"{}\"}}", whole.display());
+        overlay(&top, &format!("json:{{\"driver\": \"raw\", \"size\": {len}, \"file\": {file}}}"), None);
+        let base = &fs::read(&bundle).unwrap()[..SIZE as usize];
+        fs::write(&whole, [base, &fs::read(&top).unwrap()].concat()).unwrap();
+        let gate = Gate::Ask(Arc::new(|_, _| Ok(true)));
+        let options = OpenOptions { gate, format: Some(FormatKind::Qcow2), ..Default::default() };
+        match options.open_storage(slice(file_of(&whole), SIZE, None).unwrap()) {
+            Ok(image) => assert_eq!((&first_bytes(&image), fits), (b"base", true)),
+            Err(error) => assert_eq!((error.kind(), fits), (ErrorKind::InvalidImage, false), "{error}"),
+        }
+    }
+    let within = slice(slice(Arc::clone(&file), 4096, None).unwrap(), SIZE, Some(512)).unwrap();
+    for base in [Arc::clone(&file), slice(Arc::clone(&file), 0, Some(SIZE + 1)).unwrap(), within] {
+        let error = over(base).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidImage);
+        assert!(error.to_string().contains("comes back"), "{error}");
+    }
 }
 
 #[test]

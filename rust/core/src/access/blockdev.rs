@@ -12,6 +12,8 @@ use serde_json::{Map, Value};
 use super::gate::protocol;
 use crate::error::{Error, Result};
 use crate::format::FormatKind;
+use crate::storage::Identity;
+use crate::storage::file::File;
 
 /// What a name begins with that describes an image in full.
 pub(super) const PREFIX: &str = "json:";
@@ -171,11 +173,20 @@ impl Place {
         })
     }
 
-    fn files(&self) -> Vec<&Path> {
+    pub(super) fn files(&self) -> Vec<&Path> {
         match self {
             Place::File(path) => vec![path],
             Place::Part { of, .. } => of.files(),
             Place::Disk(node) => node.files(),
+        }
+    }
+
+    /// What of which file this is, where it is one.
+    pub(super) fn identity(&self) -> Option<Identity> {
+        match self {
+            Place::File(path) => File::identity_of(path),
+            Place::Part { of, offset, size } => Some(of.identity()?.part(*offset, *size)),
+            Place::Disk(_) => None,
         }
     }
 

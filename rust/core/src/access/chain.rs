@@ -18,7 +18,7 @@ use crate::format::raw::Raw;
 use crate::format::{CacheSizes, Format, FormatKind, ImplicitReference};
 use crate::storage::encrypted::Encrypted;
 use crate::storage::file::File;
-use crate::storage::{Lock, Storage, StorageOpenOptions};
+use crate::storage::{Identity, Lock, Storage, StorageOpenOptions};
 
 /// An image whose driver is open and whose references have not been followed.
 #[derive(Debug)]
@@ -188,8 +188,8 @@ pub(super) struct Opener<'a> {
     pub(super) secret: Option<&'a Secret>,
     pub(super) direct: bool,
     pub(super) lock: Lock,
-    /// Identities of the files opened so far, to find cycles.
-    seen: Vec<(u64, u64)>,
+    /// What of which files was opened so far, to find cycles.
+    seen: Vec<Identity>,
     /// Images opened so far.
     images: u32,
 }
@@ -323,11 +323,17 @@ impl<'a> Opener<'a> {
 
     /// Opens what an image of the chain is in, which must not be in the chain yet.
     pub(super) fn open_place(&mut self, place: Place, write: bool) -> Result<Arc<dyn Storage>> {
-        let storage = match place {
-            Place::File(path) => self.open(path, write)?,
-            Place::Part { of, offset, size } => {
-                return part(self.open_place(*of, write)?, offset, size);
-            }
+        // Before its lock: one that is open here for writing would be told to be in use.
+        self.refuse_again(place.identity(), place.files().first().copied())?;
+        let storage = self.open_unnoted(place, write)?;
+        self.note(&*storage)?;
+        Ok(storage)
+    }
+
+    fn open_unnoted(&mut self, place: Place, write: bool) -> Result<Arc<dyn Storage>> {
+        Ok(match place {
+            Place::File(path) => self.open_file(path, write)?,
+            Place::Part { of, offset, size } => part(self.open_unnoted(*of, write)?, offset, size)?,
             Place::Disk(_) if write => {
                 return Err(Error::unsupported(
                     "an image within an image that is described by another's name is only read: open them yourself to write",
@@ -340,30 +346,31 @@ impl<'a> Opener<'a> {
                 let image = top.into_image(stack(links.collect(), Base::None));
                 Arc::new(Disk::owning(Arc::new(image)))
             }
-        };
-        self.note(&*storage)?;
-        Ok(storage)
+        })
     }
 
     /// Opens a file of the chain, which must not be in it yet.
     pub(super) fn open(&self, path: PathBuf, write: bool) -> Result<Arc<dyn Storage>> {
-        // Before its lock: one that is open here for writing would be told to be in use.
         self.refuse_again(File::identity_of(&path), Some(&path))?;
+        self.open_file(path, write)
+    }
+
+    fn open_file(&self, path: PathBuf, write: bool) -> Result<Arc<dyn Storage>> {
         let options =
             StorageOpenOptions::new().filename(path).write(write).direct(self.direct).lock(self.lock);
         Ok(Arc::new(File::open_sync(options)?))
     }
 
-    /// Notes a file of the chain; the same one a second time is a cycle.
+    /// Notes a file of the chain, or a part of one; the same bytes a second time are a cycle.
     pub(super) fn note(&mut self, storage: &dyn Storage) -> Result<()> {
         self.refuse_again(storage.identity(), storage.path())?;
         self.seen.extend(storage.identity());
         Ok(())
     }
 
-    fn refuse_again(&self, identity: Option<(u64, u64)>, path: Option<&Path>) -> Result<()> {
+    fn refuse_again(&self, identity: Option<Identity>, path: Option<&Path>) -> Result<()> {
         match identity {
-            Some(identity) if self.seen.contains(&identity) => {
+            Some(identity) if self.seen.iter().any(|seen| seen.overlaps(&identity)) => {
                 Err(named(path, Error::invalid_image("the chain of images comes back to this file")))
             }
             _ => Ok(()),

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Capabilities, Limits, Storage, ZeroMode};
+use super::{Capabilities, Identity, Limits, Storage, ZeroMode};
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::crypt::{SECTOR, SectorCipher};
 use crate::error::{Error, Result};
@@ -172,7 +172,7 @@ impl Storage for Encrypted {
         None
     }
 
-    fn identity(&self) -> Option<(u64, u64)> {
+    fn identity(&self) -> Option<Identity> {
         self.inner.identity()
     }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use super::{Capabilities, Limits, Lock, Run, Storage, StorageOpenOptions, ZeroMode, lock};
+use super::{Capabilities, Identity, Limits, Lock, Run, Storage, StorageOpenOptions, ZeroMode, lock};
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, ErrorKind, Result};
 use sys::{Allocate, DirectIo, Seek};
@@ -44,7 +44,7 @@ pub struct File {
     writable: bool,
     direct: bool,
     limits: Limits,
-    identity: (u64, u64),
+    identity: Identity,
     /// The process that took image locks, if one did.
     lock_owner: Option<u32>,
     /// `preadv2(RWF_NOWAIT)` is worth a try.
@@ -156,7 +156,7 @@ impl File {
     }
 
     /// What [`Storage::identity`] would be of the file at `path`; `None` where there is no such file.
-    pub(crate) fn identity_of(path: &Path) -> Option<(u64, u64)> {
+    pub(crate) fn identity_of(path: &Path) -> Option<Identity> {
         fs::metadata(path).ok().map(|metadata| identity(&metadata))
     }
 
@@ -356,12 +356,12 @@ impl File {
 }
 
 /// What tells a file from every other.
-fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+fn identity(metadata: &fs::Metadata) -> Identity {
     if metadata.file_type().is_block_device() {
         // Several nodes may lead to one device. No inode has the number 0.
-        (metadata.rdev(), 0)
+        Identity::of_file(metadata.rdev(), 0)
     } else {
-        (metadata.dev(), metadata.ino())
+        Identity::of_file(metadata.dev(), metadata.ino())
     }
 }
 
@@ -590,8 +590,8 @@ impl Storage for File {
         Some(&self.path)
     }
 
-    fn identity(&self) -> Option<(u64, u64)> {
-        Some(self.identity)
+    fn identity(&self) -> Option<Identity> {
+        Some(self.identity.clone())
     }
 
     fn unlock(&self) {

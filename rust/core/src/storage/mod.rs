@@ -27,7 +27,7 @@ macro_rules! answers_of_inner {
             self.inner.begin_sync();
         }
 
-        fn identity(&self) -> Option<(u64, u64)> {
+        fn identity(&self) -> Option<$crate::storage::Identity> {
             self.inner.identity()
         }
 
@@ -40,6 +40,7 @@ pub(crate) use answers_of_inner;
 
 pub(crate) mod encrypted;
 pub mod file;
+mod identity;
 pub mod latched;
 mod lock;
 pub mod memory;
@@ -53,6 +54,7 @@ pub mod uring;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub use self::identity::Identity;
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, Result};
 
@@ -201,8 +203,8 @@ pub trait Storage: fmt::Debug + Send + Sync {
         Some(offset)
     }
 
-    /// What tells this storage from every other (device and inode of a file), for the detection of cycles.
-    fn identity(&self) -> Option<(u64, u64)> {
+    /// What of which file it is, where that can be told, for the detection of cycles.
+    fn identity(&self) -> Option<Identity> {
         None
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Capabilities, Limits, Run, Storage, ZeroMode};
+use super::{Capabilities, Identity, Limits, Run, Storage, ZeroMode};
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -158,8 +158,8 @@ impl Storage for Slice {
         self.within(offset).and_then(|at| self.inner.position(at))
     }
 
-    fn identity(&self) -> Option<(u64, u64)> {
-        self.inner.identity()
+    fn identity(&self) -> Option<Identity> {
+        Some(self.inner.identity()?.part(self.base, self.size))
     }
 
     fn unlock(&self) {

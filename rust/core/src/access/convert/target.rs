@@ -19,7 +19,7 @@ use crate::format::preallocation::Preallocation;
 use crate::format::steps::Steps;
 use crate::storage::file::File;
 use crate::storage::unsynced::Unsynced;
-use crate::storage::{Lock, Storage, StorageOpenOptions};
+use crate::storage::{Identity, Lock, Storage, StorageOpenOptions};
 
 /// How often somebody who waits for the medium is asked whether he still does.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -48,9 +48,9 @@ pub(super) fn check_apart(input: &Input, target: &Arc<Image>) -> Result<()> {
     Ok(())
 }
 
-fn apart<'a>(sources: impl Iterator<Item = &'a Arc<Image>>, identity: Option<(u64, u64)>) -> Result<()> {
+fn apart<'a>(sources: impl Iterator<Item = &'a Arc<Image>>, identity: Option<Identity>) -> Result<()> {
     let Some(identity) = identity else { return Ok(()) };
-    let same = |storage: &Arc<dyn Storage>| storage.identity() == Some(identity);
+    let same = |storage: &Arc<dyn Storage>| storage.identity().is_some_and(|its| its.overlaps(&identity));
     let uses = |image: &Arc<Image>| same(image.format().storage()) || same(image.format().data_storage());
     if sources.flat_map(chain).any(uses) { Err(own_file()) } else { Ok(()) }
 }
