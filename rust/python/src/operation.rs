@@ -209,7 +209,8 @@ impl Face for Awaited {
         offset: Offset,
     ) -> PyResult<Py<PyAny>> {
         let bridge = Bridge::current(py)?;
-        if read_at_hand(py, access, buf, offset, |len| len <= INLINE_LIMIT && bridge.spend(len)) {
+        let admit = |len| (len <= INLINE_LIMIT || bridge.affords(len)) && bridge.spend(len);
+        if read_at_hand(py, access, buf, offset, admit) {
             return bridge.completed(py, None);
         }
         Self::transfer(py, access, Transfer::read(buf, offset)?)

@@ -11,8 +11,11 @@ use smallvec::{SmallVec, smallvec};
 use crate::access::Access;
 use crate::buffers::Buffer;
 
-/// The most that is ever copied at once on an event loop's thread, in bytes.
+/// Reads up to this size, in bytes, are tried on the event loop's thread in this turn or a later one.
 pub(crate) const INLINE_LIMIT: usize = 64 << 10;
+/// The most that is ever copied at once on an event loop's thread, in bytes: if this turn has the time. A worker would spend as
+/// much again on being woken and on memory that another core has.
+pub(crate) const LARGE_LIMIT: usize = 1 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
@@ -46,6 +49,9 @@ pub(crate) enum Progress {
 pub(crate) trait Budget {
     /// Takes the cost of reading `len` bytes; `false` if the budget is used up.
     fn spend(&self, len: usize) -> bool;
+
+    /// Whether a read of more than [`INLINE_LIMIT`] has room in what is left.
+    fn affords(&self, len: usize) -> bool;
 }
 
 /// A caller that blocks anyway.
@@ -53,6 +59,10 @@ pub(crate) struct Unlimited;
 
 impl Budget for Unlimited {
     fn spend(&self, _: usize) -> bool {
+        true
+    }
+
+    fn affords(&self, _: usize) -> bool {
         true
     }
 }
@@ -215,7 +225,7 @@ impl Transfer {
             return Ok(Progress::Waits);
         }
         while let Some(segment) = self.segments.get(self.next) {
-            if segment.len > INLINE_LIMIT {
+            if segment.len > INLINE_LIMIT && !budget.affords(segment.len) {
                 return Ok(Progress::Waits);
             }
             if !budget.spend(segment.len) {

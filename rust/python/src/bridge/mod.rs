@@ -30,7 +30,7 @@ use pyo3::types::PyDict;
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::operation::{Venue, Work};
-use crate::transfer::{Budget, Progress};
+use crate::transfer::{Budget, LARGE_LIMIT, Progress};
 use asyncio::Asyncio;
 use completed::Callback;
 pub(crate) use completed::CompletedFuture;
@@ -162,7 +162,7 @@ impl Budget for Bridge {
     fn spend(&self, len: usize) -> bool {
         // Only the loop's thread gets here: a load and a store will do.
         let before = self.budget.load(Ordering::Relaxed);
-        let after = before - 300 - (len / 16).cast_signed() as i64;
+        let after = before - cost(len);
         self.budget.store(after, Ordering::Relaxed);
         if after <= self.pause_at.load(Ordering::Relaxed) {
             self.pause_at.store(after - SHARE, Ordering::Relaxed);
@@ -170,6 +170,17 @@ impl Budget for Bridge {
         }
         before > -OVERDRAFT
     }
+
+    #[inline]
+    fn affords(&self, len: usize) -> bool {
+        len <= LARGE_LIMIT && cost(len) <= self.budget.load(Ordering::Relaxed)
+    }
+}
+
+/// Nanoseconds that a read of so many bytes takes, see [`Budget`].
+#[inline]
+fn cost(len: usize) -> i64 {
+    300 + (len / 16).cast_signed() as i64
 }
 
 impl Bridge {
