@@ -132,6 +132,10 @@ async def test_what_a_stream_cannot_have(face: Face, disk: Path, options: dict[s
         ({"threads": 0}, "between 1 and 16"),
         ({"threads": 17}, "between 1 and 16"),
         ({"bitmaps": "some"}, "'none', 'all' or 'sound'"),
+        ({"offload": "none"}, "'off', 'share' or 'copy'"),
+        ({"offload": "copy", "sparse": 4096}, "goes with none of"),
+        ({"offload": "copy", "salvage": True}, "goes with none of"),
+        ({"offload": "copy", "compress": True, "format": "qcow2"}, "goes with none of"),
         ({"compression_level": 3}, "without compress"),
         ({"format": "qcow2", "backing": "base"}, "explicit backing format"),
     ],
@@ -142,6 +146,32 @@ async def test_what_cannot_be_is_refused_first(
     with pytest.raises(ValueError, match=words):
         await face.call("convert", disk, tmp_path / "out", **options)
     assert {path.name for path in tmp_path.iterdir()} == {"disk.qcow2"}
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+@pytest.mark.parametrize("offload", ["off", "share", "copy"])
+async def test_what_is_not_read_is_the_same(
+    face: Face, disk: Path, tmp_path: Path, offload: str, format: Any
+) -> None:
+    """The rows of every way that data can lie: plain, packed, below, in parts of clusters."""
+    top = tmp_path / "top.qcow2"
+    pyimago.create(top, format="qcow2", backing=disk, backing_format="qcow2", cluster_size=4096)
+    with pyimago.open(top, write=True) as image:
+        image.write(b"above" * 10_000, 100_001)
+        image.write_compressed(b"packed  " * 512, 8192)
+        image.write_zeroes(3 * MIB, 70_000)
+    for source in (disk, top):
+        await face.call("convert", source, tmp_path / "out", format=format, offload=offload)
+        assert content(tmp_path / "out") == content(source)
+        there = tmp_path / "there"
+        pyimago.create(there, SIZE + 512, format=format, overwrite=True)
+        with pyimago.open(there, format=format, write=True) as image:
+            image.write(b"\xee" * SIZE, 0)
+            await face.call("convert", source, image, offload=offload)
+            assert image.pread(SIZE + 512, 0) == content(source) + bytes(512)
+        if format == "qcow2":
+            assert is_sound(tmp_path / "out")
+            assert is_sound(there)
 
 
 async def test_one_layer_over_another_backing_file(face: Face, disk: Path, tmp_path: Path) -> None:

@@ -290,6 +290,11 @@ class Copying(TypedDict, total=False):
         rate: Bytes written in a second, at most.
         salvage: What cannot be read becomes zeroes, sector by sector, and is listed in the result.
         bitmaps: Persistent dirty bitmaps: "none", "all" or "sound", which leaves out inconsistent ones.
+        offload: How data may get from file to file without being read, where both are plain files. "share"
+            shares the source's space where the file system can (reflink), in new images without
+            `preallocation`; "copy" leaves it to the system, which may move the bytes (`copy_file_range`), and
+            excludes `sparse`, `compress` and `salvage`; "off" reads and writes. "share" unless given, and
+            "off" with `sparse`: in what is not read no zeroes are found.
         durable: The target is on its medium when it appears (True). Without, the system writes it when it
             likes, as with `qemu-img convert`: a loss of power soon afterwards may leave anything there.
     """
@@ -301,6 +306,7 @@ class Copying(TypedDict, total=False):
     rate: int | None
     salvage: bool
     bitmaps: Literal["none", "all", "sound"]
+    offload: Literal["off", "share", "copy"] | None
     durable: bool
 
 

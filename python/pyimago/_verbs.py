@@ -161,10 +161,10 @@ def convert(
         target_is_zero: An open target reads as zeroes, all of it: none are written.
         layer: Into an open target: copy only what the source itself holds, and not what is below it.
         **options: How to copy: `compress`, `compression_level`, `sparse`, `threads`, `rate`, `salvage`,
-            `bitmaps`, `durable`, see `Copying`. How a new image is laid out: as `create` takes it, see
-            `NewImage`. With `backing` (which is looked for beside the target) and `backing_format` only what
-            the source itself holds is copied, and the rest is left to that backing file, which should show
-            what the source's does.
+            `bitmaps`, `offload`, `durable`, see `Copying`. How a new image is laid out: as `create` takes it,
+            see `NewImage`. With `backing` (which is looked for beside the target) and `backing_format` only
+            what the source itself holds is copied, and the rest is left to that backing file, which should
+            show what the source's does.
 
     Raises:
         ImagoError: The source cannot be read as an image, or the target is in use.

@@ -100,7 +100,7 @@ def add_arguments(parser: Parser) -> None:
         "--copy-range-offloading",
         dest="offload",
         action="store_true",
-        help="taken for qemu-img's sake; nothing differs",
+        help="leave copying to the system where both are plain files (copy_file_range); zeroes in data stay",
     )
     parser.add_argument("--bitmaps", action="store_true", help="copy persistent dirty bitmaps, too")
     parser.add_argument("--skip-broken-bitmaps", action="store_true", help="leave out inconsistent ones")
@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
             )
             for word in arguments.source
         ]
-        target: Any = file_name(arguments.target)
+        target: Any
         if stdout:
             if sys.stdout.isatty():
                 raise UsageError("an image is not for a terminal: redirect standard output")
@@ -176,6 +176,8 @@ def run(arguments: argparse.Namespace) -> None:
                     what="cache",
                 )
             )
+        else:
+            target = file_name(arguments.target)
         progress = stack.enter_context(show(arguments, result_on_stdout=stdout))
         converted = pyimago.convert(
             sources,
@@ -189,6 +191,7 @@ def run(arguments: argparse.Namespace) -> None:
             rate=arguments.rate,
             salvage=arguments.salvage,
             bitmaps=_bitmaps(arguments),
+            offload="copy" if arguments.offload else None,
             durable=arguments.target_cache != "unsafe",
             layer=arguments.no_create and arguments.backing is not None,
             target_is_zero=arguments.target_is_zero,

@@ -7,7 +7,9 @@ A word names a file, or says in full what is to be opened: `--image-opts driver=
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -262,6 +264,8 @@ class Images:
             options: dict[str, Any] = _flat(word)
         elif word.startswith("json:"):
             options = _parsed(word)
+        elif format in FILES:
+            options = {"filename": file_name(word)}
         else:
             options = {"file": {"filename": file_name(word)}}
         if format is not None:
@@ -376,7 +380,10 @@ class _Opening:
 
     def file(self, tree: Tree, *, write: bool) -> pyimago.File:
         """The file that a tree describes."""
+        driver = tree.driver
         filename, lock = self.filename(tree, write=write)
+        if driver is not None:
+            _check_driver(driver, filename)
         options = pyimago.StorageOpenOptions(filename=filename, write=write, direct=self.direct, lock=lock)
         return pyimago.File.open_sync(options)
 
@@ -435,6 +442,17 @@ def format_of(name: str | None) -> Format | None:
     if name is None or name in FORMATS:
         return name  # type: ignore[return-value]
     raise UsageError(f"Unknown driver {name!r}: there are {', '.join((*FORMATS, *FILES))}")
+
+
+def _check_driver(driver: str, filename: str) -> None:
+    """Refuse a device where a file was promised, and the other way round, in qemu-img's words."""
+    try:
+        mode = os.stat(filename).st_mode  # noqa: PTH116  pathlib is slow to import
+    except OSError:
+        return  # opening it tells why
+    if stat.S_ISBLK(mode) != (driver == "host_device"):
+        kind = "a regular file" if driver == "file" else "either a character or block device"
+        raise UsageError(f"'{driver}' driver requires '{filename}' to be {kind}")
 
 
 def file_name(word: str) -> str:

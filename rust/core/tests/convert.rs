@@ -15,7 +15,9 @@ use imago_core::access::pack::CompressionLevel;
 use imago_core::format::preallocation::Preallocation;
 use imago_core::format::qcow2::create as qcow2;
 use imago_core::format::{Compression, FormatKind, ImplicitReference, ZeroIntent};
+use imago_core::storage::file::{CreateMode, File};
 use imago_core::storage::memory::Memory;
+use imago_core::storage::{Offload, RawRange, Storage, StorageOpenOptions};
 use imago_core::{ErrorKind, Image, Result};
 use imago_testkit::qemu;
 
@@ -50,6 +52,104 @@ fn names(directory: &Path) -> Vec<String> {
         fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+/// Whether the file system that the tests are on copies from file to file by itself.
+fn file_systems_copy(directory: &Path) -> bool {
+    let (from, to) = (directory.join("from"), directory.join("to"));
+    fs::write(&from, [1; 8192]).unwrap();
+    let from = File::open_sync(StorageOpenOptions::new().filename(&from)).unwrap();
+    let to = File::create_sync(&to, CreateMode::New).unwrap();
+    let (fd, offset) = from.raw_fd(0, 8192).unwrap();
+    to.copy_from(RawRange { fd, offset, len: 8192 }, 0, Offload::Copy) == 8192
+}
+
+#[test]
+fn what_is_not_read_arrives_all_the_same() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let source = source(directory.path());
+    let content = all(&source);
+    fs::write(path("source.raw"), &content).unwrap();
+    let raw =
+        OpenOptions { format: Some(FormatKind::Raw), ..Default::default() }.open(path("source.raw")).unwrap();
+    // Above the other one, with writes of its own that begin and end within clusters.
+    let mut overlay = qcow2::CreateOptions { size: source.size(), cluster_size: 4096, ..Default::default() };
+    overlay.backing = Some(ImplicitReference { name: "source.qcow2".into(), format: Some("qcow2".into()) });
+    source.close().unwrap();
+    create(path("overlay"), &CreateOptions::Qcow2(overlay)).unwrap();
+    let overlay = OpenOptions { write: true, ..Default::default() }.open(path("overlay")).unwrap();
+    overlay.write(&vec![7; 100_000], 1_000_001).unwrap();
+    overlay.write_zeroes(2 << 20, 70_001, ZeroIntent::Unmap).unwrap();
+    let shown = all(&overlay);
+
+    let extended = qcow2::CreateOptions { extended_l2: true, ..Default::default() };
+    let data_file = qcow2::CreateOptions { data_file: Some("data".into()), ..Default::default() };
+    let small = qcow2::CreateOptions { cluster_size: 512, ..Default::default() };
+    let kinds = [
+        CreateOptions::raw(0),
+        CreateOptions::qcow2(0),
+        CreateOptions::Qcow2(extended),
+        CreateOptions::Qcow2(data_file),
+        CreateOptions::Qcow2(small),
+    ];
+    let odd = Input::part(&raw, 513, 5_000_001);
+    let odd_row = Input::row([Arc::clone(&raw), Arc::clone(&overlay)]);
+    let inputs: [(Input, Vec<u8>); 4] = [
+        ((&raw).into(), content.clone()),
+        ((&overlay).into(), shown.clone()),
+        (odd, content[513..5_000_514].to_vec()),
+        (odd_row, [content, shown].concat()),
+    ];
+    for (kind, how) in kinds.iter().flat_map(|kind| [(kind, Offload::Share), (kind, Offload::Copy)]) {
+        for (input, expected) in &inputs {
+            let mut options = ConvertOptions::new(kind.clone());
+            options.copying.offload = Some(how);
+            convert(input.clone(), path("target"), options, &mut Job::default()).unwrap();
+            let target = OpenOptions { format: Some(kind.kind()), write: true, ..Default::default() };
+            let target = target.open(path("target")).unwrap();
+            let mut found = all(&target);
+            assert!(found[expected.len()..].iter().all(|byte| *byte == 0));
+            found.truncate(expected.len());
+            assert!(&found == expected, "{kind:?}, {how:?}");
+            // What was taken over is the target's own.
+            target.write(&[0xee; 9000], 150_000).unwrap();
+            target.close().unwrap();
+            if kind.kind() == FormatKind::Qcow2 {
+                qemu::assert_clean(&path("target"));
+            }
+            let _ = fs::remove_file(path("data"));
+        }
+    }
+    assert!(all(&overlay) == inputs[1].1, "sources stay as they are");
+    assert!(fs::read(path("source.raw")).unwrap() == inputs[0].1);
+}
+
+#[test]
+fn what_the_system_copies_keeps_its_zeroes_and_what_is_read_loses_them() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    if !file_systems_copy(directory.path()) {
+        return;
+    }
+    let (from, to) = (directory.path().join("zeroes"), directory.path().join("target"));
+    fs::write(&from, vec![0; 4 << 20]).unwrap();
+    let source = OpenOptions { format: Some(FormatKind::Raw), ..Default::default() }.open(&from).unwrap();
+    let data = |offload: Option<Offload>, on_error: OnError| {
+        let mut options = ConvertOptions::new(CreateOptions::raw(0));
+        (options.copying.offload, options.copying.on_error) = (offload, on_error);
+        convert(&source, &to, options, &mut Job::default()).unwrap();
+        let target = OpenOptions { format: Some(FormatKind::Raw), ..Default::default() }.open(&to).unwrap();
+        target
+            .extents(0, 4 << 20)
+            .unwrap()
+            .map(Result::unwrap)
+            .filter(|e| e.data)
+            .map(|e| e.length)
+            .sum::<u64>()
+    };
+    assert_eq!(data(Some(Offload::Copy), OnError::Fail), 4 << 20);
+    assert_eq!(data(None, OnError::Fail), 0);
+    assert_eq!(data(Some(Offload::Copy), OnError::Salvage), 0);
 }
 
 #[test]

@@ -148,7 +148,7 @@ fn direct_reads_name_the_file_and_keep_it_open() {
     let image = disk.open(&raw(false));
     let reads = image.direct_reads(100, 1000).unwrap().unwrap();
     assert_eq!(reads.segments.len(), 1);
-    assert_eq!((reads.segments[0].host_offset, reads.segments[0].len), (100, 1000));
+    assert_eq!((reads.segments[0].offset, reads.segments[0].len), (100, 1000));
 }
 
 #[test]

@@ -6,8 +6,9 @@
 
 use std::ops::{Deref, DerefMut};
 
-use imago_core::storage::{Storage, ZeroMode};
-use imago_core::{ErrorKind, IoVector, IoVectorMut};
+use imago_core::storage::file::File;
+use imago_core::storage::{Offload, RawRange, Storage, ZeroMode};
+use imago_core::{ErrorKind, IoVector, IoVectorMut, StorageOpenOptions};
 
 use crate::rng::Rng;
 
@@ -36,6 +37,7 @@ macro_rules! conformance {
                 what_was_cut_off_is_gone,
                 reads_without_waiting_are_right,
                 runs_cover_the_data,
+                what_is_copied_from_a_file_is_its_bytes,
                 misaligned_requests_are_refused,
                 threads_share_it,
                 racing_writes_mix_only_what_was_written,
@@ -120,6 +122,36 @@ fn assert_same(found: &[u8], expected: &[u8], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: length");
     if let Some(at) = found.iter().zip(expected).position(|(f, e)| f != e) {
         panic!("{what}: byte {at} is {:#04x}, not {:#04x}", found[at], expected[at]);
+    }
+}
+
+/// Bytes of a file that it takes over without reading them are those of the file; all else stays.
+pub fn what_is_copied_from_a_file_is_its_bytes(new: Factory<'_>) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("source");
+    let mut bytes = vec![0; 300_000];
+    Rng::new(5).fill(&mut bytes);
+    std::fs::write(&path, &bytes).expect("a file");
+    let source = File::open_sync(StorageOpenOptions::new().filename(&path)).expect("open");
+    for how in [Offload::Share, Offload::Copy] {
+        for (from, to, len) in [
+            (0, 0, 300_000),
+            (8192, 4096, 65536),
+            (4096, 0, 100_000),
+            (100, 777, 5000),
+            (299_000, 0, 5000),
+            (0, 0, 0),
+        ] {
+            let storage = &*new();
+            write(storage, 0, &Buffer::random(storage, 100 * 4096, &mut Rng::new(9)));
+            let mut model = content(storage);
+            let (fd, offset) = source.raw_fd(from, len).expect("a file has one");
+            let done = storage.copy_from(RawRange { fd, offset, len }, to, how);
+            assert!(done <= len && from + done <= bytes.len() as u64, "{done} of {len} bytes");
+            let (from, to, done) = (from as usize, to as usize, done as usize);
+            model[to..to + done].copy_from_slice(&bytes[from..from + done]);
+            assert_same(&content(storage), &model, &format!("{how:?}: {len} bytes from {from} to {to}"));
+        }
     }
 }
 

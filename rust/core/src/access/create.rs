@@ -15,7 +15,10 @@ use crate::format::qcow2::create as qcow2;
 use crate::format::steps::Steps;
 use crate::format::{FormatKind, ImplicitReference};
 use crate::storage::file::{CreateMode, File};
-use crate::storage::{Storage, StorageOpenOptions};
+use crate::storage::{Storage, StorageOpenOptions, ZeroMode};
+
+/// What QEMU looks at to tell formats apart is in here.
+pub(super) const SECTOR: u64 = 512;
 
 /// What a new image shall be.
 #[derive(Clone, Debug)]
@@ -55,6 +58,14 @@ impl CreateOptions {
             CreateOptions::Raw { .. } => FormatKind::Raw,
             CreateOptions::Qcow2(_) => FormatKind::Qcow2,
             CreateOptions::Luks { .. } => FormatKind::Luks,
+        }
+    }
+
+    /// Size of its disk in bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            CreateOptions::Raw { size, .. } | CreateOptions::Luks { size, .. } => *size,
+            CreateOptions::Qcow2(options) => options.size,
         }
     }
 
@@ -128,7 +139,8 @@ pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
     create_with(path, options.clone(), CreateHow::default(), &mut Job::default())
 }
 
-/// Creates an image at `path`.
+/// Creates an image at `path`. A block device that is there (`overwrite`) keeps its length, and a raw image on it all of its content but for the first
+/// sector, which might look like another format's.
 ///
 /// The external data file of a qcow2 image is created too, beside the image or where its name points. One that is there already is an error, also with
 /// `overwrite`, unless the image is to adopt it (`data_file_raw`). What was created is removed again when the rest fails. The job is told the bytes that are set aside or written.
@@ -160,8 +172,14 @@ pub fn create_with(
         job.in_steps(|steps| fill(file, data, &options, steps))
     };
     if how.overwrite {
-        let replaced = replaced(path, &options)?;
-        target::make(path, replaced.as_ref(), |file| fill_all(&(Arc::new(file) as Arc<dyn Storage>)))?;
+        match replaced(path, &options)? {
+            Some(device) if device.is_block_device() => fill_all(&(Arc::new(device) as Arc<dyn Storage>))?,
+            replaced => {
+                target::make(path, replaced.as_ref(), |file| {
+                    fill_all(&(Arc::new(file) as Arc<dyn Storage>))
+                })?;
+            }
+        }
     } else {
         let file: Arc<dyn Storage> = Arc::new(File::create_sync(path, CreateMode::New)?);
         if let Err(error) = fill_all(&file) {
@@ -183,7 +201,14 @@ pub(super) fn fill(
     options: &CreateOptions,
     steps: &mut Steps<'_>,
 ) -> Result<()> {
+    if !file.capabilities().resize {
+        check_room(&**file, options)?;
+    }
     match options {
+        // What is there stays, but for what could be taken for another format's first sector.
+        CreateOptions::Raw { size, .. } if !file.capabilities().resize => {
+            file.write_zeroes_at(0, SECTOR.min(*size), ZeroMode::Keep)?;
+        }
         CreateOptions::Raw { size, preallocation } => {
             file.set_len(*size)?;
             steps.expect(preallocation.work(*size))?;
@@ -193,6 +218,26 @@ pub(super) fn fill(
         CreateOptions::Qcow2(options) => qcow2::create_with(file, data, options, steps)?,
     }
     file.sync()
+}
+
+/// Refuses what a storage of a given length, such as a device, cannot hold.
+fn check_room(file: &dyn Storage, options: &CreateOptions) -> Result<()> {
+    let named = |error: Error| match file.path() {
+        Some(path) => error.in_file(path),
+        None => error,
+    };
+    if let mode @ (Preallocation::Falloc | Preallocation::Full) = options.preallocation() {
+        let text = format!("preallocation {mode} is for files: a block device has its space");
+        return Err(named(Error::invalid_input(text)));
+    }
+    let len = file.len()?;
+    match options {
+        CreateOptions::Raw { size, .. } if *size > len => Err(named(Error::invalid_input(format!(
+            "the device has {len} bytes, less than the disk's {size}"
+        )))),
+        // Formats with metadata say themselves how much they need.
+        _ => Ok(()),
+    }
 }
 
 /// Does what `check` says about the backing file of a new image at `path`. Only that file is opened, to read what it says of itself: whose name is the
@@ -256,11 +301,7 @@ fn replaced(path: &Path, options: &CreateOptions) -> Result<Option<File>> {
             }
         }
     }
-    let file = File::open_sync(StorageOpenOptions::new().filename(path).write(true))?;
-    if file.is_block_device() {
-        return Err(Error::unsupported("a block device cannot be replaced by a file").in_file(path));
-    }
-    Ok(Some(file))
+    File::open_sync(StorageOpenOptions::new().filename(path).write(true)).map(Some)
 }
 
 /// What becomes of a data file that is there already.

@@ -24,6 +24,8 @@ pub struct ImageInfo {
     pub file: PathBuf,
     /// Bytes of what the image is in.
     pub length: u64,
+    /// Whether it is in a block device.
+    pub on_device: bool,
     /// Its format.
     pub kind: FormatKind,
     /// Size of the guest's disk in bytes.
@@ -77,6 +79,7 @@ pub fn info_storage(storage: &Arc<dyn Storage>, kind: Option<FormatKind>) -> Res
         path: storage.path().unwrap_or(Path::new("")).to_owned(),
         file: storage.path().unwrap_or(Path::new("")).to_owned(),
         length: storage.len()?,
+        on_device: storage.path().is_some_and(File::is_device),
         kind,
         virtual_size,
         actual_size: storage.allocated()?,

@@ -9,6 +9,8 @@ use smallvec::SmallVec;
 use crate::error::Result;
 use crate::format::{FormatKind, Lookup, Mapping, Place};
 use crate::interrupt;
+#[cfg(unix)]
+use crate::storage::RawRange;
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
@@ -18,18 +20,6 @@ use super::image::{Base, Image, Operation};
 use super::job::Job;
 use super::sweep::{Piece, Then, sweep};
 
-/// A part of a read that a ring may do: `len` bytes at `host_offset` of `fd`.
-#[cfg(unix)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DirectRead {
-    /// Descriptor of the file; open as long as the [`DirectReads`] it belongs to.
-    pub fd: std::os::fd::RawFd,
-    /// Offset in the file (bytes).
-    pub host_offset: u64,
-    /// Length in bytes.
-    pub len: u64,
-}
-
 /// A read of plain data only, split into reads of files.
 ///
 /// The image counts it as in flight as long as this lives. A read that comes back short has met the end of its file:
@@ -38,7 +28,7 @@ pub struct DirectRead {
 #[derive(Debug)]
 pub struct DirectReads {
     /// The reads, in the request's order; together as long as the request.
-    pub segments: SmallVec<[DirectRead; 4]>,
+    pub segments: SmallVec<[RawRange; 4]>,
     /// Buffers start at and are as long as multiples of this (1: anything).
     pub memory_alignment: u32,
     _operation: Operation,
@@ -136,7 +126,7 @@ impl Image {
                         return Ok(false);
                     }
                     reads.memory_alignment = reads.memory_alignment.max(limits.memory_alignment);
-                    reads.segments.push(DirectRead { fd, host_offset: at, len });
+                    reads.segments.push(RawRange { fd, offset: at, len });
                 }
                 Place::Unallocated => {
                     if !self.direct_below(offset, len, reads)? {

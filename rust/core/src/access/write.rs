@@ -4,6 +4,8 @@ use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, Result};
 use crate::format::{Allocation, InPlace, WriteStep};
 use crate::storage::Storage;
+#[cfg(unix)]
+use crate::storage::{Offload, RawRange};
 use crate::units::GuestOffset;
 
 use super::image::Image;
@@ -29,6 +31,51 @@ impl Image {
             return self.write_locked(bufs, offset);
         }
         self.write_range(bufs, offset)
+    }
+
+    /// Fills the disk from `offset` on with bytes of a file, in a way that does not move them through memory, and says how many from the front that
+    /// were: what it did not do the caller reads and writes.
+    ///
+    /// # Errors
+    /// As of [`write`](Image::write). That the bytes cannot be had this way is none.
+    #[cfg(unix)]
+    pub(super) fn copy_in(&self, source: RawRange, offset: u64, how: Offload) -> Result<u64> {
+        let _writing = self.begin_write(offset, source.len)?;
+        if self.probed_raw || self.cipher.is_some() {
+            return Ok(0);
+        }
+        let _range = self.ranges.lock(offset, source.len, self.format.write_alignment());
+        let mut done = 0;
+        while done < source.len {
+            let rest = RawRange { offset: source.offset + done, len: source.len - done, ..source };
+            let step = self.format.prepare_write(GuestOffset(offset + done), rest.len);
+            let (asked, copied) = match step.map_err(|e| self.name(e))? {
+                WriteStep::InPlace(InPlace { len, storage, offset: host }) => {
+                    self.reach_sector_end(&**storage, host.0 + len, offset + done + len)?;
+                    (len, storage.copy_from(RawRange { len, ..rest }, host.0, how))
+                }
+                WriteStep::Allocate(allocation) => {
+                    let len = allocation.request_len;
+                    let (start, covered) = (allocation.guest.0, allocation.len);
+                    // Space that holds more than these bytes is for who can write them all at once.
+                    let alone = (start, covered) == (offset + done, len);
+                    let part = RawRange { len, ..rest };
+                    let storage = self.format.data_storage();
+                    if !alone || storage.copy_from(part, allocation.host.0, how) < len {
+                        self.format.abandon(allocation);
+                        break;
+                    }
+                    self.format.commit(allocation).map_err(|e| self.name(e))?;
+                    self.unpacked.forget(start, covered);
+                    (len, len)
+                }
+            };
+            done += copied;
+            if copied < asked {
+                break;
+            }
+        }
+        Ok(done)
     }
 
     /// Overwrites what is in place with no lock; the first byte that is not takes the range lock for the rest.

@@ -10,8 +10,8 @@ use crate::crypt::{
     CipherSpec, Cost, Hash, KeyBytes, Options, SECTOR, SLOTS, Secret, SectorCipher, Slot, fill_random,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::Storage;
 use crate::storage::latched::Latched;
+use crate::storage::{Storage, ZeroMode};
 use crate::units::HostOffset;
 
 /// What a LUKS header says without a secret.
@@ -114,8 +114,18 @@ pub fn create(storage: &dyn Storage, size: u64, options: &Options) -> Result<()>
     })?;
     debug_assert_eq!(header.payload_offset(), area.len() as u64);
     let write = || {
-        storage.set_len(0)?;
-        storage.set_len(len)?;
+        if storage.capabilities().resize {
+            storage.set_len(0)?;
+            storage.set_len(len)?;
+        } else {
+            let there = storage.len()?;
+            if there < len {
+                let text = format!("the image takes {len} bytes, and the device has {there}");
+                return Err(Error::invalid_input(text));
+            }
+            storage.write_zeroes_at(0, SECTOR as u64, ZeroMode::Keep)?;
+            storage.sync()?;
+        }
         let (first, rest) = area.split_at(SECTOR);
         storage.writev_at(rest.into(), SECTOR as u64)?;
         storage.sync()?;

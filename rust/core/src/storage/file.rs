@@ -4,12 +4,15 @@ pub(in crate::storage) mod sys;
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use super::{Capabilities, Identity, Limits, Lock, Run, Storage, StorageOpenOptions, ZeroMode, lock};
+use super::{
+    Capabilities, Identity, Limits, Lock, Offload, RawRange, Run, Storage, StorageOpenOptions, ZeroMode, lock,
+};
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, ErrorKind, Result};
 use sys::{Allocate, DirectIo, Seek};
@@ -19,6 +22,9 @@ const SAFE_ALIGNMENT: u32 = 4096;
 
 /// The end of the longest file there can be.
 const OFFSET_MAX: u64 = i64::MAX.cast_unsigned();
+
+/// Most of what file systems share are blocks of so many bytes.
+const CLONED: u64 = 4096;
 
 /// Bytes of zeroes that are written at once where the file system cannot make them itself.
 const ZEROES: usize = 64 << 10;
@@ -52,12 +58,16 @@ pub struct File {
     set_aside: Support,
     zero_range: Support,
     punch_hole: Support,
+    discard: Support,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Regular,
-    BlockDevice,
+    BlockDevice {
+        /// Bytes of its logical block: it takes no less at a time.
+        block: u32,
+    },
 }
 
 /// What is known of an operation that only some file systems have.
@@ -162,7 +172,12 @@ impl File {
 
     /// Whether this is a block device, whose length is given.
     pub fn is_block_device(&self) -> bool {
-        self.kind == Kind::BlockDevice
+        self.kind != Kind::Regular
+    }
+
+    /// Whether there is a block device at `path`.
+    pub(crate) fn is_device(path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
     }
 
     fn open_with(how: &mut fs::OpenOptions, path: &Path, options: &StorageOpenOptions) -> Result<Self> {
@@ -174,12 +189,14 @@ impl File {
             }
         };
         let writable = options.get_write();
-        let file = how
-            .custom_flags(sys::OPEN_FLAGS | direct)
-            .open(path)
-            .map_err(|error| Error::io(if writable { "open for writing" } else { "open" }, error))?;
+        let file = how.custom_flags(sys::OPEN_FLAGS | direct).open(path).map_err(|error| {
+            match error.raw_os_error() {
+                Some(libc::EINVAL) if direct != 0 => no_direct_io(),
+                _ => Error::io(if writable { "open for writing" } else { "open" }, error),
+            }
+        })?;
         let metadata = file.metadata().map_err(|error| Error::io("stat", error))?;
-        let kind = kind_of(metadata.file_type())?;
+        let kind = kind_of(&file, metadata.file_type())?;
         sys::make_blocking(&file).map_err(|error| Error::io("set file flags", error))?;
         let limits = if options.get_direct() { direct_limits(&file, kind)? } else { Limits::default() };
         let lock_owner = match options.get_lock() {
@@ -202,6 +219,7 @@ impl File {
             set_aside: Support::unknown(),
             zero_range: Support::unknown(),
             punch_hole: Support::unknown(),
+            discard: Support::unknown(),
         })
     }
 
@@ -325,14 +343,40 @@ impl File {
                 support.set(Support::MISSING);
                 Ok(false)
             }
-            // Devices take whole blocks only.
+            // Some file systems want whole blocks.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
             Err(error) => Err(self.failed(what, offset, error)),
         }
     }
 
+    /// The part of a range whose space can be changed: the whole blocks of a device, and all of it in a file.
+    fn blocks(&self, offset: u64, len: u64) -> Range<u64> {
+        let unit = match self.kind {
+            Kind::Regular => 1,
+            Kind::BlockDevice { block } => u64::from(block),
+        };
+        offset.next_multiple_of(unit)..(offset + len) / unit * unit
+    }
+
+    /// Tells a device that these blocks are of no use any more, if it wants to know.
+    fn discard_blocks(&self, offset: u64, len: u64) -> Result<()> {
+        if self.discard.is_missing() {
+            return Ok(());
+        }
+        match sys::discard_blocks(&self.handle, offset, len) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                self.discard.set(Support::MISSING);
+                Ok(())
+            }
+            done => done.map_err(|error| self.failed("discard", offset, error)),
+        }
+    }
+
     /// Writes zeroes to a range inside the file.
     fn write_plain_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
         let memory = self.limits.memory_alignment as usize;
         let buffer = vec![0; ZEROES + memory];
         let start = buffer.as_ptr().addr().next_multiple_of(memory) - buffer.as_ptr().addr();
@@ -365,7 +409,7 @@ fn identity(metadata: &fs::Metadata) -> Identity {
     }
 }
 
-fn kind_of(file_type: fs::FileType) -> Result<Kind> {
+fn kind_of(file: &fs::File, file_type: fs::FileType) -> Result<Kind> {
     if file_type.is_file() {
         return Ok(Kind::Regular);
     }
@@ -374,7 +418,9 @@ fn kind_of(file_type: fs::FileType) -> Result<Kind> {
     }
     if file_type.is_block_device() {
         if cfg!(target_os = "linux") {
-            return Ok(Kind::BlockDevice);
+            let block = sys::logical_block_size(file)
+                .map_err(|error| Error::io("ask for the logical block size", error))?;
+            return Ok(Kind::BlockDevice { block });
         }
         return Err(Error::unsupported("block devices can be opened on Linux only"));
     }
@@ -390,20 +436,20 @@ fn kind_of(file_type: fs::FileType) -> Result<Kind> {
     Err(Error::invalid_input(format!("this is {what}; images are in regular files and block devices")))
 }
 
+#[cold]
+fn no_direct_io() -> Error {
+    Error::unsupported("the file system has no direct I/O on this file; open it buffered")
+}
+
 fn direct_limits(file: &fs::File, kind: Kind) -> Result<Limits> {
     match sys::direct_io(file) {
         DirectIo::Needs(limits) => return Ok(limits),
-        DirectIo::Missing => {
-            return Err(Error::unsupported(
-                "the file system has no direct I/O on this file; open it buffered",
-            ));
-        }
+        DirectIo::Missing => return Err(no_direct_io()),
         DirectIo::Unknown => {}
     }
     let alignment = match kind {
         Kind::Regular => SAFE_ALIGNMENT,
-        Kind::BlockDevice => sys::logical_block_size(file)
-            .map_err(|error| Error::io("ask for the logical block size", error))?,
+        Kind::BlockDevice { block } => block,
     };
     Ok(Limits { request_alignment: alignment, memory_alignment: alignment.max(SAFE_ALIGNMENT) })
 }
@@ -472,23 +518,35 @@ impl Storage for File {
         self.check_writable()?;
         self.check_range_aligned(offset, len)?;
         let Some((offset, len)) = self.clip(offset, len)? else { return Ok(()) };
-        let done = match mode {
-            ZeroMode::Unmap => {
-                self.allocate(Allocate::PunchHole, offset, len)?
-                    || self.allocate(Allocate::ZeroRange, offset, len)?
-            }
-            ZeroMode::Keep => self.allocate(Allocate::ZeroRange, offset, len)?,
-        };
-        if done { Ok(()) } else { self.write_plain_zeroes(offset, len) }
+        let Range { start, end } = self.blocks(offset, len);
+        let done = start < end
+            && match mode {
+                ZeroMode::Unmap => {
+                    self.allocate(Allocate::PunchHole, start, end - start)?
+                        || self.allocate(Allocate::ZeroRange, start, end - start)?
+                }
+                ZeroMode::Keep => self.allocate(Allocate::ZeroRange, start, end - start)?,
+            };
+        if !done {
+            return self.write_plain_zeroes(offset, len);
+        }
+        self.write_plain_zeroes(offset, start - offset)?;
+        self.write_plain_zeroes(end, offset + len - end)
     }
 
     fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
         self.check_range_aligned(offset, len)?;
-        if let Some((offset, len)) = self.clip(offset, len)? {
-            self.allocate(Allocate::PunchHole, offset, len)?;
+        let Some((offset, len)) = self.clip(offset, len)? else { return Ok(()) };
+        let Range { start, end } = self.blocks(offset, len);
+        if start >= end {
+            return Ok(());
         }
-        Ok(())
+        if self.is_block_device() {
+            // Punching a hole would do, but a device that cannot unmap writes zeroes then.
+            return self.discard_blocks(start, end - start);
+        }
+        self.allocate(Allocate::PunchHole, start, end - start).map(drop)
     }
 
     fn allocate_at(&self, offset: u64, len: u64) -> Result<()> {
@@ -511,7 +569,7 @@ impl Storage for File {
 
     fn set_len(&self, len: u64) -> Result<()> {
         self.check_writable()?;
-        if self.kind == Kind::BlockDevice {
+        if self.is_block_device() {
             return Err(Error::unsupported("a block device has the length it has").in_file(&self.path));
         }
         if len == 0 && self.len()? == 0 {
@@ -577,10 +635,8 @@ impl Storage for File {
         }
     }
 
+    /// A device takes up nothing of the file system that its name is in.
     fn allocated(&self) -> Result<Option<u64>> {
-        if self.kind == Kind::BlockDevice {
-            return Ok(None);
-        }
         let metadata =
             self.handle.metadata().map_err(|error| Error::io("stat", error).in_file(&self.path))?;
         Ok(Some(metadata.blocks() * 512))
@@ -598,6 +654,38 @@ impl Storage for File {
         // A process forked off must not give up the locks that its parent goes on to need.
         if self.lock_owner == Some(std::process::id()) {
             lock::release(&self.handle);
+        }
+    }
+
+    fn copy_from(&self, source: RawRange, to: u64, how: Offload) -> u64 {
+        let end = |offset: u64| offset.checked_add(source.len).is_some_and(|end| end <= OFFSET_MAX);
+        if !self.writable || self.is_block_device() || source.len == 0 || !end(source.offset) || !end(to) {
+            return 0;
+        }
+        match how {
+            Offload::Share => {
+                if sys::clone(&self.handle, source, to).is_ok() {
+                    return source.len;
+                }
+                // A range that does not end with a block of the file system is shared only at the ends of both files.
+                let len = source.len / CLONED * CLONED;
+                let most = RawRange { len, ..source };
+                let again = len > 0 && len < source.len && sys::clone(&self.handle, most, to).is_ok();
+                if again { len } else { 0 }
+            }
+            Offload::Copy => {
+                let mut done = 0;
+                while done < source.len {
+                    let rest = RawRange { offset: source.offset + done, len: source.len - done, ..source };
+                    match sys::copy(&self.handle, rest, to + done) {
+                        Ok(copied) if copied > 0 => done += copied,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        // The end of the source, or something that the caller meets, too.
+                        _ => break,
+                    }
+                }
+                done
+            }
         }
     }
 

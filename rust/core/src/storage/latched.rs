@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::{Limits, Run, Storage, ZeroMode};
+use super::{Limits, Offload, RawRange, Run, Storage, ZeroMode};
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -126,6 +126,11 @@ impl Storage for Latched {
 
     fn raw_limits(&self) -> Limits {
         self.inner.raw_limits()
+    }
+
+    #[cfg(unix)]
+    fn copy_from(&self, source: RawRange, to: u64, how: Offload) -> u64 {
+        if self.failure.get().is_some() { 0 } else { self.inner.copy_from(source, to, how) }
     }
 
     #[cfg(unix)]

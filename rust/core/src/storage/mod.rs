@@ -96,6 +96,27 @@ pub enum ZeroMode {
     Unmap,
 }
 
+/// How a storage may take over bytes of a file, see [`Storage::copy_from`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// By sharing the file's space, which costs neither time nor space (reflink).
+    Share,
+    /// By any means that the system has; one of them is to move the bytes in the kernel.
+    Copy,
+}
+
+/// Bytes of a file that a storage gave the descriptor of, see [`Storage::raw_fd`].
+#[cfg(unix)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawRange {
+    /// The descriptor; it stays open meanwhile.
+    pub fd: std::os::fd::RawFd,
+    /// Offset in the file (bytes).
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
 /// A run of one kind in a storage, see [`Storage::run_at`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -218,6 +239,14 @@ pub trait Storage: fmt::Debug + Send + Sync {
     fn raw_fd(&self, offset: u64, len: u64) -> Option<(std::os::fd::RawFd, u64)> {
         let _ = (offset, len);
         None
+    }
+
+    /// Fills itself from `to` on with bytes of a file, in a way that does not move them through memory here, and says how many from the front that
+    /// were. What it did not do is as it was or has what was to come there: the caller, who reads and writes the rest, meets the reason, if it is one.
+    #[cfg(unix)]
+    fn copy_from(&self, source: RawRange, to: u64, how: Offload) -> u64 {
+        let _ = (source, to, how);
+        0
     }
 
     /// What requests on [`raw_fd`](Storage::raw_fd) keep, which may be more than [`limits`](Storage::limits) asks for.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Capabilities, Identity, Limits, Run, Storage, ZeroMode};
+use super::{Capabilities, Identity, Limits, Offload, RawRange, Run, Storage, ZeroMode};
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -164,6 +164,14 @@ impl Storage for Slice {
 
     fn unlock(&self) {
         self.inner.unlock();
+    }
+
+    #[cfg(unix)]
+    fn copy_from(&self, source: RawRange, to: u64, how: Offload) -> u64 {
+        match self.clip(to, source.len) {
+            Some((at, len)) => self.inner.copy_from(RawRange { len, ..source }, at, how),
+            None => 0,
+        }
     }
 
     #[cfg(unix)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Limits, Run, Storage, ZeroMode};
+use super::{Limits, Offload, RawRange, Run, Storage, ZeroMode};
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::error::Result;
 
@@ -63,6 +63,11 @@ impl Storage for Unsynced {
 
     fn raw_limits(&self) -> Limits {
         self.inner.raw_limits()
+    }
+
+    #[cfg(unix)]
+    fn copy_from(&self, source: RawRange, to: u64, how: Offload) -> u64 {
+        self.inner.copy_from(source, to, how)
     }
 
     #[cfg(unix)]

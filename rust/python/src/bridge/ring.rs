@@ -128,7 +128,7 @@ fn plan(pending: &Pending) -> Option<(Parts, Plans)> {
         for read in &reads.segments {
             let mut part = memory.take_front(read.len as usize);
             let regions = part.as_iovecs().into();
-            parts.push(Part { fd: read.fd, offset: read.host_offset, len: read.len, regions });
+            parts.push(Part { fd: read.fd, offset: read.offset, len: read.len, regions });
         }
         plans.push(reads);
     }

@@ -14,6 +14,7 @@ use imago_core::access::open::OpenOptions;
 use imago_core::access::pack::CompressionLevel;
 use imago_core::error::{Error, ErrorKind};
 use imago_core::format::FormatKind;
+use imago_core::storage::Offload;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
@@ -89,7 +90,26 @@ impl How {
         let switch = |name| Ok::<_, PyErr>(option::<bool>(how, name)?.unwrap_or(false));
         let level = option::<Level>(how, "compression_level")?;
         let compress = compression(switch("compress")?, level)?;
-        let sparse = option::<Offset>(how, "sparse")?.map_or(u64::from(SPARSE), |bytes| bytes.0);
+        let sparse = option::<Offset>(how, "sparse")?.map(|bytes| bytes.0);
+        let on_error = if switch("salvage")? { OnError::Salvage } else { OnError::Fail };
+        let offload = match option::<String>(how, "offload")?.as_deref() {
+            // Whoever says what zeroes are worth wants them looked for.
+            None if sparse.is_some() => None,
+            None | Some("share") => Some(Offload::Share),
+            Some("off") => None,
+            Some("copy") if sparse.is_some() || compress.is_some() || on_error == OnError::Salvage => {
+                return Err(PyValueError::new_err(
+                    "offload='copy' does not look at the bytes: it goes with none of sparse, compress and salvage",
+                ));
+            }
+            Some("copy") => Some(Offload::Copy),
+            Some(other) => {
+                return Err(PyValueError::new_err(format!(
+                    "offload is 'off', 'share' or 'copy', not {other:?}"
+                )));
+            }
+        };
+        let sparse = sparse.unwrap_or(u64::from(SPARSE));
         if !sparse.is_multiple_of(512) || sparse > SPARSE_MAX {
             return Err(PyValueError::new_err(format!(
                 "sparse is a multiple of 512 up to {SPARSE_MAX}, not {sparse}; with 0 all is allocated"
@@ -116,8 +136,9 @@ impl How {
                 sparse: sparse as u32,
                 threads: threads.map(|threads| threads as u32),
                 rate: option::<Offset>(how, "rate")?.map(|rate| rate.0),
-                on_error: if switch("salvage")? { OnError::Salvage } else { OnError::Fail },
+                on_error,
                 bitmaps,
+                offload,
             },
             durability: match option::<bool>(how, "durable")? {
                 Some(false) => Durability::Unsynced,

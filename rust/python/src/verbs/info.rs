@@ -72,7 +72,7 @@ impl Facts {
         let file = PyDict::new(py);
         file.set_item("children", PyList::empty(py))?;
         file.set_item("filename", self.0.file.as_os_str())?;
-        file.set_item("format", "file")?;
+        file.set_item("format", if self.0.on_device { "host_device" } else { "file" })?;
         file.set_item("virtual-size", self.0.length.next_multiple_of(SECTOR))?;
         set_some(&file, "actual-size", self.0.actual_size)?;
         file.set_item("dirty-flag", false)?;

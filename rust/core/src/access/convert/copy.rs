@@ -11,6 +11,7 @@ use super::input::{Input, Known, OnError, Reader, Units};
 use crate::buffer::IoVector;
 use crate::error::Result;
 use crate::format::ZeroIntent;
+use crate::storage::Offload;
 
 /// What is done where the input has zeroes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub(super) struct Copy<'a> {
     pub(super) below_end: u64,
     /// Bytes of a piece at most.
     pub(super) piece: u64,
+    /// How data may get into the target without being read.
+    pub(super) offload: Option<Offload>,
 }
 
 impl Copy<'_> {
@@ -94,7 +97,7 @@ impl Copy<'_> {
             *buffer = batch.into_bytes();
             return Ok(());
         }
-        let mut at = piece.start;
+        let mut at = piece.start + self.offload(piece, hands)?;
         while at < piece.end {
             let len = (piece.end - at).min(CHUNK) as usize;
             buffer.resize(len, 0);
@@ -110,6 +113,30 @@ impl Copy<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl Copy<'_> {
+    /// Has the target take over what it can of a piece, and says how many bytes from the front that were.
+    #[cfg(unix)]
+    fn offload(&self, piece: &Piece<Known>, hands: &Hands) -> Result<u64> {
+        let Some(how) = self.offload else { return Ok(0) };
+        let mut done = 0;
+        let Some(reads) = self.input.in_files(piece.start, piece.len())? else { return Ok(0) };
+        for source in &reads.segments {
+            let copied = self.target.copy_in(*source, piece.start + done, how)?;
+            hands.charge(copied);
+            done += copied;
+            if copied < source.len {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    #[cfg(not(unix))]
+    fn offload(&self, _: &Piece<Known>, _: &Hands) -> Result<u64> {
+        Ok(0)
     }
 }
 

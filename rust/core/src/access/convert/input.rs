@@ -7,6 +7,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::super::image::Image;
+#[cfg(unix)]
+use super::super::map::DirectReads;
 use super::super::map::Extents;
 use super::super::sweep::{PIECE, Piece};
 use crate::error::{Error, ErrorKind, Result};
@@ -98,6 +100,14 @@ impl Input {
     /// What it is, run by run, first to last. An image that cannot say what is where counts as data with [`OnError::Salvage`].
     pub(super) fn runs(&self, on_error: OnError) -> Runs<'_> {
         Runs { input: self, part: 0, extents: None, at: 0, on_error }
+    }
+
+    /// The bytes from `offset` on, at most `len`, as they are in files, if the disk there is plain data in them.
+    #[cfg(unix)]
+    pub(super) fn in_files(&self, offset: u64, len: u64) -> Result<Option<DirectReads>> {
+        let part = self.parts.partition_point(|part| part.end() <= offset);
+        let Some(part) = self.parts.get(part).filter(|part| part.start <= offset) else { return Ok(None) };
+        part.image.direct_reads(part.from + (offset - part.start), len.min(part.end() - offset))
     }
 
     fn read(&self, mut bytes: &mut [u8], mut offset: u64) -> Result<()> {

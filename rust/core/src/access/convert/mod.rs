@@ -16,7 +16,7 @@ pub use self::input::{Input, OnError};
 use self::input::{Layer, Reader};
 pub use self::stream::convert_to_stream;
 use super::create::CreateOptions;
-use super::image::{Base, Image};
+use super::image::Image;
 use super::job::Job;
 use super::pack::{CompressionLevel, Packer};
 use super::pool::cores;
@@ -24,7 +24,8 @@ use super::sweep::{Ahead, Hands, Pace};
 use crate::error::{Error, Result};
 use crate::format::FormatKind;
 use crate::format::preallocation::Preallocation;
-use crate::format::raw::Raw;
+use crate::storage::Offload;
+use crate::storage::file::File;
 
 /// Threads of one conversion, at most: together they hold less than 128 MiB.
 const THREADS_MAX: usize = 16;
@@ -47,6 +48,10 @@ pub struct Copying {
     pub on_error: OnError,
     /// Whether persistent dirty bitmaps are copied, too.
     pub bitmaps: CopyBitmaps,
+    /// How data may get from file to file without being read. What is not read is not looked through for zeroes, and its bad sectors are not found: with
+    /// `compress`, and where what cannot be read is salvaged, all is read. [`Offload::Share`] is for new images that need no space of their own
+    /// (neither preallocation nor `sparse` 0 asks for it): otherwise it means nothing.
+    pub offload: Option<Offload>,
 }
 
 impl Default for Copying {
@@ -58,7 +63,15 @@ impl Default for Copying {
             rate: None,
             on_error: OnError::Fail,
             bitmaps: CopyBitmaps::None,
+            offload: Some(Offload::Share),
         }
+    }
+}
+
+impl Copying {
+    /// The target shares no space.
+    fn own_space(&mut self) {
+        self.offload = self.offload.filter(|offload| *offload != Offload::Share);
     }
 }
 
@@ -122,8 +135,8 @@ pub struct Converted {
 /// Writes the content of `input` into a new image at `path`, on all cores, in bounded memory.
 ///
 /// The image is made under another name beside `path` and takes its place when it is whole; until then, and after a failure
-/// or a cancellation, what was at `path` stays. A block device is overwritten where it stands (raw only). A target that is in use
-/// is [`ErrorKind::Locked`](crate::ErrorKind::Locked).
+/// or a cancellation, what was at `path` stays. A block device is overwritten where it stands: one with a raw image is then part old and part new, and one
+/// with another image has no header any more. A target that is in use is [`ErrorKind::Locked`](crate::ErrorKind::Locked).
 pub fn convert(
     input: impl Into<Input>,
     path: impl AsRef<Path>,
@@ -138,37 +151,23 @@ pub fn convert(
         CreateOptions::Qcow2(options) => options.size = input.size(),
     }
     let sources = input.images().chain(&backing);
-    match target::existing(sources, path)? {
-        Some(device) if device.is_block_device() => {
-            target::check_device(&device, &create, input.size()).map_err(|e| e.in_file(path))?;
-            let image = Image::new(Arc::new(Raw::open(Arc::new(device), true)?), Base::None);
-            let converted = fill(
-                &input,
-                &image,
-                zeroes_of(&copying, Zeroes::Write),
-                None,
-                &copying,
-                Durability::Synced,
-                job,
-            )?;
-            image.close()?;
-            job.finish(input.size())?;
-            Ok(converted)
-        }
-        // Held until the new image has its name, so that nobody begins to use the old one meanwhile.
-        held => {
-            target::make(path, held.as_ref(), &create, backing.as_ref(), durability, job, |image, job| {
-                let input =
-                    if backing.is_some() { input.clone().of_layer(Layer::Top) } else { input.clone() };
-                // A new disk reads as zeroes, unless it is encrypted as a whole or something is below it.
-                let zeroes = match (&backing, create.kind()) {
-                    (None, FormatKind::Raw | FormatKind::Qcow2) => Zeroes::Skip,
-                    _ => Zeroes::Write,
-                };
-                fill(&input, image, zeroes_of(&copying, zeroes), backing.as_ref(), &copying, durability, job)
-            })
-        }
+    // Held until the new image has its name, so that nobody begins to use the old one meanwhile.
+    let replaced = target::existing(sources, path)?;
+    let of_device = replaced.as_ref().is_some_and(File::is_block_device);
+    // A new disk reads as zeroes, unless it is encrypted as a whole, is a device, or something is below it.
+    let mut copying = copying;
+    if matches!(create.preallocation(), Preallocation::Falloc | Preallocation::Full) || copying.sparse == 0 {
+        copying.own_space();
     }
+    let zeroes = match (&backing, create.kind()) {
+        (None, FormatKind::Raw) if !of_device => Zeroes::Skip,
+        (None, FormatKind::Qcow2) => Zeroes::Skip,
+        _ => Zeroes::Write,
+    };
+    target::make(path, replaced, &create, backing.as_ref(), durability, job, |image, job| {
+        let input = if backing.is_some() { input.clone().of_layer(Layer::Top) } else { input.clone() };
+        fill(&input, image, zeroes_of(&copying, zeroes), backing.as_ref(), &copying, durability, job)
+    })
 }
 
 /// Writes the content of `input` into the open image `target`, from its start on. What the target has behind the input's end stays.
@@ -181,7 +180,9 @@ pub fn convert_into(
     job: &mut Job<'_>,
 ) -> Result<Converted> {
     let input = input.into();
-    let IntoOptions { target_is_zero, layer, copying } = options;
+    let IntoOptions { target_is_zero, layer, mut copying } = options;
+    // It may have its space because it needs it.
+    copying.own_space();
     target::check_apart(&input, target)?;
     if input.size() > target.size() {
         return Err(target.name(Error::invalid_input(format!(
@@ -270,7 +271,7 @@ fn fill(
     durability: Durability,
     job: &mut Job<'_>,
 ) -> Result<Converted> {
-    let Copying { compress, sparse, rate, on_error, bitmaps, .. } = *copying;
+    let Copying { compress, sparse, rate, on_error, bitmaps, offload, .. } = *copying;
     let bitmaps = bitmaps::plan(input, target, bitmaps)?;
     let packer = compress.map(|level| target.packer(level)).transpose()?;
     // What is written to a part of a cluster takes all of it.
@@ -283,6 +284,7 @@ fn fill(
         block: unit.max(1 << (sparse | 1).ilog2()),
         piece: piece_size(rate.is_some() || packer.as_ref().is_some_and(Packer::is_slow)),
         packer,
+        offload: offload.filter(|_| on_error == OnError::Fail),
         below_end: below.map_or(u64::MAX, |below| below.size()),
     };
     let reader = Reader::new(input, on_error);

@@ -15,11 +15,10 @@ use super::input::Input;
 use super::{Converted, Durability};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::FormatKind;
-use crate::format::preallocation::Preallocation;
 use crate::format::steps::Steps;
 use crate::storage::file::File;
 use crate::storage::unsynced::Unsynced;
-use crate::storage::{Identity, Lock, Storage, StorageOpenOptions};
+use crate::storage::{Identity, Lock, Storage, StorageOpenOptions, ZeroMode};
 
 /// How often somebody who waits for the medium is asked whether he still does.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -63,27 +62,12 @@ fn chain(image: &Arc<Image>) -> impl Iterator<Item = &Arc<Image>> {
     std::iter::successors(Some(image), |image| image.backing())
 }
 
-/// Refuses a device that cannot take the disk.
-pub(super) fn check_device(device: &File, create: &CreateOptions, size: u64) -> Result<()> {
-    if create.kind() != FormatKind::Raw {
-        return Err(Error::unsupported("only raw can be written to a block device"));
-    }
-    if create.preallocation() != Preallocation::Off {
-        return Err(Error::invalid_input("a block device has its space: preallocation is for files"));
-    }
-    let len = device.len()?;
-    if len < size {
-        return Err(Error::invalid_input(format!("the device has {len} bytes, less than the disk's {size}")));
-    }
-    Ok(())
-}
-
-/// Makes the image that `create` describes, has `write` write to it, and lets it appear at `path`.
+/// Makes the image that `create` describes, has `write` write to it, and lets it appear at `path`. A block device becomes it where it stands.
 ///
 /// Nobody sees the files before they are whole: in between they need no barrier, and one sync at the end makes them durable.
 pub(super) fn make(
     path: &Path,
-    replaced: Option<&File>,
+    replaced: Option<File>,
     create: &CreateOptions,
     backing: Option<&Arc<Image>>,
     durability: Durability,
@@ -92,8 +76,7 @@ pub(super) fn make(
 ) -> Result<Converted> {
     let mut converted = Converted::default();
     let data_path = create.data_file().map(|name| create::beside(path, name));
-    let fill_all = |main: File, data: Option<File>| {
-        let (main, data) = (Arc::new(main), data.map(Arc::new));
+    let fill_all = |main: Arc<File>, data: Option<Arc<File>>| {
         let unsynced = |file: &Arc<File>| Arc::new(Unsynced::new(Arc::clone(file) as _)) as Arc<dyn Storage>;
         let (image, data_file) = (unsynced(&main), data.as_ref().map(unsynced));
         let wanted = job.wanted();
@@ -106,25 +89,33 @@ pub(super) fn make(
             secret: create.secret().cloned(),
             ..Default::default()
         };
-        let image = open.open_storage(image)?;
-        converted = write(&image, job)?;
-        image.close()?;
-        let size = image.size();
-        job.report(size, size);
-        for file in data.iter().chain([&main]) {
-            if durability == Durability::Synced {
-                sync(file, size, job)?;
+        let fill = || {
+            let image = open.open_storage(image)?;
+            converted = write(&image, job)?;
+            image.close()?;
+            let size = create.size();
+            job.report(size, size);
+            for file in data.iter().chain([&main]) {
+                if durability == Durability::Synced {
+                    sync(file, size, job)?;
+                }
             }
-        }
-        job.wanted().check()
+            job.wanted().check()
+        };
+        fill().inspect_err(|_| {
+            if main.is_block_device() && create.kind() != FormatKind::Raw {
+                // It cannot be removed: without its header nobody takes a part for the whole.
+                let _ = main.write_zeroes_at(0, create::SECTOR, ZeroMode::Keep);
+            }
+        })
     };
     match data_path {
-        None => target::make(path, replaced, |file| fill_all(file, None))?,
+        None => make_file(path, replaced, |file| fill_all(file, None))?,
         Some(data_path) => {
             File::check_absent(&data_path)?;
             // The data file gets its name first: an image never names one that is not there.
-            let made = target::make(path, replaced, |file| {
-                target::make(&data_path, None, |data| fill_all(file, Some(data)))
+            let made = make_file(path, replaced, |file| {
+                make_file(&data_path, None, |data| fill_all(file, Some(data)))
             });
             if made.is_err() && !data_path.exists() {
                 return made.map(|()| converted);
@@ -133,6 +124,14 @@ pub(super) fn make(
         }
     }
     Ok(converted)
+}
+
+/// Has `fill` fill the block device that is there, or a new file that takes its place at `path`, see [`target::make`].
+fn make_file(path: &Path, replaced: Option<File>, fill: impl FnOnce(Arc<File>) -> Result<()>) -> Result<()> {
+    match replaced {
+        Some(device) if device.is_block_device() => fill(Arc::new(device)),
+        replaced => target::make(path, replaced.as_ref(), |file| fill(Arc::new(file))),
+    }
 }
 
 /// Makes `file` durable. Who does not want it any more does not wait for the medium.

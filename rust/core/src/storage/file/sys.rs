@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use crate::buffer::{IoVector, IoVectorMut};
-use crate::storage::Limits;
+use crate::storage::{Limits, RawRange};
 
 /// Regions that one call takes (`IOV_MAX` of Linux, the BSDs and macOS).
 const IOV_MAX: libc::c_int = 1024;
@@ -154,6 +154,40 @@ pub(super) fn fallocate(_: &fs::File, _: Allocate, _: u64, _: u64) -> io::Result
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// Has `file` share the space of these bytes, from `to` on.
+#[cfg(target_os = "linux")]
+pub(super) fn clone(file: &fs::File, source: RawRange, to: u64) -> io::Result<()> {
+    let range = libc::file_clone_range {
+        src_fd: source.fd.into(),
+        src_offset: source.offset,
+        src_length: source.len,
+        dest_offset: to,
+    };
+    // SAFETY: FICLONERANGE reads one `struct file_clone_range`.
+    done(unsafe { libc::ioctl(file.as_raw_fd(), libc::FICLONERANGE, &raw const range) })
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn clone(_: &fs::File, _: RawRange, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Has the kernel copy these bytes to `to` on in `file`; the count may be short.
+#[cfg(target_os = "linux")]
+pub(super) fn copy(file: &fs::File, source: RawRange, to: u64) -> io::Result<u64> {
+    let (mut from, mut to) = (source.offset.cast_signed(), to.cast_signed());
+    let len = usize::try_from(source.len).unwrap_or(usize::MAX);
+    // SAFETY: the kernel reads and advances two 64-bit offsets.
+    let copied =
+        unsafe { libc::copy_file_range(source.fd, &raw mut from, file.as_raw_fd(), &raw mut to, len, 0) };
+    count(copied).map(|copied| copied as u64)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn copy(_: &fs::File, _: RawRange, _: u64) -> io::Result<u64> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Flags for [`std::fs::OpenOptions`]: never hang on a FIFO, never become a terminal's process.
 pub(super) const OPEN_FLAGS: libc::c_int = libc::O_NONBLOCK | libc::O_NOCTTY;
 
@@ -235,6 +269,20 @@ pub(super) fn logical_block_size(file: &fs::File) -> io::Result<u32> {
 
 #[cfg(not(target_os = "linux"))]
 pub(super) fn logical_block_size(_: &fs::File) -> io::Result<u32> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Tells a block device that `len` bytes from `offset` on, whole blocks, are of no use any more.
+#[cfg(target_os = "linux")]
+pub(super) fn discard_blocks(file: &fs::File, offset: u64, len: u64) -> io::Result<()> {
+    const BLKDISCARD: libc::Ioctl = libc::_IO(0x12, 119);
+    let range = [offset, len];
+    // SAFETY: BLKDISCARD reads two 64-bit numbers.
+    done(unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, range.as_ptr()) })
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn discard_blocks(_: &fs::File, _: u64, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
