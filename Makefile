@@ -21,7 +21,7 @@ pip_install = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-long soak fuzz test-rust test-python bench wheel wheel-check install dev fmt lint deny typecheck \
+.PHONY: help demo test test-long test-vm soak fuzz test-rust test-python bench wheel wheel-check install dev fmt lint deny typecheck \
 	stubtest qemu demo-image clean
 
 help: ## List the targets
@@ -52,6 +52,9 @@ test-rust: ## Rust tests and doctests
 
 test-python: install dev ## Python tests, from the installed wheel
 	$(BIN)/python -m pytest -m 'not long'
+
+test-vm: install dev qemu ## Block devices and reflinks, in a virtual machine (all else of it is downloaded; slow without KVM)
+	$(BIN)/python tests/vm/run.py $(PYTEST_ARGS)
 
 bench: install qemu $(STAMPS)/bench ## Measure against os.preadv, asyncio and QEMU; prints the README's table
 	$(BIN)/python -m bench
