@@ -59,7 +59,8 @@ def create(
             of the backing file's disk.
         format: "raw", "qcow2" or "luks".
         overwrite: Replace a file that is at `path`, once the new image is whole. A data file is never
-            replaced.
+            replaced. A block device becomes the image where it stands, unless it is mounted; a raw one keeps
+            what is on it, but for the first sector.
         unsafe: Record the backing file's name byte by byte and look at nothing. Otherwise that file has to be
             there and be an image of the format `backing_format`, which has to be given.
         progress: Called now and then with the bytes that are set aside or written and all of them; what it

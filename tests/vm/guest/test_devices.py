@@ -266,6 +266,95 @@ def test_locks_keep_both_out(disk: Path, source: Path, qemu_img: Run) -> None:
     qemu_img("info", disk)
 
 
+def test_a_mounted_device_is_not_overwritten(tmp_path: Path, source: Path) -> None:
+    image, folder = tmp_path / "file system", tmp_path / "mounted"
+    image.write_bytes(bytes(SIZE))
+    folder.mkdir()
+    device = Path(run("losetup", "--find", "--show", image))
+    run("mkfs.ext4", "-q", device)
+    run("mount", device, folder)
+    before = content(device)
+    try:
+        with pytest.raises(OSError, match=r"(?s)busy.*mounted"):
+            pyimago.convert(source, device, source_format="raw", format="raw")
+        with pytest.raises(OSError, match=r"(?s)busy.*mounted"):
+            pyimago.create(device, MIB, format="qcow2", overwrite=True)
+        assert content(device) == before
+    finally:
+        run("umount", folder)
+        pyimago.create(device, MIB, format="qcow2", overwrite=True)
+        run("losetup", "--detach", device)
+
+
+def test_what_is_done_to_images_is_done_to_those_in_devices(disk: Path, source: Path, qemu: Qemu) -> None:
+    pyimago.convert(source, disk, source_format="raw", format="qcow2", version=2)
+    pyimago.amend(disk, format="qcow2", version=3)
+    with pyimago.open(disk, format="qcow2", write=True) as image:
+        image.snapshots.create("before")
+        image.bitmaps.add("dirty")
+        image.write(b"z" * 3 * MIB, 5 * MIB)
+        image.resize(2 * SIZE)
+    qemu.assert_clean(disk)
+    with pyimago.open(disk, format="qcow2", write=True) as image:
+        shown = image.pread(2 * SIZE, 0)
+        image.snapshots.apply("before")
+        assert image.pread(DISK, 0) == source.read_bytes()
+        image.snapshots.delete("before")
+        assert [bitmap.name for bitmap in image.bitmaps.list()] == ["dirty"]
+    assert shown[5 * MIB : 8 * MIB] == b"z" * 3 * MIB
+    qemu.assert_clean(disk)
+    assert pyimago.check(disk, format="qcow2", repair="all").clean
+    assert pyimago.measure(disk, source_format="qcow2", format="qcow2").required < SIZE
+    top = qemu.folder / "top.qcow2"
+    pyimago.create(top, format="qcow2", backing=disk, backing_format="qcow2")
+    pyimago.rebase(top, None, format="qcow2", implicit="allow")
+    assert qemu.content(top)[:DISK] == source.read_bytes()
+
+
+def test_a_device_may_grow_under_an_open_image(tmp_path: Path, qemu: Qemu) -> None:
+    file = tmp_path / "volume"
+    file.write_bytes(GARBAGE * 4)
+    device = Path(run("losetup", "--find", "--show", file))
+    try:
+        pyimago.create(device, 16 * MIB, format="qcow2", overwrite=True)
+        with pyimago.open(device, format="qcow2", write=True) as image:
+            with pytest.raises(OSError, match="No space"):
+                image.write(b"1" * 8 * MIB, 0)
+            with file.open("r+b") as volume:
+                volume.seek(0, 2)
+                volume.write(GARBAGE * 8)
+            run("losetup", "--set-capacity", device)
+            image.write(b"2" * 8 * MIB, 0)
+            image.write_zeroes(MIB, 10_000)
+        qemu.assert_clean(device)
+        expected = b"2" * MIB + bytes(10_000) + b"2" * (7 * MIB - 10_000) + bytes(8 * MIB)
+        assert qemu.content(device) == expected
+    finally:
+        run("losetup", "--detach", device)
+
+
+def test_discards_reach_the_device(disk: Path) -> None:
+    def discarded() -> int:
+        """Sectors, of the kernel's counters."""
+        return int(Path("/sys/block", disk.name, "stat").read_text().split()[13])
+
+    before = discarded()
+    with pyimago.open(disk, format="raw", write=True) as image:
+        image.discard(MIB + 100, 4 * MIB)
+    # The blocks of 4096 bytes that are discarded as a whole.
+    assert discarded() - before == (4 * MIB - 4096) // 512
+    pyimago.create(disk, SIZE // 2, format="qcow2", overwrite=True)
+    before = discarded()
+    with pyimago.open(disk, format="qcow2", write=True) as image:
+        image.write(b"d" * 4 * MIB, 0)
+        image.discard(0, 4 * MIB)
+        image.flush()
+    assert discarded() - before >= 4 * MIB // 512
+    faulty = (DISKS / "faulty").resolve()
+    with pyimago.open(faulty, format="raw", write=True) as image:
+        image.discard(4 * MIB, MIB)
+
+
 async def test_a_cancelled_conversion_leaves_no_image(disk: Path, source: Path, qemu: Qemu) -> None:
     task = asyncio.ensure_future(
         pyimago.aio.convert(source, disk, source_format="raw", format="qcow2", sparse=0, rate=2 * MIB)

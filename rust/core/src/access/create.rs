@@ -301,7 +301,7 @@ fn replaced(path: &Path, options: &CreateOptions) -> Result<Option<File>> {
             }
         }
     }
-    File::open_sync(StorageOpenOptions::new().filename(path).write(true)).map(Some)
+    File::open_to_replace(path).map(Some)
 }
 
 /// What becomes of a data file that is there already.

@@ -111,7 +111,7 @@ impl File {
         })?;
         let mut how = fs::OpenOptions::new();
         how.read(true).write(options.get_write());
-        Self::open_with(&mut how, path, &options).map_err(|error| error.in_file(path))
+        Self::open_with(&mut how, path, &options, 0).map_err(|error| error.in_file(path))
     }
 
     /// Creates an empty file, open for reading and writing, buffered, with a writer's image locks.
@@ -126,7 +126,7 @@ impl File {
             CreateMode::New => how.create_new(true),
             CreateMode::Replace => how.create(true).truncate(false),
         };
-        let file = Self::open_with(&mut how, path, &StorageOpenOptions::new().write(true))
+        let file = Self::open_with(&mut how, path, &StorageOpenOptions::new().write(true), 0)
             .map_err(|error| error.in_file(path))?;
         if file.kind == Kind::Regular {
             file.set_len(0)?;
@@ -180,7 +180,23 @@ impl File {
         fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
     }
 
-    fn open_with(how: &mut fs::OpenOptions, path: &Path, options: &StorageOpenOptions) -> Result<Self> {
+    /// Opens what is at `path` to be overwritten, buffered, with a writer's image locks.
+    ///
+    /// A block device that the system itself uses (one that is mounted or swapped to, or a part of another one) is refused.
+    pub(crate) fn open_to_replace(path: &Path) -> Result<Self> {
+        let mut how = fs::OpenOptions::new();
+        how.read(true).write(true);
+        let alone = if Self::is_device(path) { libc::O_EXCL } else { 0 };
+        Self::open_with(&mut how, path, &StorageOpenOptions::new().write(true), alone)
+            .map_err(|error| error.in_file(path))
+    }
+
+    fn open_with(
+        how: &mut fs::OpenOptions,
+        path: &Path,
+        options: &StorageOpenOptions,
+        flags: libc::c_int,
+    ) -> Result<Self> {
         let direct = match (options.get_direct(), sys::DIRECT) {
             (false, _) => 0,
             (true, Some(flag)) => flag,
@@ -189,12 +205,17 @@ impl File {
             }
         };
         let writable = options.get_write();
-        let file = how.custom_flags(sys::OPEN_FLAGS | direct).open(path).map_err(|error| {
-            match error.raw_os_error() {
-                Some(libc::EINVAL) if direct != 0 => no_direct_io(),
-                _ => Error::io(if writable { "open for writing" } else { "open" }, error),
-            }
-        })?;
+        let file =
+            how.custom_flags(sys::OPEN_FLAGS | direct | flags).open(path).map_err(|error| {
+                match error.raw_os_error() {
+                    Some(libc::EINVAL) if direct != 0 => no_direct_io(),
+                    Some(libc::EBUSY) if flags & libc::O_EXCL != 0 => Error::io(
+                        "open a device that is mounted, swapped to, or a part of another one",
+                        error,
+                    ),
+                    _ => Error::io(if writable { "open for writing" } else { "open" }, error),
+                }
+            })?;
         let metadata = file.metadata().map_err(|error| Error::io("stat", error))?;
         let kind = kind_of(&file, metadata.file_type())?;
         sys::make_blocking(&file).map_err(|error| Error::io("set file flags", error))?;

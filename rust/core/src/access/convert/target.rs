@@ -33,7 +33,7 @@ pub(super) fn existing<'a>(
     }
     let probe = File::open_sync(StorageOpenOptions::new().filename(path).lock(Lock::Off))?;
     apart(sources, probe.identity()).map_err(|error| error.in_file(path))?;
-    File::open_sync(StorageOpenOptions::new().filename(path).write(true)).map(Some)
+    File::open_to_replace(path).map(Some)
 }
 
 /// An error if `target` has a file in common with `input`.
