@@ -455,6 +455,7 @@ def open(
     format: Format | None = None,
     snapshot: str | None = None,
     backing: Backing | Literal["implicit"] | None = "implicit",
+    write_backing: bool | StrPath = False,
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
     secret: Secret | None = None,
@@ -470,6 +471,7 @@ def open_awaited(
     format: Format | None = None,
     snapshot: str | None = None,
     backing: Backing | Literal["implicit"] | None = "implicit",
+    write_backing: bool | StrPath = False,
     data_file: DataFile | None = None,
     implicit: Implicit = "beside",
     secret: Secret | None = None,
@@ -529,6 +531,7 @@ def check(
     format: Format | None,
     repair: Repair,
     deep: bool,
+    data_file: DataFile | None,
     implicit: Implicit,
     lock: Lock,
     progress: Progress | None,
@@ -538,6 +541,7 @@ def check_awaited(
     format: Format | None,
     repair: Repair,
     deep: bool,
+    data_file: DataFile | None,
     implicit: Implicit,
     lock: Lock,
     progress: Progress | None,
@@ -639,25 +643,29 @@ def measure_awaited(
     layout: Mapping[str, object],
 ) -> Awaitable[tuple[int, int, int | None]]: ...
 def amend(
-    path: StrPath,
+    place: Place,
     format: Format | None,
     implicit: Implicit,
     secret: Secret | None,
     force: bool,
+    opened_backing: Backing | Literal["implicit"] | None,
+    opened_data_file: DataFile | None,
     progress: Progress | None,
     changes: Mapping[str, object],
 ) -> None: ...
 def amend_awaited(
-    path: StrPath,
+    place: Place,
     format: Format | None,
     implicit: Implicit,
     secret: Secret | None,
     force: bool,
+    opened_backing: Backing | Literal["implicit"] | None,
+    opened_data_file: DataFile | None,
     progress: Progress | None,
     changes: Mapping[str, object],
 ) -> Awaitable[None]: ...
 def rebase(
-    path: StrPath,
+    place: Place,
     backing: StrPath | None,
     backing_format: str | None,
     format: Format | None,
@@ -666,10 +674,14 @@ def rebase(
     level: int | None,
     implicit: Implicit,
     secret: Secret | None,
+    opened_backing: Backing | Literal["implicit"] | None,
+    opened_data_file: DataFile | None,
+    direct: bool,
+    lock: Lock,
     progress: Progress | None,
 ) -> None: ...
 def rebase_awaited(
-    path: StrPath,
+    place: Place,
     backing: StrPath | None,
     backing_format: str | None,
     format: Format | None,
@@ -678,10 +690,14 @@ def rebase_awaited(
     level: int | None,
     implicit: Implicit,
     secret: Secret | None,
+    opened_backing: Backing | Literal["implicit"] | None,
+    opened_data_file: DataFile | None,
+    direct: bool,
+    lock: Lock,
     progress: Progress | None,
 ) -> Awaitable[None]: ...
 def commit(
-    path: StrPath,
+    image: Source,
     base: StrPath | None,
     format: Format | None,
     keep: bool,
@@ -691,7 +707,7 @@ def commit(
     progress: Progress | None,
 ) -> None: ...
 def commit_awaited(
-    path: StrPath,
+    image: Source,
     base: StrPath | None,
     format: Format | None,
     keep: bool,
@@ -701,7 +717,7 @@ def commit_awaited(
     progress: Progress | None,
 ) -> Awaitable[None]: ...
 def bench(
-    place: Place,
+    image: Source,
     format: Format | None,
     pattern: int | None,
     count: int,
@@ -718,7 +734,7 @@ def bench(
     progress: Progress | None,
 ) -> float: ...
 def bench_awaited(
-    place: Place,
+    image: Source,
     format: Format | None,
     pattern: int | None,
     count: int,

@@ -10,6 +10,7 @@ from pyimago._faces import Plan, native, verb, within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+    from typing import Literal
 
     from typing_extensions import Unpack
 
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from pyimago._native import Extent, FormatAccess, SyncFormatAccess
     from pyimago._types import (
         Amendment,
+        Backing,
         BenchResult,
         CheckResult,
         Comparison,
         Conversion,
         Converted,
+        DataFile,
         Format,
         ImageInfo,
         Implicit,
@@ -233,6 +236,7 @@ def check(
     format: Format | None = None,
     repair: Repair = "none",
     deep: bool = False,
+    data_file: DataFile | None = None,
     implicit: Implicit = "beside",
     lock: Lock = "auto",
     progress: Progress | None = None,
@@ -245,6 +249,7 @@ def check(
         repair: "leaks" gives back space that nothing uses; "all" makes refcounts and flags right, too. What
             cannot be repaired stays in the result. Either is safe at any loss of power.
         deep: Unpack every compressed cluster, too.
+        data_file: A storage or path to use as the external data file instead of the one that the image names.
         implicit: Which files that the image names may be opened, as in `open`; only a data file is.
         lock: Which locks are taken, as in `open`; a repair needs them.
         progress: Called now and then with the bytes of tables done and all; what it raises ends the check.
@@ -258,7 +263,7 @@ def check(
     from pyimago._types import CheckResult
 
     return native(
-        _native.check, _native.check_awaited, path, format, repair, deep, implicit, lock, progress
+        _native.check, _native.check_awaited, path, format, repair, deep, data_file, implicit, lock, progress
     ).then(lambda found: CheckResult.from_document(*found))
 
 
@@ -387,12 +392,14 @@ def measure(
 
 @verb
 def amend(
-    path: StrPath,
+    path: Place,
     *,
     format: Format | None = None,
     implicit: Implicit = "beside",
     secret: Secret | None = None,
     force: bool = False,
+    opened_backing: Backing | Literal["implicit"] | None = "implicit",
+    opened_data_file: DataFile | None = None,
     progress: Progress | None = None,
     **changes: Unpack[Amendment],
 ) -> Plan[None]:
@@ -403,12 +410,15 @@ def amend(
     has to show the same bytes as the old one did, or the guest sees others.
 
     Args:
-        path: The image.
+        path: The image: a file, or a storage that is open for writing.
         format: Its format; probed unless given.
         implicit: Which files that the image names may be opened, as in `open`; only a new `size` needs them.
         secret: What opens an encrypted image; a new `size` needs it, and a key slot that is made.
         force: Erase the last active key slot, too: nobody ever reads the disk again. And wipe one again that
             is erased already.
+        opened_backing: For a new `size`: an open image to use below it instead of the backing file that it
+            names, or None for nothing.
+        opened_data_file: For a new `size`: a storage or path to use as its data file.
         progress: Called now and then with the bytes of tables that are done and all of them; what it raises
             ends the work, with the image as it was.
         **changes: What is to change. Of a qcow2 image: `version`, `lazy_refcounts`, `refcount_bits`,
@@ -428,13 +438,23 @@ def amend(
         OSError: The file cannot be read or written.
     """
     return native(
-        _native.amend, _native.amend_awaited, path, format, implicit, secret, force, progress, changes
+        _native.amend,
+        _native.amend_awaited,
+        path,
+        format,
+        implicit,
+        secret,
+        force,
+        opened_backing,
+        opened_data_file,
+        progress,
+        changes,
     )
 
 
 @verb
 def rebase(
-    path: StrPath,
+    path: Place,
     backing: StrPath | None,
     *,
     backing_format: str | None = None,
@@ -444,6 +464,10 @@ def rebase(
     compression_level: int | None = None,
     implicit: Implicit = "beside",
     secret: Secret | None = None,
+    opened_backing: Backing | Literal["implicit"] | None = "implicit",
+    opened_data_file: DataFile | None = None,
+    direct: bool = False,
+    lock: Lock = "auto",
     progress: Progress | None = None,
 ) -> Plan[None]:
     """Put another backing file below the image at `path`; what a guest sees stays the same.
@@ -454,7 +478,7 @@ def rebase(
     have the image open.
 
     Args:
-        path: The image.
+        path: The image: a file, or a storage that is open for writing.
         backing: The new backing file, as the image is to spell it; a relative name starts at the image's
             directory. None: no backing file, the image stands alone afterwards.
         backing_format: Its format, as the image is to spell it; probed unless given.
@@ -465,6 +489,11 @@ def rebase(
         compression_level: As in `convert`.
         implicit: Which files that the images name may be opened, as in `open`. `backing` itself is your word.
         secret: What opens encrypted images, the new backing file among them, as in `open`.
+        opened_backing: An open image that the image is over so far, instead of the backing file that it
+            names, or None for nothing.
+        opened_data_file: A storage or path to use as the image's external data file.
+        direct: Open files past the page cache (`O_DIRECT`).
+        lock: "off" takes no locks for the backing files, old and new; the image is always locked.
         progress: Called now and then with the bytes done and all bytes; what it raises ends the work.
 
     Raises:
@@ -483,13 +512,17 @@ def rebase(
         compression_level,
         implicit,
         secret,
+        opened_backing,
+        opened_data_file,
+        direct,
+        lock,
         progress,
     )
 
 
 @verb
 def commit(
-    path: StrPath,
+    path: Source,
     *,
     base: StrPath | None = None,
     format: Format | None = None,
@@ -507,7 +540,9 @@ def commit(
     above the one that is written to show something else afterwards: they are lost.
 
     Args:
-        path: The image.
+        path: The image: a path, a storage (which is open for writing unless `keep`), or an image that is open
+            and stays so. That goes into the topmost image below it that is open for writing, see `backing`
+            and `write_backing` of `open`, and takes neither base nor format nor secret.
         base: The image to write to: as the image above it spells its name, or its path. None: the one right
             below. What the images between hold goes into it, too. They are of no use by themselves
             afterwards, and the image is not emptied, as what they hold would show.
@@ -619,7 +654,7 @@ def map(
 
 @verb
 def bench(
-    path: Place,
+    path: Source,
     *,
     write: bool = False,
     count: int = 75_000,
@@ -643,7 +678,8 @@ def bench(
     have opening and closing.
 
     Args:
-        path: The image, with its backing chain.
+        path: The image, with its backing chain: a path, a storage, or an image that is open and stays so
+            (which takes neither format nor secret).
         write: Write instead of reading: the content is overwritten!
         count: Requests.
         depth: Requests under way at a time, at most 1024.

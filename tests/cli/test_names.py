@@ -25,6 +25,15 @@ SECRET = ("--object", "secret,id=s,file=key")
 QCOW2 = "driver=qcow2,file.driver=file,file.filename=data.qcow2"
 LUKS = "driver=qcow2,file.filename=vault.qcow2,encrypt.key-secret=s"
 PART = "driver=raw,offset=65536,size=131072,file.filename=data.raw"
+TOP = "driver=qcow2,file.filename=top.qcow2"
+OVER_RAW = TOP + ",backing.driver=raw,backing.file.filename=data.raw"
+OVER_NOTHING = TOP + ",backing.driver=raw,backing.file.filename=nowhere"
+MOVED = "driver=qcow2,file.filename=moved.qcow2,data-file.driver=file,data-file.filename=moved.raw"
+WRAPPED = "driver=qcow2,file.driver=raw,file.offset=512,file.file.filename=wrapped-top"
+NESTED = (
+    "driver=qcow2,file.driver=raw,file.offset=64k,file.file.driver=qcow2,file.file.file.filename=nested.qcow2"
+)
+THIRD = "driver=qcow2,file.filename=third.qcow2,backing.driver=qcow2,backing.file.filename=top.qcow2"
 BUNDLE = "driver=qcow2,file.driver=raw,file.offset=1M,file.file.filename=bundle"
 JSON = 'json:{"driver": "qcow2", "file": {"driver": "file", "filename": "data.qcow2"}}'
 
@@ -73,6 +82,12 @@ READS: dict[str, tuple[str, ...]] = {
         *("compare", "--image-opts", "driver=raw,file.filename=data.raw"),
         BUNDLE + ",backing.driver=raw,backing.size=1M,backing.file.filename=bundle",
     ),
+    "image-opts, a data file": ("info", "--output=json", "--image-opts", MOVED),
+    "image-opts, a data file that is not looked at": (
+        *("info", "--image-opts"),
+        "driver=qcow2,file.filename=moved.qcow2,data-file.driver=file,data-file.filename=nowhere",
+    ),
+    "image-opts, nothing below": ("info", 'json:{"file.filename": "top.qcow2", "backing": null}'),
     "json:": ("info", JSON),
     "json:, flat": ("info", 'json:{"driver": "qcow2", "file.filename": "data.qcow2"}'),
     "json:, single quotes": ("info", "json:{'driver': 'qcow2', 'file': {'filename': 'data.qcow2'}}"),
@@ -105,6 +120,11 @@ READS: dict[str, tuple[str, ...]] = {
     "check -U": ("check", "-U", "data.qcow2"),
     "check -T none": ("check", "-T", "writethrough", "data.qcow2"),
     "check, image-opts": ("check", "--image-opts", "--output=json", QCOW2),
+    "check, a data file": ("check", "--output=json", "--image-opts", MOVED),
+    "check, a backing file": ("check", "--image-opts", OVER_RAW),
+    "check, a part": ("check", "--image-opts", WRAPPED),
+    "check, an image within an image": ("check", "--image-opts", NESTED),
+    "compare, a data file": ("compare", "--image-opts", MOVED, TOP),
     "compare, equal": ("compare", "data.qcow2", "data.raw"),
     "compare -q": ("compare", "-q", "-f", "qcow2", "-F", "raw", "data.qcow2", "data.raw"),
     "compare, unequal": ("compare", "data.qcow2", "top.qcow2"),
@@ -117,11 +137,18 @@ READS: dict[str, tuple[str, ...]] = {
     "measure, bitmaps": ("measure", "-O", "qcow2", "--output=json", "bitmaps.qcow2"),
     "measure -l": ("measure", "-O", "qcow2", "-l", "first", "snapshots.qcow2"),
     "measure -l snapshot.id": ("measure", "-O", "qcow2", "-l", "snapshot.id=1", "snapshots.qcow2"),
+    "measure -l snapshot.name": ("measure", "-O", "qcow2", "-l", "snapshot.name=1", "snapshots.qcow2"),
+    "measure -l both": (
+        *("measure", "-O", "qcow2", "-l", "snapshot.id=2,snapshot.name=1", "--image-opts"),
+        "driver=qcow2,file.filename=snapshots.qcow2",
+    ),
+    "measure -l, id first": ("measure", "-O", "qcow2", "-l", "1", "snapshots.qcow2"),
     "measure -o": ("measure", "-O", "qcow2", "-o", "cluster_size=4k,preallocation=full", "data.raw"),
     "measure, image-opts": ("measure", "--image-opts", "-O", "qcow2", "--output=json", PART),
     "snapshot": ("snapshot", "snapshots.qcow2"),
     "snapshot -l": ("snapshot", "-l", "-U", "-f", "qcow2", "snapshots.qcow2"),
     "snapshot, none": ("snapshot", "--list", "data.qcow2"),
+    "snapshot, over another": ("snapshot", "--image-opts", OVER_RAW),
     "snapshot, image-opts": ("snapshot", "--image-opts", "driver=qcow2,file.filename=snapshots.qcow2"),
 }
 
@@ -129,6 +156,27 @@ FAILURES: dict[str, tuple[str, ...]] = {
     "no driver": ("info", "--image-opts", "driver=bogus,file.filename=data.qcow2"),
     "no option": ("info", "--image-opts", QCOW2 + ",colour=red"),
     "no option of the file": ("info", "--image-opts", QCOW2 + ",file.colour=red"),
+    "info, below": ("info", "--image-opts", OVER_RAW),
+    "info -b, below": ("info", "-b", "--image-opts", OVER_RAW),
+    "bitmap, below": ("bitmap", "--add", "--image-opts", OVER_RAW, "b"),
+    "rebase -u, below": ("rebase", "-u", "-b", "data.raw", "-F", "raw", "--image-opts", OVER_RAW),
+    "raw over another": (
+        "map",
+        "--image-opts",
+        "driver=raw,file.filename=data.raw,backing.driver=raw,backing.file.filename=moved.raw",
+    ),
+    "raw with a data file": (
+        *("map", "--image-opts"),
+        "driver=raw,file.filename=data.raw,data-file.driver=file,data-file.filename=moved.raw",
+    ),
+    "check, no such backing file": ("check", "--image-opts", OVER_NOTHING),
+    "amend, no such backing file": ("amend", "-o", "compat=0.10", "--image-opts", OVER_NOTHING),
+    "commit, no such backing file": ("commit", "--image-opts", OVER_NOTHING),
+    "check, no such data file": ("check", "moved.qcow2"),
+    "check, a data file of none": (
+        *("check", "--image-opts"),
+        QCOW2 + ",data-file.driver=file,data-file.filename=moved.raw",
+    ),
     "no file": ("info", "--image-opts", "driver=qcow2,filename=data.qcow2"),
     "a plain name": ("info", "--image-opts", "data.qcow2"),
     "a node's name": ("info", 'json:{"driver": "qcow2", "file": "x"}'),
@@ -165,6 +213,10 @@ FAILURES: dict[str, tuple[str, ...]] = {
     "measure -f": ("measure", "--size", "1M", "-f", "raw"),
     "measure -O": ("measure", "--size", "1M", "-O", "bogus"),
     "measure -l": ("measure", "-l", "nowhere", "snapshots.qcow2"),
+    "measure -l, both": ("measure", "-l", "snapshot.id=1,snapshot.name=1", "snapshots.qcow2"),
+    "measure -l, no id": ("measure", "-l", "snapshot.id=first", "snapshots.qcow2"),
+    "measure -l, no word": ("measure", "-l", "snapshot.id=1,snapshot.colour=red", "snapshots.qcow2"),
+    "convert -l, both": ("convert", "-l", "snapshot.name=first,snapshot.id=2", "snapshots.qcow2", "new"),
     "snapshot -l -c": ("snapshot", "-l", "-c", "x", "data.qcow2"),
     "snapshot -d": ("snapshot", "-d", "nowhere", "snapshots.qcow2"),
     "snapshot -a": ("snapshot", "-a", "nowhere", "snapshots.qcow2"),
@@ -188,9 +240,28 @@ FAILURES: dict[str, tuple[str, ...]] = {
     "amend, cache": ("amend", "-t", "bogus", "-o", "compat=1.1", "data.qcow2"),
     "amend, raw": ("amend", "-f", "raw", "-o", "compat=1.1", "data.raw"),
     "commit, cache": ("commit", "-t", "bogus", "top.qcow2"),
+    "amend, a disk within an image": (
+        *(
+            "amend",
+            "-o",
+            "compat=0.10",
+            "--image-opts",
+            "driver=raw,file.driver=qcow2,file.file.filename=data.qcow2",
+        ),
+    ),
+    "commit, a disk within an image": (
+        *("commit", "--image-opts", "driver=raw,file.driver=qcow2,file.file.filename=top.qcow2"),
+    ),
+    "commit, nothing below": ("commit", 'json:{"file.filename": "top.qcow2", "backing": null}'),
+    "commit, no such base": ("commit", "-b", "base.qcow2", "--image-opts", OVER_RAW),
+    "commit, no such file": ("commit", "-b", "nowhere", "--image-opts", WRAPPED),
     "commit, both": ("commit", "-f", "qcow2", "--image-opts", "driver=qcow2,file.filename=top.qcow2"),
     "bench, both": ("bench", "-c", "1", "-f", "qcow2", "--image-opts", QCOW2),
     "rebase, nothing": ("rebase", "data.qcow2"),
+    "rebase, a disk within an image": (
+        *("rebase", "-b", "", "--image-opts", "driver=raw,file.driver=qcow2,file.file.filename=top.qcow2"),
+    ),
+    "rebase -u, a raw image": ("rebase", "-u", "-b", "", "-f", "raw", "top.qcow2"),
     "rebase, no file": ("rebase", "-b", "nowhere", "-F", "raw", "data.qcow2"),
     "rebase, format": ("rebase", "-u", "-b", "data.raw", "-F", "bogus", "data.qcow2"),
     "rebase, cache": ("rebase", "-u", "-b", "", "-t", "bogus", "data.qcow2"),
@@ -232,6 +303,18 @@ WRITES: dict[str, tuple[str, ...]] = {
         *("amend", *SECRET, "--object", "secret,id=new,data=other", "--image-opts"),
         *("-o", "encrypt.state=active,encrypt.new-secret=new,encrypt.iter-time=10", LUKS),
     ),
+    "amend, a part": ("amend", "--image-opts", "-o", "compat=0.10", WRAPPED),
+    "amend, an image within an image": ("amend", "--image-opts", "-o", "refcount_bits=8", NESTED),
+    "amend, a size": ("amend", "--image-opts", "-o", "size=2M", WRAPPED),
+    "amend, a size over another": ("amend", "--image-opts", "-o", "size=2M,lazy_refcounts=on", OVER_RAW),
+    "amend, a size and a data file": ("amend", "--image-opts", "-o", "size=2M", MOVED),
+    "rebase -u, a part": ("rebase", "-u", "--image-opts", "-b", "data.raw", "-F", "raw", WRAPPED),
+    "rebase, a part": ("rebase", "--image-opts", "-b", "", WRAPPED),
+    "rebase, an image within an image": ("rebase", "--image-opts", "-b", "", NESTED),
+    "rebase, over another": ("rebase", "--image-opts", "-b", "", OVER_RAW),
+    "rebase, over nothing": ("rebase", "-b", "", 'json:{"file.filename": "top.qcow2", "backing": null}'),
+    "rebase, a data file": ("rebase", "--image-opts", "-b", "data.raw", "-F", "raw", "-t", "none", MOVED),
+    "rebase -U": ("rebase", "-U", "-b", "data.raw", "-F", "raw", "-T", "none", "top.qcow2"),
     "rebase -u": ("rebase", "-u", "-b", "nowhere", "-F", "raw", "data.qcow2"),
     "rebase, safe": ("rebase", "-f", "qcow2", "-b", "data.raw", "-F", "raw", "-t", "none", "top.qcow2"),
     "rebase, flat": ("rebase", "--image-opts", "-b", "", "driver=qcow2,file.filename=top.qcow2"),
@@ -240,6 +323,19 @@ WRITES: dict[str, tuple[str, ...]] = {
     "convert, json:": ("convert", "-U", "-T", "none", JSON, "-O", "qcow2", "file:top.qcow2"),
     "commit": ("commit", "-q", "-t", "none", "-f", "qcow2", "top.qcow2"),
     "commit, image-opts": ("commit", "-d", "--image-opts", "driver=qcow2,file.filename=top.qcow2"),
+    "commit, a part": ("commit", "--image-opts", WRAPPED),
+    "commit, an image within an image": ("commit", "-t", "none", "--image-opts", NESTED),
+    "commit, into another": ("commit", "--image-opts", OVER_RAW),
+    "commit, into another by name": ("commit", "-b", "data.raw", "--image-opts", OVER_RAW),
+    "commit, a data file": ("commit", "--image-opts", MOVED),
+    "commit, below another": ("commit", "-b", "base.qcow2", "--image-opts", THIRD),
+    "commit, into the one right below": ("commit", "-b", "top.qcow2", "--image-opts", THIRD),
+    "resize, over another": ("resize", "--image-opts", OVER_RAW, "2M"),
+    "snapshot -c, over another": ("snapshot", "-c", "new", "--image-opts", OVER_RAW),
+    "bitmap --merge, json:": (
+        *("bitmap", "--add", "--merge", "old", "-b", 'json:{"file.filename": "bitmaps.qcow2"}'),
+        *("data.qcow2", "b"),
+    ),
     "create": ("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "data.qcow2"),
     "check -r": ("check", "-q", "-r", "all", "--image-opts", QCOW2),
 }
@@ -264,6 +360,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     io("-c", "write -P 7 512k 64k", "top.qcow2")
     img("snapshot", "-c", "first", "snapshots.qcow2")
     io("-c", "write -P 7 512k 64k", "snapshots.qcow2")
+    img("snapshot", "-c", "1", "snapshots.qcow2")
     img("bitmap", "--add", "bitmaps.qcow2", "old")
     io("-c", "write -P 9 256k 64k", "bitmaps.qcow2")
     options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
@@ -271,6 +368,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "wrapped").write_bytes(bytes(512) + (folder / "data.qcow2").read_bytes())
     img("create", "-q", "-f", "qcow2", "empty.qcow2", "1M")
     (folder / "bundle").write_bytes(content + (folder / "empty.qcow2").read_bytes())
+    img("create", "-q", "-f", "qcow2", "-b", "top.qcow2", "-F", "qcow2", "third.qcow2")
+    io("-c", "write -P 8 768k 64k", "third.qcow2")
+    over = ("-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2")
+    img("create", "-q", *over, "-o", "data_file=gone.raw", "moved.qcow2")
+    io("-c", "write -P 7 512k 64k", "moved.qcow2")
+    (folder / "gone.raw").rename(folder / "moved.raw")
+    top = (folder / "top.qcow2").read_bytes()
+    (folder / "wrapped-top").write_bytes(bytes(512) + top)
+    (folder / "disk").write_bytes(bytes(65536) + top + bytes(2 << 20))
+    img("convert", "-O", "qcow2", "disk", "nested.qcow2")
+    (folder / "disk").unlink()
     return folder
 
 
@@ -325,12 +433,38 @@ def test_both_make_the_same(words: tuple[str, ...], images: Path, tmp_path: Path
     ours, theirs = (shutil.copytree(images, tmp_path / name) for name in ("ours", "theirs"))
     done = [commands(ours)[0](*words), commands(theirs)[1](*words)]
     assert done[0].stdout == done[1].stdout
-    for name in ("data.qcow2", "top.qcow2", "snapshots.qcow2", "vault.qcow2"):
+    for name in ("data.qcow2", "top.qcow2", "third.qcow2", "snapshots.qcow2", "vault.qcow2"):
         runs = [commands(folder)[1] for folder in (ours, theirs)]
         assert state(runs[0], name) == state(runs[1], name)
         if name != "vault.qcow2" and words[:2] != ("rebase", "-u"):
             qemu_img("compare", "-q", ours / name, theirs / name)
     assert (ours / "data.raw").read_bytes() == (theirs / "data.raw").read_bytes()
+    for word in (MOVED, WRAPPED, NESTED):
+        content: list[bytes] = []
+        for folder in (ours, theirs):
+            run = commands(folder)[1]
+            run("convert", "-O", "raw", "--image-opts", word, "content")
+            content.append((folder / "content").read_bytes())
+        assert content[0] == content[1]
+        run = commands(ours)[1]
+        assert run("check", "-q", "--image-opts", word, check=False).returncode in {0, 3}
+
+
+@pytest.mark.parametrize(
+    "words", [(WRAPPED,), (NESTED,), (MOVED,), (OVER_RAW,), (PART,), ("-w", NESTED), ("-w", PART)]
+)
+def test_both_measure_any_image(words: Sequence[str], images: Path, tmp_path: Path, qemu_img: Run) -> None:
+    folders = [shutil.copytree(images, tmp_path / name) for name in ("ours", "theirs")]
+    runs = commands(folders[0])[0], commands(folders[1])[1]
+    options = ("--pattern=5", "-c", "3", "-s", "8k", "-t", "unsafe", "--image-opts")
+    said = [run("bench", *options, *words).stdout for run in runs]
+    assert said[0].splitlines()[0] == said[1].splitlines()[0]
+    content = []
+    for folder in folders:
+        run = commands(folder)[1]
+        run("convert", "-O", "raw", "--image-opts", words[-1], "content")
+        content.append((folder / "content").read_bytes())
+    assert content[0] == content[1]
 
 
 READERS = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pyimago
 from pyimago.cli import _layout
 from pyimago.cli._arguments import add_format, add_implicit, add_options, add_progress
-from pyimago.cli._images import Images, add_cache, add_naming
+from pyimago.cli._images import Images, add_cache, add_naming, bypasses_cache
 from pyimago.cli._progress import show
 from pyimago.cli._text import UsageError
 
@@ -39,7 +39,7 @@ def options(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Amend as the command line says."""
     images = Images(arguments)
-    image = images.path(arguments.image, arguments.format, cache=arguments.cache)
+    bypasses_cache(arguments.cache)
     changes = _layout.parse(arguments.options, images.secrets, _layout.AMENDABLE)
     if not changes:
         raise UsageError("Must specify options (-o)")
@@ -48,11 +48,18 @@ def run(arguments: argparse.Namespace) -> None:
         del changes["size"]
         if not changes:
             return
-    changes.setdefault("secret", image.secret)
-    with show(arguments) as progress:
+    with (
+        images.parts(
+            arguments.image, arguments.format, write=True, cache=arguments.cache, what="cache"
+        ) as image,
+        show(arguments) as progress,
+    ):
+        changes.setdefault("secret", image.secret)
         pyimago.amend(
-            image.filename,
+            image.storage,
             format=image.format,
+            opened_backing=image.backing,
+            opened_data_file=image.data_file,
             implicit=arguments.implicit,
             force=arguments.force,
             progress=progress,
@@ -64,5 +71,5 @@ def _format(images: Images, word: str | None) -> str:
     """That of the image whose options are asked for."""
     if word is None:
         raise UsageError("Expecting one image file name")
-    image = images.path(word, write=False)
-    return image.format or pyimago.info(image.filename).format
+    with images.header(word) as (storage, kind):
+        return kind or pyimago.info(storage).format

@@ -61,8 +61,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     if durable and arguments.write:
         interval = 1
-    image = Images(arguments).path(arguments.image, arguments.format, write=arguments.write)
-    with show(arguments, result_on_stdout=True) as progress:
+    with (
+        Images(arguments).opened(
+            arguments.image, arguments.format, write=arguments.write, cache=arguments.cache
+        ) as image,
+        show(arguments, result_on_stdout=True) as progress,
+    ):
 
         def told(done: int, total: int) -> None:
             if not done:
@@ -70,8 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
             progress(done, total)
 
         result = pyimago.bench(
-            image.filename,
-            format=image.format,
+            image,
             write=arguments.write,
             count=arguments.count,
             depth=arguments.depth,
@@ -81,10 +84,6 @@ def run(arguments: argparse.Namespace) -> None:
             pattern=arguments.pattern,
             flush_interval=interval,
             drain=not (arguments.no_drain or durable),
-            direct=direct,
-            lock="off" if arguments.force_share else "auto",
-            secret=image.secret,
-            implicit=arguments.implicit,
             progress=told,
         )
     print(f"Run completed in {result.seconds:.3f} seconds.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli._arguments import add_format, size
-from pyimago.cli._images import Images, add_naming, format_of
+from pyimago.cli._images import Images, add_naming
 from pyimago.cli._text import UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError("Merge bitmap source file only supported with --merge")
     if arguments.source_format is not None and arguments.source_file is None:
         raise UsageError("-F only supported with -b")
-    with Images(arguments).opened(arguments.image, arguments.format, write=True, backing=False) as image:
+    with Images(arguments).opened(arguments.image, arguments.format, write=True, below="none") as image:
         for change, value in changes:
             _change(image, arguments, change, value)
 
@@ -78,7 +78,6 @@ def _change(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, chan
         case _ if arguments.source_file is None:
             bitmaps.merge(name, value)
         case _:
-            with pyimago.open(
-                arguments.source_file, format=format_of(arguments.source_format), backing=None
-            ) as source:
+            images = Images(arguments, image_opts=False)
+            with images.opened(arguments.source_file, arguments.source_format, below="given") as source:
                 bitmaps.merge(name, value, image=source)

@@ -19,8 +19,9 @@ from pyimago.cli._text import escape
 if TYPE_CHECKING:
     import argparse
 
-    from pyimago._types import Format, Lock
+    from pyimago._types import Lock
     from pyimago.cli._arguments import Parser
+    from pyimago.cli._images import Parts
 
 NOT_CHECKED = 1
 CORRUPT = 2
@@ -47,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Check as the command line says."""
     images = Images(arguments)
     write = arguments.repair is not None
-    with images.place(arguments.image, arguments.format, write=write, cache=arguments.cache) as image:
-        result = _check(arguments, *image, images.lock)
+    with images.parts(arguments.image, arguments.format, write=write, cache=arguments.cache) as image:
+        result = _check(arguments, image, images.lock)
     if arguments.output == "json":
         print(json.dumps(result.to_dict() | {"filename": arguments.image}, indent=4))
     elif not arguments.quiet:
@@ -60,14 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
     return LEAKS if result.leaks else 0
 
 
-def _check(
-    arguments: argparse.Namespace, storage: pyimago.Storage, format: Format | None, lock: Lock
-) -> pyimago.CheckResult:
+def _check(arguments: argparse.Namespace, image: Parts, lock: Lock) -> pyimago.CheckResult:
     try:
         with show(arguments) as progress:
             return pyimago.check(
-                storage,
-                format=format,
+                image.storage,
+                format=image.format,
+                data_file=image.data_file,
                 repair=arguments.repair or "none",
                 deep=arguments.deep,
                 implicit=arguments.implicit,

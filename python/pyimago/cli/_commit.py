@@ -38,17 +38,17 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Commit as the command line says."""
-    image = Images(arguments).path(arguments.image, arguments.format, cache=arguments.cache)
-    with show(arguments) as progress:
-        pyimago.commit(
-            image.filename,
-            base=arguments.base,
-            format=image.format,
-            keep=arguments.drop or arguments.base is not None,
-            implicit=arguments.implicit,
-            rate_limit=arguments.rate_limit,
-            secret=image.secret,
-            progress=progress,
-        )
+    keep = arguments.drop or arguments.base is not None
+    with (
+        Images(arguments).opened(
+            *(arguments.image, arguments.format),
+            write=not keep,
+            write_backing=True if arguments.base is None else arguments.base,
+            cache=arguments.cache,
+            what="cache",
+        ) as image,
+        show(arguments) as progress,
+    ):
+        pyimago.commit(image, keep=keep, rate_limit=arguments.rate_limit, progress=progress)
     if not arguments.quiet:
         print("Image committed.")

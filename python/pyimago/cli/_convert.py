@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
             target = sys.stdout.buffer
         elif arguments.no_create:
             target = stack.enter_context(
-                _there(arguments).opened(
+                Images(arguments, image_opts=arguments.target_image_opts, share=False).opened(
                     arguments.target,
                     None if arguments.target_image_opts else format,
                     write=True,
@@ -199,12 +199,6 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if not arguments.quiet:
         _warn(converted)
-
-
-def _there(arguments: argparse.Namespace) -> Images:
-    """What opens a target that is there."""
-    words = vars(arguments) | {"image_opts": arguments.target_image_opts, "force_share": False}
-    return Images(argparse.Namespace(**words))
 
 
 def _layout_of(arguments: argparse.Namespace, images: Images) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _size_below(arguments: argparse.Namespace, layout: dict[str, Any], length: i
     kind = layout.get("backing_format")
     if kind is None:
         raise UsageError(f"{arguments.image}: the format of the backing file has to be given (-F)")
-    with Images(arguments).opened(layout["backing"], kind, backing=False) as below:
+    with Images(arguments).opened(layout["backing"], kind, below="given") as below:
         return below.size if length is None else length
 
 

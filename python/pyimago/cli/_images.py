@@ -20,10 +20,14 @@ from pyimago.cli._text import UsageError, parse_size
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
+    from typing import Literal, TypeAlias
 
     from pyimago._types import Format, Implicit, Lock
     from pyimago.cli._arguments import Parser
+
+    Below: TypeAlias = Literal["all", "given", "none"]
+    """What is opened below an image: all; what is given; nothing, and to give it is wrong."""
 
 FORMATS = ("qcow2", "raw", "luks")
 FILES = ("file", "host_device")
@@ -102,6 +106,7 @@ QCOW2_OPTIONS = (
     "pass-discard-snapshot",
 )
 """What changes how QEMU goes about it, and nothing that is seen here."""
+SIZES = ("l2-cache-size", "refcount-cache-size")
 
 
 class Tree:
@@ -145,6 +150,10 @@ class Tree:
             raise UsageError(f"{self.where}{name} is to say what to open ({name}.driver=...), not {value!r}")
         return Tree(cast("dict[str, Any]", value), f"{self.where}{name}.")
 
+    def maybe(self, driver: str) -> bool:
+        """Whether the image may be of that driver."""
+        return self.driver in {driver, None}
+
     def skip(self, *names: str) -> None:
         """Options that make no difference here."""
         for name in names:
@@ -158,11 +167,16 @@ class Tree:
 
 
 class Images:
-    """Opens the images that a command line names."""
+    """Opens the images that a command line names.
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.image_opts: bool = getattr(arguments, "image_opts", False)
-        self.share: bool = getattr(arguments, "force_share", False)
+    `image_opts` and `share` are the command line's unless said.
+    """
+
+    def __init__(
+        self, arguments: argparse.Namespace, *, image_opts: bool | None = None, share: bool | None = None
+    ) -> None:
+        self.image_opts: bool = getattr(arguments, "image_opts", False) if image_opts is None else image_opts
+        self.share: bool = getattr(arguments, "force_share", False) if share is None else share
         self.implicit: Implicit = getattr(arguments, "implicit", "beside")
         self.secrets = read_secrets(getattr(arguments, "object", ()))
 
@@ -178,27 +192,35 @@ class Images:
         format: str | None = None,
         *,
         write: bool = False,
-        backing: bool = True,
+        below: Below = "all",
         cache: str = "writeback",
         what: str = "source cache",
-        snapshot: str | None = None,
+        snapshot: SnapshotName | None = None,
+        write_backing: bool | str = False,
     ) -> Generator[pyimago.SyncFormatAccess]:
-        """The image that `word` names, with what is below it unless `backing` is False.
+        """The image that `word` names.
 
         `format` is what `-f` said, `cache` what `-t` or `-T` did, which a message calls `what`.
+        `write_backing` is that of `pyimago.open`.
         """
         with ExitStack() as stack:
             opening = _Opening(self, stack, write=write, direct=bypasses_cache(cache, what))
-            yield opening.image(self.tree(word, format), write=write, backing=backing, snapshot=snapshot)
+            yield opening.image(
+                self.tree(word, format),
+                write=write,
+                below=below,
+                snapshot=snapshot,
+                write_backing=write_backing,
+            )
 
     @contextmanager
     def layer(self, link: pyimago.ImageInfo, secret: bytes | None) -> Generator[pyimago.SyncFormatAccess]:
         """An image of a chain by itself; where it is in no file its name is a description."""
         with ExitStack() as stack:
             if link.filename.startswith("json:"):
-                tree = Tree(_nested(_parsed(link.filename) | {"driver": link.format}))
+                tree = Tree(_nested(_parsed(link.filename) | {"driver": link.format, "backing": None}))
                 opening = _Opening(self, stack, write=False, direct=False)
-                yield opening.image(tree, write=False, backing=False)
+                yield opening.image(tree, write=False)
                 return
             yield stack.enter_context(
                 pyimago.open(
@@ -212,42 +234,39 @@ class Images:
             )
 
     @contextmanager
-    def place(
+    def parts(
         self,
         word: str,
         format: str | None = None,
         *,
         write: bool = False,
+        below: Below = "given",
         cache: str = "writeback",
         what: str = "source cache",
-    ) -> Generator[tuple[pyimago.Storage, Format | None]]:
-        """Where the image is that `word` names, and its format, for what does not look at it as a disk."""
+    ) -> Generator[Parts]:
+        """The parts of the image that `word` names, for what opens it by itself.
+
+        What is below it is opened only if it is given.
+        """
         with ExitStack() as stack:
             opening = _Opening(self, stack, write=write, direct=bypasses_cache(cache, what))
+            yield opening.parts(self.tree(word, format), write=write, below=below)
+
+    @contextmanager
+    def header(
+        self, word: str, format: str | None = None
+    ) -> Generator[tuple[pyimago.Storage, Format | None]]:
+        """Where the image is that `word` names, and its format, for what opens nothing else."""
+        with ExitStack() as stack:
+            opening = _Opening(self, stack, write=False, direct=False)
             tree = self.tree(word, format)
-            tree.skip("backing", "encrypt", "key-secret", "l2-cache-size", "refcount-cache-size")
-            opening.general(tree, write=write)
-            kind, storage = opening.below(tree, write=write)
+            opening.general(tree, write=False)
+            opening.nothing_below(tree)
+            tree.skip(*(["encrypt", "data-file", *SIZES] if tree.maybe("qcow2") else []))
+            tree.skip(*(["key-secret"] if tree.maybe("luks") else []))
+            kind, storage = opening.container(tree, write=False)
             tree.end()
             yield storage, kind
-
-    def path(
-        self, word: str, format: str | None = None, *, write: bool = True, cache: str = "writeback"
-    ) -> Path:
-        """The file of the image that `word` names, for what opens it by itself."""
-        bypasses_cache(cache)
-        tree = self.tree(word, format)
-        with ExitStack() as stack:
-            opening = _Opening(self, stack, write=write, direct=False)
-            opening.general(tree, write=write)
-            tree.skip("l2-cache-size", "refcount-cache-size")
-            secret = opening.secret(tree)
-            file = tree.child("file")
-            tree.end()
-            if file is None or file.driver not in {None, *FILES}:
-                raise UsageError(f"{word}: this takes an image that is in a file: file.filename=NAME")
-            filename, _ = opening.filename(file, write=write)
-        return Path(filename, format_of(tree.driver), secret)
 
     def in_full(self, word: str, format: str | None) -> str:
         """The name of an image that no file's name stands for."""
@@ -273,13 +292,17 @@ class Images:
         return _nested(options)
 
 
-class Path:
-    """An image in a file: what opens it."""
+class Parts:
+    """What an image is made of, open."""
 
-    def __init__(self, filename: str, format: Format | None, secret: bytes | None) -> None:
-        self.filename = filename
-        self.format: Format | None = format
-        self.secret = secret
+    storage: pyimago.Storage
+    format: Format | None
+    secret: bytes | None
+    backing: pyimago.SyncFormatAccess | Literal["implicit"] | None
+    """As `pyimago.open` takes it."""
+    data_file: pyimago.Storage | None = None
+    caches: Mapping[str, Any] = {}
+    """Their sizes, as `pyimago.open` takes them."""
 
 
 class _Opening:
@@ -318,41 +341,85 @@ class _Opening:
         tree.skip("node-name", "auto-read-only", "discard", *QCOW2_OPTIONS)
 
     def image(
-        self, tree: Tree, *, write: bool, backing: bool = True, snapshot: str | None = None
+        self,
+        tree: Tree,
+        *,
+        write: bool,
+        below: Below = "all",
+        snapshot: SnapshotName | None = None,
+        write_backing: bool | str = False,
     ) -> pyimago.SyncFormatAccess:
         """The image that a tree describes."""
-        self.general(tree, write=write)
-        options: dict[str, Any] = {}
-        if tree.driver in {"qcow2", None}:
-            options["l2_cache_size"] = tree.size("l2-cache-size")
-            options["refcount_cache_size"] = tree.size("refcount-cache-size")
-        if tree.options.get("backing", self) in (None, ""):
-            del tree.options["backing"]
-            backing = False
-        below = tree.child("backing")
-        if not backing:
-            options["backing"] = None
-        elif below is not None:
-            options["backing"] = self.image(below, write=False)
-        if (data := tree.child("data-file")) is not None:
-            options["data_file"] = self.storage(data, write=write)
-        options["secret"] = self.secret(tree)
-        kind, storage = self.below(tree, write=write)
-        tree.end()
+        parts = self.parts(tree, write=write, below=below, write_backing=write_backing)
+        if below != "all" and parts.backing == "implicit":
+            parts.backing = None
         return self.stack.enter_context(
             pyimago.open(
-                storage,
+                parts.storage,
                 write=write,
-                format=kind,
-                snapshot=snapshot,
+                format=parts.format,
+                snapshot=None if snapshot is None else snapshot.find(parts),
+                backing=parts.backing,
+                # What is given has been opened as it is to be.
+                write_backing=write_backing if parts.backing == "implicit" else False,
+                data_file=parts.data_file,
+                secret=parts.secret,
                 implicit=self.images.implicit,
                 lock=self.lock,
                 direct=self.direct,
-                **options,
+                **parts.caches,
             )
         )
 
-    def below(self, tree: Tree, *, write: bool) -> tuple[Format | None, pyimago.Storage]:
+    def parts(self, tree: Tree, *, write: bool, below: Below, write_backing: bool | str = False) -> Parts:
+        """The parts of that image."""
+        self.general(tree, write=write)
+        parts = Parts()
+        parts.secret = self.secret(tree)
+        parts.backing = (
+            self.nothing_below(tree) if below == "none" else self.backing(tree, write_backing=write_backing)
+        )
+        if tree.maybe("qcow2"):
+            parts.caches = {name.replace("-", "_"): tree.size(name) for name in SIZES}
+            if (data := tree.child("data-file")) is not None:
+                parts.data_file = self.storage(data, write=write)
+        parts.format, parts.storage = self.container(tree, write=write)
+        tree.end()
+        return parts
+
+    def nothing_below(self, tree: Tree) -> Literal["implicit"] | None:
+        """Refuse an image that is given as backing: none is looked at."""
+        if no_backing(tree):
+            return None
+        if "backing" in tree.options:
+            raise UsageError(f"no option {tree.where + 'backing'!r} here: what is below is not looked at")
+        return "implicit"
+
+    def backing(
+        self, tree: Tree, *, write_backing: bool | str
+    ) -> pyimago.SyncFormatAccess | Literal["implicit"] | None:
+        """What a tree says is below its image."""
+        if no_backing(tree):
+            return None
+        if (backing := tree.child("backing")) is None:
+            return "implicit"
+        if not tree.maybe("qcow2"):
+            raise UsageError(
+                f"{tree.where}backing: the driver {tree.driver!r} does not support backing files"
+            )
+        if write_backing is True or (write_backing and self.is_called(backing, write_backing)):
+            return self.image(backing, write=True)
+        return self.image(backing, write=False, write_backing=write_backing)
+
+    def is_called(self, tree: Tree, name: str) -> bool:
+        """Whether what a tree describes is the file of that name."""
+        file = tree.options
+        while isinstance(within := file.get("file"), dict):
+            file = cast("dict[str, Any]", within)
+        found = file.get("filename")
+        return isinstance(found, str) and os.path.realpath(found) == os.path.realpath(name)
+
+    def container(self, tree: Tree, *, write: bool) -> tuple[Format | None, pyimago.Storage]:
         """The format that a tree says an image has, and the storage that the image is in."""
         if tree.driver in FILES:
             return "raw", self.file(tree, write=write)
@@ -373,7 +440,7 @@ class _Opening:
             return self.file(tree, write=write)
         if tree.driver == "raw":
             self.general(tree, write=write)
-            _, storage = self.below(tree, write=write)
+            _, storage = self.container(tree, write=write)
             tree.end()
             return storage
         return pyimago.Disk(self.image(tree, write=write))
@@ -402,8 +469,8 @@ class _Opening:
 
     def secret(self, tree: Tree) -> bytes | None:
         """What opens an encrypted image."""
-        name = tree.text("key-secret")
-        if (encrypt := tree.child("encrypt")) is not None:
+        name = tree.text("key-secret") if tree.maybe("luks") else None
+        if tree.maybe("qcow2") and (encrypt := tree.child("encrypt")) is not None:
             if (method := encrypt.text("format")) not in {None, "luks", "aes"}:
                 raise UsageError(f"{encrypt.where}format is luks or aes, not {method!r}")
             name = encrypt.text("key-secret") or name
@@ -416,18 +483,44 @@ def add_snapshot(parser: Parser, *names: str) -> None:
     parser.add_argument(
         *(names or ("-l", "--snapshot")),
         metavar="SNAPSHOT",
-        help="the disk as this snapshot has it: an id or a name, or snapshot.id=ID or snapshot.name=NAME",
+        help="the disk as this snapshot has it: an id or a name, or snapshot.id=ID,snapshot.name=NAME",
     )
 
 
-def snapshot_named(text: str | None) -> str | None:
-    """The id or the name that `-l` says."""
-    if text is None or not text.startswith("snapshot."):
-        return text
-    options = {name: value for name, _, value in (part.partition("=") for part in _layout.split([text]))}
-    if len(options) != 1 or not options.keys() <= {"snapshot.id", "snapshot.name"}:
-        raise UsageError(f"Failed in parsing snapshot param '{text}'")
-    return next(iter(options.values()))
+class SnapshotName:
+    """What `-l` says: an id or a name, or which of the two, or both."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.wanted: dict[str, str] = {}
+        if text.startswith("snapshot."):
+            parts = [part.partition("=") for part in _layout.split([text])]
+            self.wanted = {name: value if given else "on" for name, given, value in parts}
+            if not self.wanted.keys() <= {"snapshot.id", "snapshot.name"}:
+                raise UsageError(f"Failed in parsing snapshot param '{text}'")
+
+    def find(self, parts: Parts) -> str:
+        """The id or name by which `pyimago.open` finds it."""
+        if not self.wanted:
+            return self.text
+        document = pyimago.info(parts.storage, format=parts.format).to_dict()
+        for snapshot in document.get("snapshots", ()):
+            if all(snapshot[name.removeprefix("snapshot.")] == value for name, value in self.wanted.items()):
+                return str(snapshot["id"])
+        raise UsageError(f"Failed to load snapshot: there is none with {self.text}")
+
+
+def snapshot_named(text: str | None) -> SnapshotName | None:
+    """What `-l` says, if it was given."""
+    return None if text is None else SnapshotName(text)
+
+
+def no_backing(tree: Tree) -> bool:
+    """Whether a tree says that nothing is below its image."""
+    if tree.options.get("backing", tree) not in (None, ""):
+        return False
+    del tree.options["backing"]
+    return True
 
 
 def bypasses_cache(mode: str, what: str = "cache") -> bool:

@@ -35,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print what `pyimago info` was asked for."""
     images = Images(arguments)
-    with images.place(arguments.image, arguments.format) as (storage, kind):
+    with images.header(arguments.image, arguments.format) as (storage, kind):
         if arguments.backing_chain:
             chain = pyimago.info_chain(storage, format=kind, implicit=arguments.implicit, lock=images.lock)
         else:

@@ -77,8 +77,10 @@ def _draw(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, start:
     from pyimago.cli._survey import survey
 
     images = Images(arguments)
-    path = images.path(arguments.image, arguments.format, write=False)
-    chain = pyimago.info_chain(path.filename, format=path.format, implicit=arguments.implicit)
+    with images.parts(arguments.image, arguments.format) as top:
+        if not isinstance(top.storage, pyimago.File):
+            raise UsageError(f"{arguments.image}: a picture is drawn of an image in a file")
+        chain = pyimago.info_chain(top.storage, format=top.format, implicit=arguments.implicit)
     if not length:
         raise UsageError(f"{arguments.image}: there is nothing to draw: the disk ends at {image.size}")
     if arguments.picture and any(_same_file(Path(arguments.picture), Path(link.filename)) for link in chain):
@@ -93,7 +95,7 @@ def _draw(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, start:
             columns=columns,
             images=images,
             progress=progress,
-            secret=path.secret,
+            secret=top.secret,
         )
     title = f"{escape(arguments.image)}: {image.format}, {human_size(image.size)}"
     if len(chain) > 1:

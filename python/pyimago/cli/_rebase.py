@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from pyimago.cli._arguments import Parser
+    from pyimago.cli._images import Below
 
 
 def add_arguments(parser: Parser) -> None:
@@ -44,8 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Rebase as the command line says."""
     if arguments.backing is None and not arguments.backing_unsafe:
         raise UsageError("Must specify backing file (-b) or use unsafe mode (-u)")
-    bypasses_cache(arguments.backing_cache, "source cache")
-    image = Images(arguments).path(arguments.image, arguments.format, write=False, cache=arguments.cache)
+    direct = bypasses_cache(arguments.backing_cache, "source cache")
+    lock = Images(arguments).lock
     backing = name_in_image(arguments.backing)
     if arguments.backing_format not in {None, *NAMES_OF_FORMATS}:
         raise UsageError(f"Invalid format name: {arguments.backing_format!r}")
@@ -53,15 +54,31 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(
             "the format of the new backing file has to be given (-F): a guest can write any header"
         )
-    with show(arguments) as progress:
+    # With -U the locks of the backing files are not looked at; that of the image is.
+    images = Images(arguments, share=False)
+    below: Below = "none" if arguments.backing_unsafe else "given"
+    with (
+        images.parts(
+            *(arguments.image, arguments.format),
+            write=True,
+            below=below,
+            cache=arguments.cache,
+            what="cache",
+        ) as image,
+        show(arguments) as progress,
+    ):
         pyimago.rebase(
-            image.filename,
+            image.storage,
             backing,
             backing_format=arguments.backing_format if backing else None,
             format=image.format,
             unsafe=arguments.backing_unsafe,
             compress=arguments.compress,
             secret=image.secret,
+            opened_backing=image.backing,
+            opened_data_file=image.data_file,
+            direct=direct,
+            lock=lock,
             implicit=arguments.implicit,
             progress=progress,
         )

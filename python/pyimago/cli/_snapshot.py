@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not any(change is not None for change in changes):
         _list(arguments)
         return
-    with Images(arguments).opened(arguments.image, arguments.format, write=True, backing=False) as image:
+    with Images(arguments).opened(arguments.image, arguments.format, write=True, below="given") as image:
         if arguments.create is not None:
             image.snapshots.create(arguments.create)
         elif arguments.apply is not None:
@@ -58,8 +58,8 @@ def _id_of(image: pyimago.SyncFormatAccess, name: str) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    with Images(arguments).place(arguments.image, arguments.format) as (storage, kind):
-        document = pyimago.info(storage, format=kind).to_dict()
+    with Images(arguments).parts(arguments.image, arguments.format) as image:
+        document = pyimago.info(image.storage, format=image.format).to_dict()
     snapshots = document.get("snapshots", [])
     if arguments.output == "json":
         print(json.dumps(snapshots, indent=4))

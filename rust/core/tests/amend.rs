@@ -78,8 +78,12 @@ fn erase(slot: Option<usize>, text: Option<&str>, last: LastSlot) -> KeyChange {
     KeyChange::Erase { slot, secret: text.map(secret), last }
 }
 
+fn opening(text: &str) -> OpenOptions {
+    OpenOptions { secret: Some(secret(text)), ..OpenOptions::default() }
+}
+
 fn with_a(key: KeyChange) -> Amendment {
-    Amendment { key: Some(key), secret: Some(secret("a")), ..Amendment::default() }
+    Amendment { key: Some(key), open: opening("a"), ..Amendment::default() }
 }
 
 fn amended(path: &Path, amendment: &Amendment) -> Result<()> {
@@ -100,9 +104,9 @@ fn key_slots_come_and_go_and_what_qemu_refuses_is_refused_with_the_file_untouche
             assert!(error.path().is_some(), "{error}");
             assert!(bytes() == before, "{error}");
         };
-        let nobody = Amendment { secret: Some(secret("c")), ..with_a(add("d", None)) };
+        let nobody = Amendment { open: opening("c"), ..with_a(add("d", None)) };
         refused(&nobody, ErrorKind::WrongSecret);
-        refused(&Amendment { secret: None, ..nobody }, ErrorKind::WrongSecret);
+        refused(&Amendment { open: OpenOptions::default(), ..nobody }, ErrorKind::WrongSecret);
         refused(&with_a(add("c", Some(5))), ErrorKind::InvalidInput);
         refused(&with_a(add("c", Some(8))), ErrorKind::InvalidInput);
         refused(&with_a(add("", None)), ErrorKind::InvalidInput);
@@ -134,7 +138,8 @@ fn key_slots_survive_a_loss_of_power() {
         Verb {
             start: std::slice::from_ref(&one),
             run: &|storages| {
-                let amendment = Amendment { format: Some(kind), ..with_a(add("b", Some(6))) };
+                let open = OpenOptions { format: Some(kind), ..opening("a") };
+                let amendment = Amendment { open, ..with_a(add("b", Some(6))) };
                 amend_storage(Arc::clone(&storages[0]), &amendment, &mut Job::default())
             },
             verify: &|media, moment| {
@@ -157,7 +162,8 @@ fn key_slots_survive_a_loss_of_power() {
             start: std::slice::from_ref(&both),
             run: &|storages| {
                 let key = erase(None, Some("b"), LastSlot::Keep);
-                let amendment = Amendment { format: Some(kind), ..with_a(key) };
+                let open = OpenOptions { format: Some(kind), ..opening("a") };
+                let amendment = Amendment { open, ..with_a(key) };
                 amend_storage(Arc::clone(&storages[0]), &amendment, &mut Job::default())
             },
             verify: &|media, moment| match (opens(&media[0], kind, "a"), opens(&media[0], kind, "b")) {
@@ -280,7 +286,7 @@ fn it_amends_key_slots_and_sizes_as_qemu_does() {
         &path,
         &Amendment {
             size: Some(2 << 20),
-            secret: Some(secret("b")),
+            open: opening("b"),
             ..with_a(erase(None, Some("a"), LastSlot::Keep))
         },
     )

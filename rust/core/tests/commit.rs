@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use imago_core::access::commit::{CommitOptions, Committed, Merging, commit, commit_into};
 use imago_core::access::create::{CreateOptions, create};
 use imago_core::access::job::{Job, Progress};
-use imago_core::access::open::{Backing, OpenOptions};
+use imago_core::access::open::{Backing, OpenOptions, WriteBacking};
 use imago_core::access::pack::CompressionLevel;
 use imago_core::format::preallocation::Preallocation;
 use imago_core::format::qcow2::create as qcow2;
@@ -203,7 +203,13 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
     assert_eq!(kind(&top, &to("top")), ErrorKind::InvalidInput);
     let gate = imago_core::access::open::Gate::Deny;
     assert_eq!(
-        kind(&top, &CommitOptions { gate, ..CommitOptions::default() }),
+        kind(
+            &top,
+            &CommitOptions {
+                open: OpenOptions { gate, ..OpenOptions::default() },
+                ..CommitOptions::default()
+            }
+        ),
         ErrorKind::ImplicitOpenDenied
     );
     let reader = open_as(&base, FormatKind::Qcow2, false);
@@ -219,6 +225,72 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
     )
     .unwrap();
     assert!(fs::read(&top).unwrap() == bytes[1], "it is kept");
+}
+
+#[test]
+fn images_that_were_not_closed_cleanly_are_repaired_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let default = qcow2::CreateOptions::default();
+    let plain = CreateOptions::Qcow2(qcow2::CreateOptions { size: SIZE, ..default.clone() });
+    let base = image(path("base"), &plain, 1);
+    let top = image(path("top"), &CreateOptions::Qcow2(overlay(SIZE, "base", &default)), 2);
+    let shown = all(&top, FormatKind::Qcow2);
+    for path in [&base, &top] {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[79] |= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    run(&top, &CommitOptions::default()).unwrap();
+    for path in [&base, &top] {
+        assert!(all(path, FormatKind::Qcow2) == shown);
+        assert_eq!(fs::read(path).unwrap()[79] & 1, 0);
+        check(&fs::read(path).unwrap()).assert_no_corruption();
+    }
+    assert_eq!(own_clusters(&top), 0);
+}
+
+#[test]
+fn an_open_image_goes_into_the_first_one_below_that_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let default = qcow2::CreateOptions::default();
+    let plain = CreateOptions::Qcow2(qcow2::CreateOptions { size: SIZE, ..default.clone() });
+    image(path("base"), &plain, 1);
+    image(path("middle"), &CreateOptions::Qcow2(overlay(SIZE, "base", &default)), 2);
+    let top = image(path("top"), &CreateOptions::Qcow2(overlay(SIZE, "middle", &default)), 3);
+    let shown = all(&top, FormatKind::Qcow2);
+    let open = |write_backing| OpenOptions { write: true, write_backing, ..OpenOptions::default() };
+    let into = |image: &Arc<Image>| commit_into(image, Merging::default(), &mut Job::default());
+    let image = open(WriteBacking::No).open(&top).unwrap();
+    assert_eq!(into(&image).unwrap_err().kind(), ErrorKind::InvalidInput);
+    image.close().unwrap();
+    for (write_backing, name, emptied) in [
+        (WriteBacking::Named("base".into()), "base", false),
+        (WriteBacking::Named(path("middle")), "middle", true),
+        (WriteBacking::First, "middle", true),
+    ] {
+        let image = open(write_backing).open(&top).unwrap();
+        assert_eq!(image.written_backing().and_then(|image| image.path()), Some(&*path(name)));
+        image.write(&b"again"[..], 70_000).unwrap();
+        into(&image).unwrap();
+        let still = bytes_of(&image);
+        assert!(still[..70_000] == shown[..70_000] && still[70_005..] == shown[70_005..]);
+        image.close().unwrap();
+        assert_eq!(own_clusters(&top) == 0, emptied, "{name}");
+        // Closed with the image, and its locks are free.
+        let below = open_as(&path(name), FormatKind::Qcow2, true);
+        assert!(bytes_of(&below) == still, "{name}");
+        below.close().unwrap();
+    }
+    let lent = open_as(&path("middle"), FormatKind::Qcow2, false);
+    let error = OpenOptions { backing: Backing::Image(lent), ..open(WriteBacking::First) }.open(&top);
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidInput);
+    if qemu::have_qemu() {
+        for name in ["base", "middle", "top"] {
+            qemu::assert_clean(&path(name));
+        }
+    }
 }
 
 #[test]
@@ -343,7 +415,7 @@ fn open_both(storages: &[Arc<dyn Storage>]) -> Result<(Arc<Image>, Arc<Image>)> 
 
 fn commit_both(storages: &[Arc<dyn Storage>]) -> Result<()> {
     let (image, base) = open_both(storages)?;
-    let committed = commit_into(&image, &base, Merging::default(), &mut Job::default());
+    let committed = commit_into(&image, Merging::default(), &mut Job::default());
     committed.and(image.close()).and(base.close())
 }
 

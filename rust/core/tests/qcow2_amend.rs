@@ -13,6 +13,8 @@ use imago_core::format::ImplicitReference;
 use imago_core::format::qcow2::amend::{AmendOptions, BackingChange, DataFileChange, amend};
 use imago_core::format::qcow2::create::Version;
 use imago_core::format::steps::Steps;
+use imago_core::storage::memory::Memory;
+use imago_core::storage::slice::Slice;
 use imago_core::{ErrorKind, Result, Storage};
 use imago_testkit::check::check;
 use imago_testkit::crash::{Moment, Verb};
@@ -673,4 +675,34 @@ fn a_refcount_table_that_moves_meanwhile_stays_in_force() {
     assert_ne!(table(), before, "the table moved");
     qemu::assert_clean(&path);
     assert!(qemu::content(&path) == content);
+}
+
+#[test]
+fn in_what_keeps_its_size_the_refcounts_go_where_nothing_is() {
+    let made = make("", Below::Nothing, true);
+    let bytes = made.bytes();
+    let contents = made.contents(&bytes).unwrap();
+    for (room, bits) in [(300_000, 64), (300_000, 1), (0, 64)] {
+        let whole = [&[7; 512][..], &bytes, &vec![9; room], &[8; 512]].concat();
+        let memory = Arc::new(Memory::from(whole.clone()));
+        let size = Some((bytes.len() + room) as u64);
+        let part: Arc<dyn Storage> = Arc::new(Slice::new(memory.clone(), 512, size).unwrap());
+        let amended = amend(&part, &options(|o| o.refcount_bits = Some(bits)), &mut Steps::default());
+        let after = memory.to_vec().unwrap();
+        match amended {
+            Ok(()) => {
+                let image = &after[512..after.len() - 512];
+                check(image).assert_no_corruption();
+                assert_eq!(made.contents(image).unwrap(), contents);
+                assert_eq!(Qcow2::parse(image).unwrap().header.refcount_order, bits.ilog2());
+            }
+            // A snapshot shares clusters; and what is full is full.
+            Err(error) if bits == 1 => assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}"),
+            Err(error) => {
+                assert_eq!((error.kind(), room), (ErrorKind::Unsupported, 0), "{error}");
+                assert!(after == whole);
+            }
+        }
+        assert!(after.starts_with(&[7; 512]) && after.ends_with(&[8; 512]));
+    }
 }

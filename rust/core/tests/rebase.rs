@@ -2,13 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use imago_core::access::create::{CreateOptions, create};
 use imago_core::access::job::Job;
-use imago_core::access::open::OpenOptions;
-use imago_core::access::rebase::{RebaseMode, RebaseOptions, rebase};
+use imago_core::access::open::{Backing, OpenOptions, slice};
+use imago_core::access::rebase::{RebaseMode, RebaseOptions, rebase, rebase_storage};
+use imago_core::buffer::{IoVector, IoVectorMut};
 use imago_core::format::qcow2::create as qcow2;
 use imago_core::format::{FormatKind, ImplicitReference, ZeroIntent};
+use imago_core::storage::file::File;
+use imago_core::storage::{Capabilities, Identity, Storage, StorageOpenOptions, ZeroMode};
 use imago_core::{ErrorKind, Image};
 use imago_testkit::qemu;
 use imago_testkit::rng::Rng;
@@ -57,6 +61,76 @@ fn image(
     }
     image.close().unwrap();
     path
+}
+
+/// A storage that says when it is let go, and what is written to it afterwards.
+#[derive(Debug)]
+struct Watched {
+    inner: File,
+    unlocked: AtomicBool,
+    late: AtomicU32,
+}
+
+impl Watched {
+    fn open(path: &Path) -> Arc<Self> {
+        let inner = File::open_sync(StorageOpenOptions::new().filename(path).write(true)).unwrap();
+        Arc::new(Watched { inner, unlocked: AtomicBool::new(false), late: AtomicU32::new(0) })
+    }
+
+    fn written(&self) {
+        self.late.fetch_add(self.unlocked.load(Ordering::SeqCst).into(), Ordering::SeqCst);
+    }
+}
+
+impl Storage for Watched {
+    fn readv_at(&self, bufs: IoVectorMut<'_>, offset: u64) -> imago_core::Result<()> {
+        self.inner.readv_at(bufs, offset)
+    }
+
+    fn writev_at(&self, bufs: IoVector<'_>, offset: u64) -> imago_core::Result<()> {
+        self.written();
+        self.inner.writev_at(bufs, offset)
+    }
+
+    fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> imago_core::Result<()> {
+        self.written();
+        self.inner.write_zeroes_at(offset, len, mode)
+    }
+
+    fn discard_at(&self, offset: u64, len: u64) -> imago_core::Result<()> {
+        self.written();
+        self.inner.discard_at(offset, len)
+    }
+
+    fn len(&self) -> imago_core::Result<u64> {
+        self.inner.len()
+    }
+
+    fn set_len(&self, len: u64) -> imago_core::Result<()> {
+        self.written();
+        self.inner.set_len(len)
+    }
+
+    fn sync(&self) -> imago_core::Result<()> {
+        self.inner.sync()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.inner.path()
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.inner.identity()
+    }
+
+    fn unlock(&self) {
+        self.unlocked.store(true, Ordering::SeqCst);
+        self.inner.unlock();
+    }
 }
 
 fn run(path: &Path, backing: Option<&str>, mode: RebaseMode) -> imago_core::Result<()> {
@@ -147,4 +221,82 @@ fn a_backing_file_that_cannot_be_read_is_refused_before_anything_is_touched() {
     assert_eq!(run(&top, Some("nowhere"), RebaseMode::Safe).unwrap_err().kind(), ErrorKind::Io);
     assert!(run(&top, Some("top"), RebaseMode::Safe).is_err(), "an image is not its own backing file");
     assert!(std::fs::read(&top).unwrap() == before);
+}
+
+#[test]
+fn the_image_stays_locked_until_its_header_is_changed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let default = qcow2::CreateOptions::default();
+    image(path("base"), SIZE, None, &default, 1);
+    let top = image(path("top"), SIZE, Some("base"), &default, 5);
+    let content = all(&top);
+    let storage = Watched::open(&top);
+    rebase_storage(Arc::clone(&storage) as _, &RebaseOptions::default(), &mut Job::default()).unwrap();
+    assert!(storage.unlocked.load(Ordering::SeqCst));
+    assert_eq!(storage.late.load(Ordering::SeqCst), 0, "writes without the lock");
+    std::fs::remove_file(path("base")).unwrap();
+    // Its owner still has it.
+    assert!(all(&top) == content);
+}
+
+#[test]
+fn a_header_that_cannot_be_is_refused_before_anything_is_copied() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let default = qcow2::CreateOptions::default();
+    image(path("base"), SIZE, None, &default, 1);
+    let raw_data =
+        qcow2::CreateOptions { data_file: Some("data".into()), data_file_raw: true, ..Default::default() };
+    let top = image(path("top"), SIZE, None, &raw_data, 5);
+    let before = (std::fs::read(&top).unwrap(), std::fs::read(path("data")).unwrap());
+    let error = run(&top, Some("base"), RebaseMode::Safe).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!((std::fs::read(&top).unwrap(), std::fs::read(path("data")).unwrap()) == before);
+    let error = run(&path("data"), None, RebaseMode::Safe).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+}
+
+#[test]
+fn what_the_image_is_over_and_where_its_data_is_can_be_given() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let default = qcow2::CreateOptions::default();
+    image(path("base"), SIZE, None, &default, 1);
+    image(path("other"), SIZE, None, &default, 2);
+    let top = image(
+        path("top"),
+        SIZE,
+        Some("base"),
+        &qcow2::CreateOptions { data_file: Some("data".into()), ..Default::default() },
+        5,
+    );
+    std::fs::rename(path("data"), path("moved")).unwrap();
+    std::fs::rename(&top, path("alone")).unwrap();
+    let bundle = [vec![0; 4096], std::fs::read(path("alone")).unwrap()].concat();
+    std::fs::write(path("bundle"), bundle).unwrap();
+    let file = |name: &str| -> Arc<dyn Storage> {
+        Arc::new(File::open_sync(StorageOpenOptions::new().filename(path(name)).write(true)).unwrap())
+    };
+    let other = open(&path("other"), false);
+    let given = |data: &Arc<dyn Storage>, backing| OpenOptions {
+        data_file: Some(Arc::clone(data)),
+        backing,
+        ..OpenOptions::default()
+    };
+    let shown = |backing| {
+        let part = slice(file("bundle"), 4096, None).unwrap();
+        let image = given(&file("moved"), backing).open_storage(part).unwrap();
+        let mut bytes = vec![0; SIZE as usize];
+        image.read(&mut bytes[..], 0).unwrap();
+        image.close().unwrap();
+        bytes
+    };
+    let content = shown(Backing::Image(Arc::clone(&other)));
+    let open = given(&file("moved"), Backing::Image(Arc::clone(&other)));
+    let part = slice(file("bundle"), 4096, None).unwrap();
+    let options = RebaseOptions { open, backing: Some(reference("base")), ..RebaseOptions::default() };
+    rebase_storage(part, &options, &mut Job::default()).unwrap();
+    assert!(shown(Backing::Implicit) == content);
+    assert!(!other.is_closed(), "who opened it closes it");
 }

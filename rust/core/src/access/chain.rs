@@ -7,9 +7,10 @@ use super::align::{aligned, part};
 use super::blockdev::{Below, Node, Place};
 use super::check;
 use super::disk::Disk;
-use super::gate::Gate;
+use super::gate::{Gate, resolve_beside};
 use super::image::{Base, CHAIN_MAX, Image};
 use super::probe::probe;
+use super::target::resolve;
 use crate::crypt::Secret;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::luks::Volume;
@@ -246,6 +247,35 @@ impl<'a> Opener<'a> {
         Ok(stack(links, Base::None))
     }
 
+    /// The same, with one image open for writing, which comes back too: the one that `wanted` means, or the first. It is none that is
+    /// remembered of as only read, and whoever is on top closes it.
+    pub(super) fn open_written_backing(
+        &mut self,
+        image: Option<&Path>,
+        reference: ImplicitReference,
+        wanted: Option<&Path>,
+    ) -> Result<(Base, Arc<Image>)> {
+        let (mut level, mut found) = (0, None);
+        let mut links = self.open_links(image, reference, |from, name, file| {
+            let is_it = found.is_none() && wanted.is_none_or(|wanted| is_called(wanted, from, name, file));
+            found = found.or(is_it.then_some(level));
+            level += 1;
+            is_it
+        })?;
+        let Some(index) = found else {
+            let wanted = wanted.unwrap_or(Path::new("")).to_string_lossy();
+            return Err(Error::invalid_input(format!(
+                "{wanted:?} is none of the backing files below the image"
+            )));
+        };
+        links[index].clean()?;
+        let mut rest = links.split_off(index).into_iter();
+        let written = rest.next().expect("it was found");
+        let written = Arc::new(written.into_image(stack(rest.collect(), Base::None)));
+        let base = Base::Image { image: Arc::clone(&written), owned: false };
+        Ok((stack(links, base), written))
+    }
+
     /// The same, not yet put on top of each other: the topmost first. `writes` says of each image (as the one above it is called, as that
     /// spells it, and the file that it is, if it is one) whether it is to be written.
     pub(super) fn open_links(
@@ -398,13 +428,27 @@ impl<'a> Opener<'a> {
     }
 }
 
+/// Whether `wanted` means the backing file of the image `from` that this spells `name`, and that is in `file`, if it is in one.
+fn is_called(wanted: &Path, from: Option<&Path>, name: &Path, file: Option<&Path>) -> bool {
+    if wanted == name {
+        return true;
+    }
+    let Some(Ok(file)) = file.map(resolve) else { return false };
+    // As QEMU: a relative name starts where the image is that could spell it so.
+    match resolve(&resolve_beside(from, wanted)) {
+        Ok(beside) => beside == file,
+        Err(_) => resolve(wanted).is_ok_and(|path| path == file),
+    }
+}
+
 /// The images of `links`, the topmost first, above `base`.
 pub(super) fn stack(links: Vec<Link>, base: Base) -> Base {
     let over = |base, link: Link| Base::Image { image: Arc::new(link.into_image(base)), owned: true };
     links.into_iter().rev().fold(base, over)
 }
 
-fn named(path: Option<&Path>, error: Error) -> Error {
+/// `error` with the file at `path`, unless it names one already.
+pub(super) fn named(path: Option<&Path>, error: Error) -> Error {
     match path {
         Some(path) => error.in_file(path),
         None => error,

@@ -65,7 +65,10 @@ fn check_aligned(storage: &dyn Storage, options: CheckOptions, job: &mut Job<'_>
         return Err(Error::unsupported(format!("a {format} image has no metadata that could be checked")));
     }
     let data = match (data_file(storage)?, given) {
-        (DataFile::None, _) => None,
+        (DataFile::None, None) => None,
+        (DataFile::None, Some(_)) => {
+            return Err(Error::invalid_input("the image has no external data file"));
+        }
         (DataFile::External(_), Some(data)) => Some(aligned(data)),
         (DataFile::External(reference), None) => {
             let mut opener = Opener::new(&gate, None, false, lock);

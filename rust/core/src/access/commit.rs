@@ -4,19 +4,14 @@ use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::chain::{Link, Opener, stack};
 use super::extent::Extent;
-use super::gate::{Gate, resolve_beside};
-use super::image::{Base, Image};
+use super::image::Image;
 use super::job::Job;
+use super::open::{OpenOptions, WriteBacking};
 use super::sweep::{Ahead, CHUNK, Hands, Pace, Piece, Then, cut, sweep_with};
-use super::target::resolve;
-use crate::crypt::Secret;
 use crate::error::{Error, Result};
 use crate::format::preallocation::Preallocation;
 use crate::format::{FormatKind, ZeroIntent};
-use crate::storage::file::File;
-use crate::storage::{Lock, Storage, StorageOpenOptions};
 
 /// Unit of the size of a disk that QEMU makes.
 const SECTOR: u64 = 512;
@@ -44,20 +39,12 @@ pub struct Merging {
 /// How to commit.
 #[derive(Clone, Debug, Default)]
 pub struct CommitOptions {
-    /// The image's format; probed unless given.
-    pub format: Option<FormatKind>,
+    /// How the image is opened, and what it names, the base among it; `write`, `write_backing` and `snapshot` mean nothing here.
+    pub open: OpenOptions,
     /// The image to write to, one of those below: as the image above it spells its name, or the path of its file. `None`: the one right below.
     pub base: Option<PathBuf>,
     /// How its content goes there.
     pub merging: Merging,
-    /// Who decides on the files that images name, the base among them.
-    pub gate: Gate,
-    /// What opens encrypted images of the chain.
-    pub secret: Option<Secret>,
-    /// Bypass the page cache (`O_DIRECT`).
-    pub direct: bool,
-    /// Whether the files are locked.
-    pub lock: Lock,
 }
 
 /// Writes what the image at `path`, and every image between, holds into its base, on all cores. Nobody else may have the base open, nor the
@@ -71,18 +58,30 @@ pub struct CommitOptions {
 /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for an image without a backing file, or a base that is not below it; nothing has been
 /// touched then. What opening and writing say.
 pub fn commit(path: impl AsRef<Path>, options: &CommitOptions, job: &mut Job<'_>) -> Result<()> {
-    let Chain { image, base } = open(path.as_ref(), options)?;
-    let committed = commit_into(&image, &base, options.merging, job);
-    committed.and(base.close()).and(image.close())
+    let image = options.opening().open(path)?;
+    let committed = commit_into(&image, options.merging, job);
+    committed.and(image.close())
 }
 
-/// The same with images that the caller opened: `image`, and below it `base`, which is open for writing.
-pub fn commit_into(image: &Arc<Image>, base: &Arc<Image>, merging: Merging, job: &mut Job<'_>) -> Result<()> {
-    let chain = iter::successors(Some(image), |image| image.backing());
-    let Some(levels) = chain.skip(1).position(|below| Arc::ptr_eq(below, base)) else {
-        return Err(image.name(Error::invalid_input("the base is none of the images below this one")));
+impl CommitOptions {
+    fn opening(&self) -> OpenOptions {
+        OpenOptions {
+            write: self.merging.image == Committed::Empty,
+            write_backing: self.base.clone().map_or(WriteBacking::First, WriteBacking::Named),
+            snapshot: None,
+            ..self.open.clone()
+        }
+    }
+}
+
+/// The same of an open image, which stays so: into the topmost image below it that is open for writing.
+pub fn commit_into(image: &Arc<Image>, merging: Merging, job: &mut Job<'_>) -> Result<()> {
+    let Some(base) = image.written_backing() else {
+        let text = "no image below this one is open for writing, to take what it holds";
+        return Err(image.name(Error::invalid_input(text)));
     };
-    let levels = levels as u32 + 1;
+    let chain = iter::successors(Some(image), |image| image.backing());
+    let levels = chain.take_while(|above| !Arc::ptr_eq(above, base)).count() as u32;
     let empties = merging.image == Committed::Empty && levels == 1;
     if empties && !image.writable() {
         return Err(
@@ -96,65 +95,6 @@ pub fn commit_into(image: &Arc<Image>, base: &Arc<Image>, merging: Merging, job:
     base.flush()?;
     job.finish(image.size())?;
     if empties { image.make_empty() } else { Ok(()) }
-}
-
-/// An image with all below it.
-struct Chain {
-    image: Arc<Image>,
-    /// Open for writing, and not closed with the image.
-    base: Arc<Image>,
-}
-
-fn open(path: &Path, options: &CommitOptions) -> Result<Chain> {
-    let writable = options.merging.image == Committed::Empty;
-    let file =
-        StorageOpenOptions::new().filename(path).write(writable).direct(options.direct).lock(options.lock);
-    let storage: Arc<dyn Storage> = Arc::new(File::open_sync(file)?);
-    let mut opener = Opener::new(&options.gate, options.secret.as_ref(), options.direct, options.lock);
-    opener.note(&*storage)?;
-    opener.count(1)?;
-    let mut top = Link::open(storage, writable, options.format, options.secret.as_ref())?;
-    opener.open_data_file_of(&mut top)?;
-    let Some(reference) = top.backing_reference() else {
-        return Err(
-            Error::invalid_input("the image has no backing file that its content could go to").in_file(path)
-        );
-    };
-    let mut levels = 0_usize;
-    let mut found = false;
-    let mut above = opener.open_links(Some(path), reference, |from, name, file| {
-        if !found {
-            levels += 1;
-            found = options.base.as_deref().is_none_or(|base| is_called(base, from, name, file));
-            return found;
-        }
-        false
-    })?;
-    if !found {
-        let base = options.base.as_deref().unwrap_or(Path::new(""));
-        let message = format!("{:?} is none of the backing files below the image", base.to_string_lossy());
-        return Err(Error::invalid_input(message).in_file(path));
-    }
-    let mut rest = above.split_off(levels - 1).into_iter();
-    let base = rest.next().expect("it was found");
-    let base = Arc::new(base.into_image(stack(rest.collect(), Base::None)));
-    // Not owned: what is remembered of images below another one is of those that nobody writes to.
-    let below = Base::Image { image: Arc::clone(&base), owned: false };
-    let image = Arc::new(top.into_image(stack(above, below)));
-    Ok(Chain { image, base })
-}
-
-/// Whether `wanted` means the backing file of the image `from` that this spells `name`, and that is in `file`, if it is in one.
-fn is_called(wanted: &Path, from: Option<&Path>, name: &Path, file: Option<&Path>) -> bool {
-    if wanted == name {
-        return true;
-    }
-    let Some(Ok(file)) = file.map(resolve) else { return false };
-    // As QEMU: a relative name starts where the image is that could spell it so.
-    match resolve(&resolve_beside(from, wanted)) {
-        Ok(beside) => beside == file,
-        Err(_) => resolve(wanted).is_ok_and(|path| path == file),
-    }
 }
 
 /// What is to be done about a range.

@@ -1,6 +1,7 @@
 //! An open image: the executor of its format's plans.
 
 use std::fmt;
+use std::iter;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -52,6 +53,8 @@ const UNCLEAN: u8 = 4;
 pub struct Image {
     pub(super) format: Arc<dyn Format>,
     pub(super) base: Base,
+    /// An image further down that was opened for this one, and is written.
+    brought: Option<Arc<Image>>,
     /// The images below that were opened for this one, once they were asked.
     below: OnceLock<Below>,
     /// Shared by every write, held alone by whoever changes the image as a whole.
@@ -96,6 +99,7 @@ impl Image {
             cipher: format.guest_cipher().cloned(),
             format,
             base,
+            brought: None,
             below: OnceLock::new(),
             writing: RwLock::new(()),
             ranges: RangeLocks::default(),
@@ -113,6 +117,13 @@ impl Image {
     #[must_use]
     pub(crate) fn probed_raw(mut self) -> Self {
         self.probed_raw = true;
+        self
+    }
+
+    /// The same image, which closes `written`, an image below it.
+    #[must_use]
+    pub(super) fn bringing(mut self, written: Option<Arc<Image>>) -> Self {
+        self.brought = written;
         self
     }
 
@@ -173,6 +184,11 @@ impl Image {
             Base::Image { image, .. } => Some(image),
             Base::None | Base::Unopened(_) => None,
         }
+    }
+
+    /// The topmost image below that is open for writing.
+    pub fn written_backing(&self) -> Option<&Arc<Image>> {
+        iter::successors(self.backing(), |image| image.backing()).find(|image| image.writable())
     }
 
     /// The images below that were opened for this one.
@@ -280,6 +296,9 @@ impl Image {
         }
         self.unpacked.forget(0, u64::MAX);
         if let Base::Image { image, owned: true } = &self.base {
+            result = result.and(image.close());
+        }
+        if let Some(image) = &self.brought {
             result = result.and(image.close());
         }
         *closed = Some(result.clone());

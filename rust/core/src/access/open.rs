@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use super::align::part as slice;
-use super::chain::{Link, Opener};
+use super::chain::{Link, Opener, named};
 pub use super::gate::{Ask, Gate, ReferenceKind};
 use super::image::{Base, Image};
 use crate::crypt::Secret;
 use crate::error::{Error, Result};
-use crate::format::{CacheSizes, FormatKind};
-use crate::storage::{Lock, Storage};
+use crate::format::{CacheSizes, FormatKind, ImplicitReference};
+use crate::storage::{Lock, Storage, StorageOpenOptions};
 
 /// What is below the image.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +22,18 @@ pub enum Backing {
     None,
     /// This image. Closing the one above leaves it open.
     Image(Arc<Image>),
+}
+
+/// Which of the images below is opened for writing, too: the base of a [`commit_into`](super::commit::commit_into).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum WriteBacking {
+    /// None.
+    #[default]
+    No,
+    /// The one right below.
+    First,
+    /// The one of that name: as the image above it spells it, or the path of its file.
+    Named(PathBuf),
 }
 
 /// How to open an image; the default is read-only, format probed, implicit references beside the image.
@@ -36,6 +48,8 @@ pub struct OpenOptions {
     pub snapshot: Option<String>,
     /// What is below the image.
     pub backing: Backing,
+    /// What of it is opened for writing; not of images that the caller opened.
+    pub write_backing: WriteBacking,
     /// The external data file, instead of the one that the image names.
     pub data_file: Option<Arc<dyn Storage>>,
     /// Who decides on the files that the image names.
@@ -71,6 +85,11 @@ impl OpenOptions {
         self.open_with(self.opener(), storage)
     }
 
+    /// How the image's own file is opened.
+    pub fn files(&self) -> StorageOpenOptions {
+        StorageOpenOptions::new().write(self.write).direct(self.direct).lock(self.lock)
+    }
+
     fn opener(&self) -> Opener<'_> {
         Opener::new(&self.gate, self.secret.as_ref(), self.direct, self.lock)
     }
@@ -89,20 +108,47 @@ impl OpenOptions {
             }
             Some(id_or_name) => Link::open_snapshot(storage, self.format, secret, id_or_name)?,
         };
-        link.set_cache_sizes(self.cache_sizes).map_err(|error| match &path {
-            Some(path) => error.in_file(path),
-            None => error,
-        })?;
+        link.set_cache_sizes(self.cache_sizes).map_err(|error| named(path.as_deref(), error))?;
         match &self.data_file {
             Some(data) => link.set_data_storage(Arc::clone(data))?,
             None => opener.open_data_file_of(&mut link)?,
         }
-        let base = match (&self.backing, link.backing_reference()) {
-            (Backing::Image(image), _) => opener.adopt(Arc::clone(image))?,
-            (Backing::None, _) | (Backing::Implicit, None) => Base::None,
-            (Backing::Implicit, Some(reference)) => opener.open_backing(path.as_deref(), reference)?,
-        };
+        let (base, written) = self
+            .open_base(&mut opener, link.backing_reference(), path.as_deref())
+            .map_err(|error| named(path.as_deref(), error))?;
         link.clean()?;
-        Ok(Arc::new(link.into_image(base)))
+        Ok(Arc::new(link.into_image(base).bringing(written)))
+    }
+
+    /// What is below the image in `path`, which names `reference`, and the image of that which is to be written.
+    fn open_base(
+        &self,
+        opener: &mut Opener<'_>,
+        reference: Option<ImplicitReference>,
+        path: Option<&Path>,
+    ) -> Result<(Base, Option<Arc<Image>>)> {
+        let wanted = match &self.write_backing {
+            WriteBacking::No => None,
+            WriteBacking::First => Some(None),
+            WriteBacking::Named(name) => Some(Some(&**name)),
+        };
+        let reference = match (&self.backing, wanted) {
+            (Backing::Image(image), None) => return Ok((opener.adopt(Arc::clone(image))?, None)),
+            (Backing::Image(_), Some(_)) => {
+                let text = "the image below is open already: whoever opened it said whether it is written";
+                return Err(Error::invalid_input(text));
+            }
+            (Backing::None, _) => None,
+            (Backing::Implicit, _) => reference,
+        };
+        match (reference, wanted) {
+            (None, None) => Ok((Base::None, None)),
+            (None, Some(_)) => Err(Error::invalid_input("the image has no backing file to write to")),
+            (Some(reference), None) => Ok((opener.open_backing(path, reference)?, None)),
+            (Some(reference), Some(wanted)) => {
+                let (base, written) = opener.open_written_backing(path, reference, wanted)?;
+                Ok((base, Some(written)))
+            }
+        }
     }
 }

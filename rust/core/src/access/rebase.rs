@@ -4,19 +4,23 @@ use std::iter;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::amend::{AmendOptions, Amendment, BackingChange, amend};
+use super::align::aligned;
+use super::amend::{AmendOptions, Amendment, BackingChange, amend_aligned, ended};
 use super::extent::Extent;
 use super::gate::resolve_beside;
 use super::image::Image;
 use super::job::Job;
-use super::open::{Gate, OpenOptions};
+use super::open::{Backing, OpenOptions};
 use super::pack::{CompressionLevel, Packer};
 use super::pairs::Pairs;
+use super::probe::probe;
 use super::sweep::{Ahead, CHUNK, Hands, Piece, Then, cut, sweep_with};
 use super::zero::is_zero;
-use crate::crypt::Secret;
 use crate::error::{Error, Result};
-use crate::format::{FormatKind, ImplicitReference, Mapping, Place, ZeroIntent};
+use crate::format::qcow2::amend as qcow2;
+use crate::format::{CacheSizes, FormatKind, ImplicitReference, Mapping, Place, ZeroIntent};
+use crate::storage::file::File;
+use crate::storage::{Lock, Storage};
 
 /// What is done about the content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,8 +35,10 @@ pub enum RebaseMode {
 /// How to rebase.
 #[derive(Clone, Debug, Default)]
 pub struct RebaseOptions {
-    /// The image's format; probed unless given.
-    pub format: Option<FormatKind>,
+    /// How the image is opened, with the backing file that it has so far; `write` and `snapshot` mean nothing here, and the image's own file is
+    /// always locked. Secret, gate, `direct` and lock are for the new backing file, too: that is the caller's word, and what it names in turn is the
+    /// gate's affair.
+    pub open: OpenOptions,
     /// The new backing file as the image shall spell it, a relative name from the image's directory on. `None`: the image stands
     /// alone afterwards.
     pub backing: Option<ImplicitReference>,
@@ -40,10 +46,6 @@ pub struct RebaseOptions {
     pub mode: RebaseMode,
     /// Writes what the image gets in compressed clusters, where it can have them.
     pub compress: Option<CompressionLevel>,
-    /// What opens encrypted images, the new backing file among them.
-    pub secret: Option<Secret>,
-    /// Who decides on the files that images name. The new backing file is the caller's word; what it names in turn is not.
-    pub gate: Gate,
 }
 
 /// Puts another backing file below the image at `path`, which nobody else may have open.
@@ -51,35 +53,47 @@ pub struct RebaseOptions {
 /// All that differs is written and made durable first, then the header changes in one step: whatever ends it in between, the image
 /// shows what it showed, and it can be done again.
 pub fn rebase(path: impl AsRef<Path>, options: &RebaseOptions, job: &mut Job<'_>) -> Result<()> {
-    let path = path.as_ref();
-    if let Some(backing) = &options.backing
-        && is_same_file(path, &resolve_beside(Some(path), &backing.name))
-    {
-        return Err(Error::invalid_input("an image cannot be its own backing file").in_file(path));
+    let file = File::open_sync(options.open.files().filename(path.as_ref()).write(true).lock(Lock::Auto))?;
+    rebase_storage(Arc::new(file), options, job)
+}
+
+/// The same for an image in `storage`, which is unlocked at the end, as a data file is that the options bring.
+pub fn rebase_storage(storage: Arc<dyn Storage>, options: &RebaseOptions, job: &mut Job<'_>) -> Result<()> {
+    let storage = aligned(storage);
+    let rebased = rebase_aligned(&storage, options, job);
+    ended(&storage, &options.open, rebased)
+}
+
+fn rebase_aligned(storage: &Arc<dyn Storage>, options: &RebaseOptions, job: &mut Job<'_>) -> Result<()> {
+    let kind = options.open.format.map_or_else(|| probe(&**storage), Ok)?;
+    if kind != FormatKind::Qcow2 {
+        return Err(Error::unsupported(format!("a {kind} image has no backing file")));
     }
-    if options.mode == RebaseMode::Safe {
-        keep_content(path, options, job)?;
+    if let Some(backing) = &options.backing
+        && let Some(file) = File::identity_of(&resolve_beside(storage.path(), &backing.name))
+        && storage.identity().is_some_and(|own| own.overlaps(&file))
+    {
+        return Err(Error::invalid_input("an image cannot be its own backing file"));
     }
     let change = options.backing.clone().map_or(BackingChange::Drop, BackingChange::Set);
     let header = AmendOptions { backing: Some(change), ..AmendOptions::default() };
-    let amendment = Amendment { format: options.format, header, ..Amendment::default() };
-    amend(path, &amendment, &mut Job::default())
+    let open = OpenOptions { write: true, format: Some(kind), snapshot: None, ..options.open.clone() };
+    if options.mode == RebaseMode::Safe {
+        let image = open.open_storage(Arc::clone(storage))?;
+        // Before anything is copied: what this refuses would be refused at the end.
+        let kept = qcow2::check(storage, &header).and_then(|()| keep_content(&image, &open, options, job));
+        // Its locks stay until the header is changed.
+        kept.and(image.close_locked())?;
+    }
+    amend_aligned(storage, &Amendment { open, header, ..Amendment::default() }, &mut Job::default())
 }
 
-fn is_same_file(one: &Path, other: &Path) -> bool {
-    let real = |path: &Path| path.canonicalize().ok();
-    real(one).is_some_and(|one| real(other) == Some(one))
-}
-
-fn keep_content(path: &Path, options: &RebaseOptions, job: &mut Job<'_>) -> Result<()> {
-    let open = |format, write| OpenOptions {
-        write,
-        format,
-        gate: options.gate.clone(),
-        secret: options.secret.clone(),
-        ..Default::default()
-    };
-    let image = open(options.format, true).open(path)?;
+fn keep_content(
+    image: &Arc<Image>,
+    open: &OpenOptions,
+    options: &RebaseOptions,
+    job: &mut Job<'_>,
+) -> Result<()> {
     let packer = options.compress.map(|level| image.packer(level)).transpose()?;
     let below = match &options.backing {
         None => None,
@@ -91,13 +105,19 @@ fn keep_content(path: &Path, options: &RebaseOptions, job: &mut Job<'_>) -> Resu
                     ))
                 })
             });
-            let name = resolve_beside(Some(path), name);
-            Some(open(format.transpose()?, false).open_below(name, &image)?)
+            let open = OpenOptions {
+                write: false,
+                format: format.transpose()?,
+                backing: Backing::Implicit,
+                data_file: None,
+                cache_sizes: CacheSizes::default(),
+                ..open.clone()
+            };
+            Some(open.open_below(resolve_beside(image.path(), name), image)?)
         }
     };
-    let kept = copy_differences(&image, below.as_ref(), packer.as_ref(), job);
-    let closed = image.close();
-    kept.and(closed).and(below.map_or(Ok(()), |below| below.close()))
+    let kept = copy_differences(image, below.as_ref(), packer.as_ref(), job);
+    kept.and(below.map_or(Ok(()), |below| below.close()))
 }
 
 /// What is known of a range of the image and of what will be below it.

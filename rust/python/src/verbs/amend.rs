@@ -1,9 +1,8 @@
 //! Amending an image.
 
-use imago_core::access::amend::{
-    AmendOptions, Amendment, BackingChange, DataFileChange, amend as amend_image,
-};
+use imago_core::access::amend::{AmendOptions, Amendment, BackingChange, DataFileChange, amend_storage};
 use imago_core::access::keys::KeyChange;
+use imago_core::access::open::OpenOptions;
 use imago_core::format::ImplicitReference;
 use imago_core::format::luks::LastSlot;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -14,6 +13,8 @@ use super::Format;
 use super::create::{QcowVersion, small};
 use super::encryption::cost;
 use super::job::run_job;
+use super::open::{Below, DataFile};
+use super::source::Place;
 use crate::errors::Failure;
 use crate::gate::PyGate;
 use crate::operation::Face;
@@ -135,11 +136,13 @@ fn amend_options(changes: &Bound<'_, PyDict>) -> PyResult<(AmendOptions, Option<
 
 fn amend_with<F: Face>(
     py: Python<'_>,
-    path: StrPath,
+    place: Place,
     format: Option<Format>,
     implicit: PyGate,
     secret: Option<PySecret>,
     force: bool,
+    opened_backing: Below,
+    opened_data_file: Option<DataFile>,
     progress: Option<Py<PyAny>>,
     changes: Bound<'_, PyDict>,
 ) -> PyResult<Py<PyAny>> {
@@ -149,11 +152,18 @@ fn amend_with<F: Face>(
         progress,
         move |job| {
             let key = key_slots.change(force)?;
-            let secret = PySecret::get_some(secret)?;
+            let mut open = OpenOptions {
+                write: true,
+                format: format.map(|format| format.0),
+                backing: opened_backing.0,
+                secret: PySecret::get_some(secret)?,
+                ..OpenOptions::default()
+            };
+            open.data_file = DataFile::storage(opened_data_file, open.files())?;
             implicit.pass(|gate| {
-                let format = format.map(|format| format.0);
-                let amendment = Amendment { format, header, size, key, secret, gate: gate.clone() };
-                amend_image(path.0, &amendment, job)
+                open.gate = gate.clone();
+                let files = open.files();
+                amend_storage(place.storage(files)?, &Amendment { open, header, size, key }, job)
             })
         },
         |py, ()| Ok(py.None()),
@@ -161,13 +171,15 @@ fn amend_with<F: Face>(
 }
 
 faces! {
-    /// Amend the image at `path`; `changes` has the keyword arguments of `pyimago.amend` that were given.
+    /// Amend the image at `place`; `changes` has the keyword arguments of `pyimago.amend` that were given.
     amend_with => amend, amend_awaited(
-        path: StrPath,
+        place: Place,
         format: Option<Format>,
         implicit: PyGate,
         secret: Option<PySecret>,
         force: bool,
+        opened_backing: Below,
+        opened_data_file: Option<DataFile>,
         progress: Option<Py<PyAny>>,
         changes: Bound<'_, PyDict>,
     )

@@ -2,13 +2,12 @@
 
 use imago_core::access::bench::{BenchOptions, Flush, Work, bench as bench_image};
 use imago_core::access::open::OpenOptions;
-use imago_core::storage::StorageOpenOptions;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::Format;
 use super::job::run_job;
-use super::source::Place;
+use super::source::Source;
 use crate::gate::PyGate;
 use crate::operation::Face;
 use crate::secret::PySecret;
@@ -17,7 +16,7 @@ use crate::transfer::Offset;
 
 fn bench_with<F: Face>(
     py: Python<'_>,
-    place: Place,
+    image: &Bound<'_, PyAny>,
     format: Option<Format>,
     pattern: Option<u8>,
     count: Offset,
@@ -46,25 +45,20 @@ fn bench_with<F: Face>(
         Some(pattern) => Work::Write { pattern, flush },
     };
     let options = BenchOptions { count: count.0, depth, request_size, offset: offset.0, step: step.0, work };
+    let source = Source::new("image", image, format, secret)?;
+    if let Source::Open(lease) = &source
+        && pattern.is_some()
+    {
+        lease.access().check_writable()?;
+    }
     run_job::<F, _, _, _>(
         py,
         progress,
         move |job| {
-            let secret = PySecret::get_some(secret)?;
-            let image = implicit.pass(|gate| {
-                let opening = OpenOptions {
-                    write: pattern.is_some(),
-                    format: format.map(|format| format.0),
-                    gate: gate.clone(),
-                    secret,
-                    direct,
-                    lock: lock.0,
-                    ..OpenOptions::default()
-                };
-                let files = StorageOpenOptions::new().write(opening.write).direct(direct).lock(lock.0);
-                opening.open_storage(place.storage(files)?)
-            })?;
-            let took = bench_image(&image, &options, job);
+            let how =
+                OpenOptions { write: pattern.is_some(), direct, lock: lock.0, ..OpenOptions::default() };
+            let image = source.open_as(&implicit, how)?;
+            let took = bench_image(image.image(), &options, job);
             Ok(image.close().and(took)?)
         },
         |py, took| Ok(took.as_secs_f64().into_pyobject(py)?.into_any().unbind()),
@@ -74,7 +68,7 @@ fn bench_with<F: Face>(
 faces! {
     /// Seconds that the requests took; `pattern` is the byte to write, None to read.
     bench_with => bench, bench_awaited(
-        place: Place,
+        image: &Bound<'_, PyAny>,
         format: Option<Format>,
         pattern: Option<u8>,
         count: Offset,

@@ -12,6 +12,7 @@ use pyo3::types::PyDict;
 
 use super::Format;
 use super::job::run_job;
+use super::open::DataFile;
 use super::source::Place;
 use crate::gate::PyGate;
 use crate::operation::Face;
@@ -70,6 +71,7 @@ fn check_with<F: Face>(
     format: Option<Format>,
     repair: WhatToRepair,
     deep: bool,
+    data_file: Option<DataFile>,
     implicit: PyGate,
     lock: LockWord,
     progress: Option<Py<PyAny>>,
@@ -82,15 +84,16 @@ fn check_with<F: Face>(
         progress,
         move |job| {
             let path = place.path().unwrap_or(Path::new("")).to_owned();
+            let files = StorageOpenOptions::new().write(repair.0 != Repair::None).lock(lock.0);
+            let data_file = DataFile::storage(data_file, files.clone())?;
             let report = implicit.pass(|gate| {
-                let files = StorageOpenOptions::new().write(repair.0 != Repair::None).lock(lock.0);
                 let options = CheckOptions {
                     format: format.map(|format| format.0),
                     repair: repair.0,
                     deep,
+                    data_file,
                     gate: gate.clone(),
                     lock: lock.0,
-                    ..CheckOptions::default()
                 };
                 check_storage(place.storage(files)?, options, job)
             })?;
@@ -111,6 +114,7 @@ faces! {
         format: Option<Format>,
         repair: WhatToRepair,
         deep: bool,
+        data_file: Option<DataFile>,
         implicit: PyGate,
         lock: LockWord,
         progress: Option<Py<PyAny>>,

@@ -1,12 +1,13 @@
 //! Committing an image into one below it.
 
-use std::path::PathBuf;
-
-use imago_core::access::commit::{CommitOptions, Committed, Merging, commit as commit_image};
+use imago_core::access::commit::{Committed, Merging, commit_into};
+use imago_core::access::open::{OpenOptions, WriteBacking};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::Format;
 use super::job::run_job;
+use super::source::Source;
 use crate::gate::PyGate;
 use crate::operation::Face;
 use crate::path::StrPath;
@@ -15,7 +16,7 @@ use crate::transfer::Offset;
 
 fn commit_with<F: Face>(
     py: Python<'_>,
-    path: StrPath,
+    image: &Bound<'_, PyAny>,
     base: Option<StrPath>,
     format: Option<Format>,
     keep: bool,
@@ -24,35 +25,39 @@ fn commit_with<F: Face>(
     rate_limit: Option<Offset>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Py<PyAny>> {
-    let path: PathBuf = path.0;
+    let source = Source::new("image", image, format, secret)?;
+    if let Source::Open(lease) = &source {
+        if base.is_some() {
+            return Err(PyValueError::new_err(
+                "image is open: its base is the image below that is open for writing, see write_backing of open",
+            ));
+        }
+        if !keep {
+            lease.access().check_writable()?;
+        }
+    }
+    let merging = Merging {
+        image: if keep { Committed::Keep } else { Committed::Empty },
+        rate: rate_limit.map(|rate| rate.0),
+    };
     run_job::<F, _, _, _>(
         py,
         progress,
         move |job| {
-            let secret = PySecret::get_some(secret)?;
-            implicit.pass(|gate| {
-                let options = CommitOptions {
-                    format: format.map(|format| format.0),
-                    base: base.map(|base| base.0),
-                    merging: Merging {
-                        image: if keep { Committed::Keep } else { Committed::Empty },
-                        rate: rate_limit.map(|rate| rate.0),
-                    },
-                    gate: gate.clone(),
-                    secret,
-                    ..CommitOptions::default()
-                };
-                commit_image(path, &options, job)
-            })
+            let write_backing = base.map_or(WriteBacking::First, |base| WriteBacking::Named(base.0));
+            let how = OpenOptions { write: !keep, write_backing, ..OpenOptions::default() };
+            let image = source.open_as(&implicit, how)?;
+            let committed = commit_into(image.image(), merging, job);
+            Ok(committed.and(image.close())?)
         },
         |py, ()| Ok(py.None()),
     )
 }
 
 faces! {
-    /// Write what the image at `path` holds into the one below it; see `pyimago.commit`.
+    /// Write what `image` holds into the one below it; see `pyimago.commit`.
     commit_with => commit, commit_awaited(
-        path: StrPath,
+        image: &Bound<'_, PyAny>,
         base: Option<StrPath>,
         format: Option<Format>,
         keep: bool,

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use imago_core::StorageOpenOptions;
 use imago_core::access::image::Image;
-use imago_core::access::open::{Backing, OpenOptions};
+use imago_core::access::open::{Backing, OpenOptions, WriteBacking};
 use imago_core::access::pool::Pool;
 use imago_core::format::CacheSizes;
+use imago_core::storage::Storage as EngineStorage;
 use pyo3::PyClass;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -16,12 +17,19 @@ use super::source::Place;
 use crate::gate::PyGate;
 use crate::image::{FormatAccess, SyncFormatAccess, shared_image};
 use crate::operation::{Awaited, Blocking, Face, Venue};
+use crate::path::StrPath;
 use crate::secret::PySecret;
 use crate::storages::LockWord;
 use crate::transfer::Offset;
 
 /// `backing=`: "implicit", None or an open image.
-pub(crate) struct Below(Backing);
+pub(crate) struct Below(pub(super) Backing);
+
+impl Default for Below {
+    fn default() -> Self {
+        Below(Backing::Implicit)
+    }
+}
 
 impl<'py> FromPyObject<'_, 'py> for Below {
     type Error = PyErr;
@@ -42,6 +50,22 @@ impl<'py> FromPyObject<'_, 'py> for Below {
     }
 }
 
+/// `write_backing=`: no, the image right below, or the one of that name.
+#[derive(Default)]
+pub(crate) struct Written(WriteBacking);
+
+impl<'py> FromPyObject<'_, 'py> for Written {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Written(match object.extract::<bool>() {
+            Ok(false) => WriteBacking::No,
+            Ok(true) => WriteBacking::First,
+            Err(_) => WriteBacking::Named(object.extract::<StrPath>()?.0),
+        }))
+    }
+}
+
 /// `data_file=`: where it is.
 pub(crate) struct DataFile(Place);
 
@@ -57,6 +81,16 @@ impl<'py> FromPyObject<'_, 'py> for DataFile {
     }
 }
 
+impl DataFile {
+    /// The storage, opened as `files` says if it was not open.
+    pub(super) fn storage(
+        given: Option<Self>,
+        files: StorageOpenOptions,
+    ) -> imago_core::Result<Option<Arc<dyn EngineStorage>>> {
+        given.map(|file| file.0.storage(files)).transpose()
+    }
+}
+
 /// What the two arguments say.
 pub(crate) fn sizes(l2: Option<Offset>, refcount: Option<Offset>) -> CacheSizes {
     CacheSizes { l2: l2.map(|bytes| bytes.0), refcount: refcount.map(|bytes| bytes.0) }
@@ -68,6 +102,7 @@ struct Opening {
     format: Option<Format>,
     snapshot: Option<String>,
     backing: Below,
+    write_backing: Written,
     data_file: Option<DataFile>,
     implicit: PyGate,
     secret: Option<PySecret>,
@@ -91,13 +126,14 @@ impl Opening {
             let lock = self.lock.0;
             let files = StorageOpenOptions::new().write(write).direct(direct).lock(lock);
             let secret = PySecret::get_some(self.secret)?;
-            let data_file = self.data_file.map(|file| file.0.storage(files.clone())).transpose()?;
+            let data_file = DataFile::storage(self.data_file, files.clone())?;
             implicit.pass(|gate| {
                 let options = OpenOptions {
                     write,
                     format: self.format.map(|format| format.0),
                     snapshot: self.snapshot,
                     backing: backing.0,
+                    write_backing: self.write_backing.0,
                     data_file,
                     gate: gate.clone(),
                     secret,
@@ -133,10 +169,10 @@ macro_rules! open_function {
         $(#[$doc])*
         #[pyfunction]
         #[pyo3(
-            signature = (path, *, write = false, format = None, snapshot = None, backing = Below(Backing::Implicit), data_file = None,
+            signature = (path, *, write = false, format = None, snapshot = None, backing = Below::default(), write_backing = Written::default(), data_file = None,
                          implicit = PyGate::default(), secret = None, lock = LockWord::default(), direct = false,
                          l2_cache_size = None, refcount_cache_size = None),
-            text_signature = "(path, *, write=False, format=None, snapshot=None, backing='implicit', data_file=None, implicit='beside', secret=None, lock='auto', direct=False, l2_cache_size=None, refcount_cache_size=None)"
+            text_signature = "(path, *, write=False, format=None, snapshot=None, backing='implicit', write_backing=False, data_file=None, implicit='beside', secret=None, lock='auto', direct=False, l2_cache_size=None, refcount_cache_size=None)"
         )]
         pub(crate) fn $name(
             py: Python<'_>,
@@ -145,6 +181,7 @@ macro_rules! open_function {
             format: Option<Format>,
             snapshot: Option<String>,
             backing: Below,
+            write_backing: Written,
             data_file: Option<DataFile>,
             implicit: PyGate,
             secret: Option<PySecret>,
@@ -154,7 +191,7 @@ macro_rules! open_function {
             refcount_cache_size: Option<Offset>,
         ) -> PyResult<Py<PyAny>> {
             let cache_sizes = sizes(l2_cache_size, refcount_cache_size);
-            Opening { write, format, snapshot, backing, data_file, implicit, secret, lock, direct, cache_sizes }
+            Opening { write, format, snapshot, backing, write_backing, data_file, implicit, secret, lock, direct, cache_sizes }
                 .open::<$face, _>(py, path, <$access>::of)
         }
     };
@@ -171,6 +208,8 @@ open_function!(
     ///     snapshot: The snapshot (an id or a name) to show instead of the disk as it is now, with its own size; it is only read.
     ///     backing: "implicit" opens the backing file that the image names, an open image is used instead of it, None leaves
     ///         it out: what the image does not hold reads as zeroes.
+    ///     write_backing: Open an image below for writing, too, for `commit`: True the one right below, a name or path that one. Nobody else
+    ///         may have it open, and what it is written shows through every image above it.
     ///     data_file: A storage or path to use as the external data file instead of the one that the image names.
     ///     implicit: Which files that the image names may be opened: "beside" those beside or below it and not through
     ///         symbolic links out of there, "deny" none, "allow" all, a function those for which it returns true; it is called with

@@ -1,22 +1,27 @@
 //! Putting another backing file below an image.
 
-use imago_core::access::rebase::{RebaseMode, RebaseOptions, rebase as rebase_image};
+use imago_core::access::open::OpenOptions;
+use imago_core::access::rebase::{RebaseMode, RebaseOptions, rebase_storage};
 use imago_core::format::ImplicitReference;
+use imago_core::storage::Lock;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::Format;
 use super::convert::compression;
 use super::job::run_job;
+use super::open::{Below, DataFile};
+use super::source::Place;
 use crate::gate::PyGate;
 use crate::operation::Face;
 use crate::path::StrPath;
 use crate::secret::PySecret;
+use crate::storages::LockWord;
 use crate::transfer::Level;
 
 fn rebase_with<F: Face>(
     py: Python<'_>,
-    path: StrPath,
+    place: Place,
     backing: Option<StrPath>,
     backing_format: Option<String>,
     format: Option<Format>,
@@ -25,6 +30,10 @@ fn rebase_with<F: Face>(
     level: Option<Level>,
     implicit: PyGate,
     secret: Option<PySecret>,
+    opened_backing: Below,
+    opened_data_file: Option<DataFile>,
+    direct: bool,
+    lock: LockWord,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Py<PyAny>> {
     let backing = match (backing, backing_format) {
@@ -38,11 +47,21 @@ fn rebase_with<F: Face>(
         py,
         progress,
         move |job| {
-            let format = format.map(|format| format.0);
-            let secret = PySecret::get_some(secret)?;
+            let mut open = OpenOptions {
+                write: true,
+                format: format.map(|format| format.0),
+                backing: opened_backing.0,
+                secret: PySecret::get_some(secret)?,
+                direct,
+                lock: lock.0,
+                ..OpenOptions::default()
+            };
+            let files = open.files().lock(Lock::Auto);
+            open.data_file = DataFile::storage(opened_data_file, files.clone())?;
             implicit.pass(|gate| {
-                let options = RebaseOptions { format, backing, mode, compress, secret, gate: gate.clone() };
-                rebase_image(path.0, &options, job)
+                open.gate = gate.clone();
+                let options = RebaseOptions { open, backing, mode, compress };
+                rebase_storage(place.storage(files)?, &options, job)
             })
         },
         |py, ()| Ok(py.None()),
@@ -50,9 +69,9 @@ fn rebase_with<F: Face>(
 }
 
 faces! {
-    /// Put `backing` below the image at `path`; see `pyimago.rebase`.
+    /// Put `backing` below the image at `place`; see `pyimago.rebase`.
     rebase_with => rebase, rebase_awaited(
-        path: StrPath,
+        place: Place,
         backing: Option<StrPath>,
         backing_format: Option<String>,
         format: Option<Format>,
@@ -61,6 +80,10 @@ faces! {
         level: Option<Level>,
         implicit: PyGate,
         secret: Option<PySecret>,
+        opened_backing: Below,
+        opened_data_file: Option<DataFile>,
+        direct: bool,
+        lock: LockWord,
         progress: Option<Py<PyAny>>,
     )
 }

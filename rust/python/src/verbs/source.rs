@@ -6,7 +6,7 @@ use std::sync::Arc;
 use imago_core::access::image::Image;
 use imago_core::access::open::OpenOptions;
 use imago_core::storage::file::File;
-use imago_core::storage::{Lock, Storage as EngineStorage, StorageOpenOptions};
+use imago_core::storage::{Storage as EngineStorage, StorageOpenOptions};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -55,7 +55,7 @@ impl Place {
     }
 }
 
-/// An image that is only read: one that is open and stays so, or one to open, with what opens it.
+/// An image: one that is open and stays so, or one to open, with what opens it.
 pub(crate) enum Source {
     Open(Lease),
     ToOpen { place: Place, format: Option<Format>, secret: Option<PySecret> },
@@ -91,6 +91,11 @@ impl Source {
 
     /// The image, opened with what it names if it was not open.
     pub(crate) fn open(self, implicit: &PyGate) -> Result<Reading, Failure> {
+        self.open_as(implicit, OpenOptions::default())
+    }
+
+    /// The same, where it is opened as `how` says; format, secret and gate are those that were given for it.
+    pub(crate) fn open_as(self, implicit: &PyGate, how: OpenOptions) -> Result<Reading, Failure> {
         let (place, format, secret) = match self {
             Source::Open(lease) => {
                 return Ok(Reading { image: Arc::clone(lease.image()), lease: Some(lease) });
@@ -100,14 +105,14 @@ impl Source {
         let secret = PySecret::get_some(secret)?;
         let image = implicit.pass(|gate| {
             let format = format.map(|format| format.0);
-            let options = OpenOptions { format, secret, gate: gate.clone(), ..OpenOptions::default() };
-            options.open_storage(place.storage(StorageOpenOptions::new().lock(Lock::Auto))?)
+            let options = OpenOptions { format, secret, gate: gate.clone(), ..how };
+            options.open_storage(place.storage(options.files())?)
         })?;
         Ok(Reading { image, lease: None })
     }
 }
 
-/// An image that is read.
+/// An image that is worked on.
 pub(crate) struct Reading {
     image: Arc<Image>,
     /// Where it was open before: it stays so, and whoever closes it waits for this.

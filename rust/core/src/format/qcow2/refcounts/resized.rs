@@ -1,6 +1,6 @@
 //! The refcounts of an image once more, in another width.
 //!
-//! The new structure (table and blocks) stands behind everything in the file, where nothing names it: it is complete and
+//! The new structure (table and blocks) stands behind everything in the file (in what keeps its size: behind all that is in use), where nothing names it: it is complete and
 //! durable before one write of the header's first sector puts it in force. It counts itself, and it does not
 //! count the old structure: with the switch the old clusters are free, and a crash leaves no leak on either side of it.
 
@@ -113,16 +113,18 @@ impl Resized {
         let released = Released(released);
         let cluster_bits = old.cluster_bits;
         old.refuse_shared_blocks()?;
-        let first = clusters_for(storage.len()?, cluster_bits);
+        let file_clusters = clusters_for(storage.len()?, cluster_bits);
+        let mut used_end = 0;
         let (mut used, mut freed) = (Vec::new(), Vec::new());
         let empty = Structure::behind(0, &[], cluster_bits, order)?;
         old.for_each_used(storage, step, |cluster, count| {
-            if cluster >= first {
+            if cluster >= file_clusters {
                 return Err(Error::corrupt(
                     "a refcount counts a cluster past the end of the file; repair the image first (a check with repair \"all\")",
                 )
                 .at(cluster << cluster_bits));
             }
+            used_end = cluster + 1;
             if released.remaining(cluster, count) == 0 {
                 freed.push(cluster);
                 return Ok(());
@@ -143,7 +145,16 @@ impl Resized {
             }
             Ok(())
         })?;
+        let grows = storage.capabilities().resize;
+        let first = if grows { file_clusters } else { used_end };
         let structure = Structure::behind(first, &used, cluster_bits, order)?;
+        let clusters = structure.clusters();
+        if !grows && clusters.end << cluster_bits > storage.len()? {
+            return Err(Error::unsupported(format!(
+                "the refcounts would take {} bytes behind all that is in use, and what the image is in has no room for them",
+                (clusters.end - clusters.start) << cluster_bits
+            )));
+        }
         Ok(Resized { structure, cluster_bits, order, released, freed })
     }
 
