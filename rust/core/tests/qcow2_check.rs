@@ -490,6 +490,51 @@ const CASES: &[Case] = &[
         stays: &[],
     },
     Case {
+        name: "no refcount table",
+        layout: "",
+        damage: |image| image.change(56, |word| word & u64::from(u32::MAX)),
+        finds: &[(RefcountTable, 1), (RefcountTooLow, 0), (Copied, 0)],
+        unseen: NO_WORD,
+        stays: &[],
+    },
+    Case {
+        name: "a refcount table past the end",
+        layout: "cluster_size=4096,refcount_bits=64",
+        damage: |image| image.change(48, |_| 1 << 40),
+        finds: &[(RefcountTable, 1), (RefcountTooLow, 0), (Copied, 0)],
+        unseen: NO_WORD,
+        stays: &[],
+    },
+    Case {
+        name: "an L2 table named twice by the disk",
+        layout: "cluster_size=512",
+        damage: |image| {
+            let (one, other) = (image.l1(OWN), image.l1(OWN + (4 << 20)));
+            let word = image.word(one) & OFFSET;
+            image.change(one, |_| word);
+            image.change(other, |_| word);
+        },
+        finds: &[(Overlap, 1), (RefcountTooLow, 0), (Copied, 0)],
+        unseen: 1,
+        stays: &[Overlap],
+    },
+    Case {
+        name: "a snapshot's L1 table past the end",
+        layout: "",
+        damage: |image| image.change(image.word(64), |_| 1 << 40),
+        finds: &[(PastEnd, 1), (RefcountTooHigh, 0)],
+        unseen: NO_WORD,
+        stays: &[PastEnd],
+    },
+    Case {
+        name: "a snapshot table past the end",
+        layout: "",
+        damage: |image| image.change(64, |_| 1 << 40),
+        finds: &[(Unreadable, 1)],
+        unseen: NO_WORD,
+        stays: &[Unreadable],
+    },
+    Case {
         name: "the corrupt bit",
         layout: "",
         damage: |image| image.change(72, |bits| bits | 2),

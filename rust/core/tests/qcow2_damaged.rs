@@ -288,6 +288,38 @@ fn bitmaps_that_make_no_sense_are_removed_by_a_repair_of_all_and_by_no_other() {
     }
 }
 
+/// The tables that were written last go first when a file is cut; what the guest wrote may be there all the same.
+#[test]
+fn an_image_whose_refcount_or_snapshot_table_is_lost_is_read_and_never_written() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("image");
+    for (name, field, value) in [
+        ("a refcount table past the end", 48, 1_u64 << 40),
+        ("no refcount table", 56, 1),
+        ("a snapshot table past the end", 64, 1 << 40),
+        ("a snapshot table at no cluster boundary", 64, 8),
+    ] {
+        damaged(&path, |_| {});
+        let image = images::open(&path, true).unwrap();
+        image.create_snapshot("one", None).unwrap();
+        image.close().unwrap();
+        rewritten(&path, |bytes| put(bytes, field, &value.to_be_bytes()));
+        let before = fs::read(&path).unwrap();
+        let image = images::open(&path, false).unwrap();
+        let mut data = vec![0; 2 * CLUSTER as usize];
+        image.read(&mut data, 0).unwrap();
+        assert!(data == pattern(1, 0, 2 * CLUSTER), "{name}");
+        let listed = image.snapshots().map(|all| all.len());
+        assert_eq!(listed.is_ok(), field < 60, "{name}: {listed:?}");
+        drop(image);
+        let error = images::open(&path, true).unwrap_err();
+        assert_eq!((error.kind(), error.offset()), (ErrorKind::InvalidImage, Some(field)), "{name}: {error}");
+        assert!(!checked(&path, Repair::None).is_clean(), "{name}");
+        assert!(fs::read(&path).unwrap() == before, "{name}: changed");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
 /// They would be zeroes: clean, and missing in the next backup.
 #[test]
 fn bits_that_the_file_lacks_are_an_error() {

@@ -62,7 +62,8 @@ pub(crate) enum Encryption {
     Luks(CryptoExtension),
 }
 
-/// The header of an image, checked: every field is within its limits and every table that it names lies in the file.
+/// The header of an image, checked: every field is within its limits and every table that it names lies in the file, but for
+/// those that [`lost`](Header::lost) tells of.
 #[derive(Clone, Debug)]
 pub(crate) struct Header {
     /// 2 or 3.
@@ -101,16 +102,40 @@ pub(crate) struct Header {
     pub(crate) data_file: Option<PathBuf>,
     /// The bitmap directory, if the autoclear bit vouches for it.
     pub(crate) bitmaps: Option<BitmapsExtension>,
+    /// Tables that cannot be where the header says.
+    pub(crate) lost: LostTables,
+}
+
+/// Why tables cannot be where the header says, of those that reading the disk does not take. They count as empty.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LostTables {
+    pub(crate) refcounts: Option<Error>,
+    pub(crate) snapshots: Option<Error>,
 }
 
 impl Header {
-    /// The header of an image.
+    /// The header of an image of which no table is lost.
     pub(crate) fn read(storage: &dyn Storage) -> Result<Header> {
+        let read = || Header::read_damaged(storage)?.whole();
+        read().map_err(|error| in_file(storage, error))
+    }
+
+    /// The header of an image that is read or checked, for which some tables may be lost.
+    pub(crate) fn read_damaged(storage: &dyn Storage) -> Result<Header> {
         let read = || {
             let file_len = storage.len()?;
             parse(&first_cluster(storage, file_len)?, file_len)
         };
         read().map_err(|error| in_file(storage, error))
+    }
+
+    /// An error where a table is lost.
+    pub(super) fn whole(self) -> Result<Header> {
+        let LostTables { refcounts, snapshots } = &self.lost;
+        match refcounts.as_ref().or(snapshots.as_ref()) {
+            Some(error) => Err(error.clone()),
+            None => Ok(self),
+        }
     }
 
     /// Bytes of a cluster.
@@ -387,9 +412,9 @@ pub(super) fn parse(first: &[u8], file_len: u64) -> Result<Header> {
         l1_offset: tables.l1,
         l1_entries: raw.l1_entries.get(),
         refcount_table_offset: tables.refcount_table,
-        refcount_table_clusters: raw.refcount_table_clusters.get(),
+        refcount_table_clusters: tables.refcount_table_clusters,
         refcount_order,
-        snapshot_count: raw.snapshot_count.get(),
+        snapshot_count: tables.snapshot_count,
         snapshot_offset: tables.snapshots,
         incompatible,
         compatible: raw.compatible.get(),
@@ -399,6 +424,7 @@ pub(super) fn parse(first: &[u8], file_len: u64) -> Result<Header> {
         backing: backing(&raw, first, extensions.backing_format)?,
         data_file: extensions.data_file.filter(|_| has_data_file),
         bitmaps: extensions.bitmaps.filter(|_| autoclear & AUTOCLEAR_BITMAPS != 0),
+        lost: tables.lost,
     })
 }
 
@@ -467,7 +493,10 @@ fn backing(raw: &RawHeader, first: &[u8], format: Option<String>) -> Result<Opti
 struct Tables {
     l1: HostOffset,
     refcount_table: HostOffset,
+    refcount_table_clusters: u32,
     snapshots: HostOffset,
+    snapshot_count: u32,
+    lost: LostTables,
 }
 
 fn tables(raw: &RawHeader, cluster_bits: u32, l2_entry_size: u64, file_len: u64) -> Result<Tables> {
@@ -475,9 +504,6 @@ fn tables(raw: &RawHeader, cluster_bits: u32, l2_entry_size: u64, file_len: u64)
     let check = |table: Table, field: usize| {
         table.check(cluster_size, file_len).map_err(|problem| Error::invalid_image(problem).at(field as u64))
     };
-    if raw.refcount_table_clusters.get() == 0 {
-        refuse!(refcount_table_clusters, "the image has no refcount table");
-    }
     let refcount_table = Table {
         name: "refcount table",
         offset: raw.refcount_table_offset.get(),
@@ -508,10 +534,21 @@ fn tables(raw: &RawHeader, cluster_bits: u32, l2_entry_size: u64, file_len: u64)
             raw.size.get()
         );
     }
+    let l1 = check(l1, offset_of!(RawHeader, l1_offset))?;
+    let refcount_table = match raw.refcount_table_clusters.get() {
+        0 => Err(Error::invalid_image("the image has no refcount table")
+            .at(offset_of!(RawHeader, refcount_table_clusters) as u64)),
+        _ => check(refcount_table, offset_of!(RawHeader, refcount_table_offset)),
+    };
+    let snapshots = check(snapshots, offset_of!(RawHeader, snapshot_offset));
+    let unless_lost = |table: &Result<HostOffset>, count: U32| if table.is_ok() { count.get() } else { 0 };
     Ok(Tables {
-        refcount_table: check(refcount_table, offset_of!(RawHeader, refcount_table_offset))?,
-        snapshots: check(snapshots, offset_of!(RawHeader, snapshot_offset))?,
-        l1: check(l1, offset_of!(RawHeader, l1_offset))?,
+        l1,
+        refcount_table_clusters: unless_lost(&refcount_table, raw.refcount_table_clusters),
+        snapshot_count: unless_lost(&snapshots, raw.snapshot_count),
+        refcount_table: *refcount_table.as_ref().unwrap_or(&HostOffset(0)),
+        snapshots: *snapshots.as_ref().unwrap_or(&HostOffset(0)),
+        lost: LostTables { refcounts: refcount_table.err(), snapshots: snapshots.err() },
     })
 }
 

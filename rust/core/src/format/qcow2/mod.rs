@@ -197,7 +197,7 @@ impl Driver {
     }
 
     fn open_inner(storage: Arc<dyn Storage>, writable: bool, snapshot: Option<&str>) -> Result<Self> {
-        let mut header = Header::read(storage.as_ref())?;
+        let mut header = if writable { Header::read(&*storage) } else { Header::read_damaged(&*storage) }?;
         if let Some(snapshot) = snapshot {
             snapshots::show(storage.as_ref(), &mut header, snapshot)?;
         }

@@ -47,7 +47,7 @@ impl HeaderArea {
         let read = || {
             let file_len = storage.len()?;
             let first = header::first_cluster(storage, file_len)?;
-            header::parse(&first, file_len)?;
+            header::parse(&first, file_len)?.whole()?;
             let (raw, space) = header::fields(&first)?;
             let (extensions, extensions_len) = extensions::list(&first[space.clone()])?;
             let piece = |start: usize, len: usize| Piece { start, bytes: first[start..][..len].to_vec() };
@@ -128,7 +128,7 @@ impl HeaderArea {
         let route = self.route()?;
         let mut header = None;
         for layout in &route {
-            header = Some(header::parse(&layout.to_bytes(self.cluster_size()), file_len)?);
+            header = Some(header::parse(&layout.to_bytes(self.cluster_size()), file_len)?.whole()?);
         }
         Ok((route, header.expect("a route has an end")))
     }

@@ -46,6 +46,12 @@ impl Survey<'_> {
     }
 
     pub(super) fn read_refcount_table(&mut self) -> Result<()> {
+        if let Some(lost) = &self.header.lost.refcounts {
+            let at = Place::at(lost.offset().unwrap_or_default());
+            self.note(FindingKind::RefcountTable, at, 1, || lost.message().to_owned());
+            self.blocks.broken = true;
+            return Ok(());
+        }
         let start = self.header.refcount_table_offset;
         let bytes = u64::from(self.header.refcount_table_clusters) << self.header.cluster_bits;
         self.claim(TABLE, start.0, bytes);

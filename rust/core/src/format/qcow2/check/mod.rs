@@ -57,7 +57,7 @@ pub enum DataFile {
 
 /// Where the guest's data of the image in `storage` is. The file that it names is not opened.
 pub fn data_file(storage: &dyn Storage) -> Result<DataFile> {
-    let header = Header::read(storage)?;
+    let header = Header::read_damaged(storage)?;
     Ok(if header.has_data_file() { DataFile::External(header.data_file_reference()) } else { DataFile::None })
 }
 
@@ -106,7 +106,7 @@ impl<'a> Survey<'a> {
     /// Reads what is small: the header, the refcount table, the L1 tables, the snapshot table, the bitmap directory. `data` is the
     /// external data file, where there is one and it is open.
     pub fn open(storage: &'a dyn Storage, data: Option<&dyn Storage>) -> Result<Self> {
-        let header = Header::read(storage)?;
+        let header = Header::read_damaged(storage)?;
         let file_len = storage.len()?;
         let file_clusters = file_len.div_ceil(header.cluster_size());
         let mut survey = Survey {

@@ -15,9 +15,11 @@ use crate::error::Result;
 use crate::format::qcow2::refcounts::{Structure, read_count, write_count};
 
 impl Survey<'_> {
-    /// Space behind the file must be free for good: nothing may point there.
+    /// Space behind the file must be free for good: nothing may point there. And what could not be followed keeps its refcounts,
+    /// which takes the old ones.
     pub(super) fn can_rebuild(&self) -> bool {
-        !self.dangling.load(Ordering::Relaxed)
+        let keeps = self.header.lost.refcounts.is_none() || !self.is_lost();
+        keeps && !self.dangling.load(Ordering::Relaxed)
     }
 
     pub(super) fn rebuild(&self) -> Result<()> {

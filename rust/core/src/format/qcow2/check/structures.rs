@@ -88,6 +88,9 @@ impl Survey<'_> {
 
     /// Reads the snapshot table, and the L1 tables that it names.
     pub(super) fn snapshots(&mut self) -> Result<()> {
+        if let Some(lost) = &self.header.lost.snapshots {
+            self.unreadable(lost.offset().unwrap_or_default(), || lost.message().to_owned());
+        }
         let (start, count) = (self.header.snapshot_offset.0, self.header.snapshot_count);
         if count > 0 && self.header.has_data_file() {
             self.note(FindingKind::Snapshot, Place::at(start), 1, || {
@@ -282,7 +285,9 @@ impl Survey<'_> {
             clusters.clone().for_each(|cluster| overlap(what, cluster, 1));
         }
         for table in self.tables.iter().filter(|table| table.offset.is_multiple_of(self.cluster_size())) {
-            overlap("an L2 table", table.offset >> self.header.cluster_bits, table.users());
+            // A snapshot may have any table, the disk each of its own only once: written through one entry it would change behind the other.
+            let users = table.users() - u64::from(table.active.saturating_sub(1));
+            overlap("an L2 table", table.offset >> self.header.cluster_bits, users);
         }
         for &(offset, entries) in &self.bitmap_tables {
             self.bitmap_entries(offset, entries, |_, word| {

@@ -57,7 +57,10 @@ impl Survey<'_> {
     /// Reads an L1 table that is `active` or of so many `snapshots`.
     pub(super) fn l1_table(&mut self, offset: u64, entries: u32, active: u32, snapshots: u32) -> Result<()> {
         // What a file that ends in its last cluster lacks is zeroes.
-        let there = self.file_len.saturating_sub(offset).div_ceil(8).min(entries.into());
+        let there = (self.file_len.saturating_sub(offset) / 8).min(entries.into());
+        if there == 0 {
+            return Ok(());
+        }
         let words = read_words(self.storage, HostOffset(offset), there)?;
         let users = u64::from(active) + u64::from(snapshots);
         let mut found = Vec::new();

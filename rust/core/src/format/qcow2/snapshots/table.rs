@@ -172,6 +172,9 @@ impl SnapshotTable {
     pub(crate) fn read(storage: &dyn Storage, header: &Header) -> Result<Self> {
         let mut table = SnapshotTable::default();
         let read = || {
+            if let Some(lost) = &header.lost.snapshots {
+                return Err(lost.clone());
+            }
             let file_len = storage.len()?;
             let start = header.snapshot_offset.0;
             let limit = file_len.min(start.saturating_add(MAX_TABLE_LEN));
