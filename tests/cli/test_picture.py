@@ -45,10 +45,11 @@ def disk(tmp_path: Path) -> Path:
 
 
 def surveyed(path: Path, columns: int, start: int = 0, length: int | None = None) -> _survey.Survey:
-    with pyimago.open(path) as image:
+    with pyimago.open(path) as image, pyimago.open(path, backing=None) as top:
         return _survey.survey(
             image,
             pyimago.info_chain(path),
+            top,
             start=start,
             length=image.size - start if length is None else length,
             columns=columns,
@@ -275,6 +276,20 @@ def test_a_chain_of_encrypted_images_has_a_picture(tmp_path: Path, pyimago: Run)
     name = "driver=qcow2,encrypt.key-secret=s,file.filename=top.qcow2"
     written = pyimago("map", "--picture", *secret, "--image-opts", name).stdout
     assert re.search(r"base\.qcow2 +\.+\n", written)
+
+
+def test_an_image_within_a_file_has_the_same_picture(disk: Path, pyimago: Run) -> None:
+    whole = pyimago("map", "--picture", disk).stdout.splitlines()
+    disk.with_name("bundle").write_bytes(bytes(4096) + disk.read_bytes())
+    name = "driver=qcow2,file.driver=raw,file.offset=4k,file.file.filename=bundle"
+    part = pyimago("map", "--picture", "--image-opts", name).stdout.splitlines()
+    drawn = re.compile(r" ([^ ]{8,})$", re.MULTILINE)
+    assert [drawn.findall(line) for line in whole] == [drawn.findall(line) for line in part]
+    assert any(drawn.findall(line) for line in part)
+    alone = pyimago("map", "--picture", f'json:{{"file.filename": "{disk.name}", "backing": null}}').stdout
+    assert "base.qcow2" not in alone
+    given = f"{name},backing.driver=qcow2,backing.file.filename=base.qcow2"
+    assert "leave out backing" in pyimago("map", "--picture", "--image-opts", given, check=False).stderr
 
 
 @pytest.mark.parametrize("words", [("--output=json",), ("-s", "16M")])

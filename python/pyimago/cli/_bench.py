@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     if durable and arguments.write:
         interval = 1
+    elif arguments.cache == "unsafe":
+        interval = None
     with (
         Images(arguments).opened(
             arguments.image, arguments.format, write=arguments.write, cache=arguments.cache

@@ -63,7 +63,7 @@ CACHES = {
     "writethrough": False,
     "unsafe": False,
 }
-"""The modes, and whether they bypass the page cache. All of them end with a flush."""
+"""The modes, and whether they bypass the page cache."""
 
 
 def add_naming(parser: Parser, *, share: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,19 +78,37 @@ def _draw(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, start:
     from pyimago.cli._survey import survey
 
     images = Images(arguments)
-    with images.parts(arguments.image, arguments.format) as top:
-        if not isinstance(top.storage, pyimago.File):
-            raise UsageError(f"{arguments.image}: a picture is drawn of an image in a file")
-        chain = pyimago.info_chain(top.storage, format=top.format, implicit=arguments.implicit)
-    if not length:
-        raise UsageError(f"{arguments.image}: there is nothing to draw: the disk ends at {image.size}")
-    if arguments.picture and any(_same_file(Path(arguments.picture), Path(link.filename)) for link in chain):
-        raise UsageError(f"{arguments.picture}: this is the image, not a picture of it")
-    columns = _picture.columns_for(len(chain)) if arguments.picture else _picture.terminal_columns()
-    with show(arguments, result_on_stdout=True) as progress:
+    with ExitStack() as stack:
+        top = stack.enter_context(images.parts(arguments.image, arguments.format))
+        if isinstance(top.backing, pyimago.SyncFormatAccess):
+            raise UsageError(f"{arguments.image}: a picture is drawn of what images name: leave out backing")
+        layer = stack.enter_context(
+            pyimago.open(
+                top.storage,
+                format=top.format,
+                backing=None,
+                data_file=top.data_file,
+                secret=top.secret,
+                implicit=arguments.implicit,
+                lock=images.lock,
+            )
+        )
+        if top.backing is None:
+            chain = [pyimago.info(top.storage, format=top.format)]
+        else:
+            chain = pyimago.info_chain(top.storage, format=top.format, implicit=arguments.implicit)
+        if not length:
+            raise UsageError(f"{arguments.image}: there is nothing to draw: the disk ends at {image.size}")
+        if arguments.picture and any(
+            _same_file(Path(arguments.picture), Path(link.filename)) for link in chain
+        ):
+            raise UsageError(f"{arguments.picture}: this is the image, not a picture of it")
+        columns = _picture.columns_for(len(chain)) if arguments.picture else _picture.terminal_columns()
+        progress = stack.enter_context(show(arguments, result_on_stdout=True))
         found = survey(
             image,
             chain,
+            layer,
             start=start,
             length=length,
             columns=columns,

@@ -55,6 +55,7 @@ class Survey:
 def survey(
     image: SyncFormatAccess,
     chain: Sequence[ImageInfo],
+    top: SyncFormatAccess,
     *,
     start: int,
     length: int,
@@ -63,7 +64,10 @@ def survey(
     progress: Progress,
     secret: bytes | None = None,
 ) -> Survey:
-    """Looks at `length` bytes from `start` on of `image`, whose images are `chain`, each opened by itself."""
+    """Looks at `length` bytes from `start` on of `image`, whose images are `chain`.
+
+    Each is looked at by itself; the first one so is `top`, the others are opened.
+    """
     edges = [start + length * i // columns for i in range(columns + 1)]
     if len(chain) == 1:
         return Survey(start, length, [_row(escape(chain[0].filename), image, edges, EXTENTS, progress)])
@@ -74,7 +78,8 @@ def survey(
 
     found.append(_row("what a guest sees", image, edges, EXTENTS // 2, so_far))
     share = EXTENTS // 2 // len(chain)
-    for link in chain:
+    found.append(_row(escape(chain[0].filename), top, edges, share, so_far))
+    for link in chain[1:]:
         with images.layer(link, secret) as layer:
             found.append(_row(escape(link.filename), layer, edges, share, so_far))
     return Survey(start, length, found)
