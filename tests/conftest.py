@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import pytest
 from tests.face import Face
@@ -68,6 +68,17 @@ def make_image(tmp_path: Path) -> MakeImage:
         return path
 
     return make
+
+
+async def let_go(path: Path, format: Literal["raw", "qcow2"]) -> None:
+    """Until the image at `path` can be had for writing, as what was cancelled has let it go."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                async with pyimago.aio.open(path, format=format, write=True):
+                    return
+            except pyimago.ImageLockedError:
+                await asyncio.sleep(0.01)
 
 
 class Qemu:

@@ -456,13 +456,14 @@ def test_a_forked_child_may_go_on_with_its_parents_loop() -> None:
     assert run(program).strip() == "done"
 
 
-def run(program: str, code: int = 0) -> str:
+def run(program: str, code: int = 0, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
+        env=os.environ | environment,
     )
     assert done.returncode == code, done.stderr
     return done.stdout
@@ -498,13 +499,4 @@ def test_direct_reads_by_ring_and_by_pool(tmp_path: Path, uring: str) -> None:
 
         asyncio.run(main())
     """
-    environment = {**os.environ, "PYIMAGO_IO_URING": uring}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=environment,
-    )
-    assert done.stdout.strip() in {"read", "no direct I/O"}, done.stderr
+    assert run(program, PYIMAGO_IO_URING=uring).strip() in {"read", "no direct I/O"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conftest import MakeImage, Qemu, pattern
+from tests.conftest import MakeImage, Qemu, let_go, pattern
 
 import pyimago
 
@@ -113,13 +113,7 @@ async def test_a_cancelled_task_leaves_what_was_shown_and_it_can_be_done_again(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                async with pyimago.aio.open(top, format="qcow2", write=True):
-                    break
-            except pyimago.ImageLockedError:
-                await asyncio.sleep(0.01)
+    await let_go(top, "qcow2")
     assert pyimago.info(top).backing_filename == "base.qcow2"
     assert content(top) == shown
     if verb == "commit":

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,10 @@ def test_print_extents_covers_the_image(folder: Path) -> None:
     assert last == f"151552 of {end} bytes are data"
 
 
-@pytest.fixture
-def port(folder: Path) -> Iterator[int]:
-    """A running `serve_ranges.py`; it must end well on Ctrl-C."""
-    command = [sys.executable, "-W", "error", str(EXAMPLES / "serve_ranges.py"), "image.qcow2"]
+@contextmanager
+def serving(folder: Path, name: str, argument: str) -> Iterator[int]:
+    """The port of an example that serves and is running; it must end well on Ctrl-C."""
+    command = [sys.executable, "-W", "error", "-X", "dev", str(EXAMPLES / name), argument]
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
@@ -92,23 +93,28 @@ def port(folder: Path) -> Iterator[int]:
         assert (server.returncode, errors) == (0, "")
 
 
-def get(port: int, span: str) -> tuple[int, bytes]:
-    """Status and body of a ranged GET."""
+def ask(port: int, method: str, url: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    """Status and body of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request("GET", "/", headers={"Range": f"bytes={span}"})
+        connection.request(method, url, body=body, headers=headers)
         response = connection.getresponse()
         return response.status, response.read()
     finally:
         connection.close()
 
 
-def test_serve_ranges_answers_ranges(port: int) -> None:
-    volume_name_at = 1024 + 120
-    assert get(port, f"{volume_name_at}-{volume_name_at + len(VOLUME) - 1}") == (206, VOLUME)
-    assert get(port, "524287-") == (206, b"\0")
-    assert len(get(port, "0-")[1]) == 524288
-    assert get(port, "524288-") == (416, b"")
+def test_serve_ranges_answers_ranges(folder: Path) -> None:
+    with serving(folder, "serve_ranges.py", "image.qcow2") as port:
+
+        def get(span: str) -> tuple[int, bytes]:
+            return ask(port, "GET", "/", Range=f"bytes={span}")
+
+        volume_name_at = 1024 + 120
+        assert get(f"{volume_name_at}-{volume_name_at + len(VOLUME) - 1}") == (206, VOLUME)
+        assert get("524287-") == (206, b"\0")
+        assert len(get("0-")[1]) == 524288
+        assert get("524288-") == (416, b"")
 
 
 def partitioned(folder: Path) -> Path:
@@ -215,31 +221,10 @@ def test_incremental_backup_copies_what_changed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def service(folder: Path) -> Iterator[int]:
-    """The port of a running `convert_uploads.py`; it must end well on Ctrl-C."""
+    """The port of a running `convert_uploads.py`."""
     (folder / "results").mkdir()
-    command = [sys.executable, "-W", "error", "-X", "dev", str(EXAMPLES / "convert_uploads.py"), "results"]
-    with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None
-        match = re.match(r"http://127\.0\.0\.1:(\d+)/", server.stdout.readline())
-        try:
-            assert match is not None
-            yield int(match[1])
-        finally:
-            server.send_signal(signal.SIGINT)
-            _, errors = server.communicate(timeout=30)
-        assert (server.returncode, errors) == (0, "")
-
-
-def ask(port: int, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request(method, url, body=body)
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
+    with serving(folder, "convert_uploads.py", "results") as port:
+        yield port
 
 
 def test_convert_uploads_tells_its_progress_and_has_the_result(service: int, folder: Path) -> None:

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-from tests.conftest import MakeImage, pattern
+from tests.conftest import MakeImage, let_go, pattern
 
 import pyimago
 
@@ -136,14 +136,7 @@ async def test_a_cancelled_task_ends_the_operation(tmp_path: Path) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    # The image can be had for writing once the operation has let it go.
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                async with pyimago.aio.open(path, format="raw", write=True):
-                    break
-            except pyimago.ImageLockedError:
-                await asyncio.sleep(0.01)
+    await let_go(path, "raw")
     assert not ended.is_set()
     assert last[0] < 256 << 20
 
