@@ -81,6 +81,14 @@ async def let_go(path: Path, format: Literal["raw", "qcow2"]) -> None:
                 await asyncio.sleep(0.01)
 
 
+def installed(tool: str) -> str:
+    """The path of one of QEMU's tools; the test is skipped where it is missing."""
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"{tool} is not installed (Debian: qemu-utils)")
+    return path
+
+
 class Qemu:
     """QEMU's tools, working in one folder."""
 
@@ -115,8 +123,7 @@ class Qemu:
 def qemu(tmp_path: Path) -> Qemu:
     """QEMU's tools; the test is skipped where they are missing."""
     for tool in ("qemu-img", "qemu-io"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed (Debian: qemu-utils)")
+        installed(tool)
     return Qemu(tmp_path)
 
 

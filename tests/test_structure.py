@@ -19,10 +19,9 @@ FORBIDDEN = {
 MAY_BE_UNSAFE = (
     "rust/core/src/buffer.rs",
     "rust/core/src/storage/file",
-    "rust/core/src/storage/lock",
     "rust/core/src/storage/uring",
     "rust/python/src/bridge",
-    "rust/python/src/buffer",
+    "rust/python/src/buffers",
 )
 
 

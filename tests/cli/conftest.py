@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from tests.conftest import installed
 
 if TYPE_CHECKING:
     from subprocess import CompletedProcess
 
 DEMO = Path(__file__).parent.parent / "data" / "demo"
+COMMAND = str(Path(sys.executable).with_name("pyimago"))
 
 
 class Run(Protocol):
@@ -45,16 +47,13 @@ def runner(command: str, folder: Path) -> Run:
 @pytest.fixture
 def pyimago(tmp_path: Path) -> Run:
     """The installed `pyimago` command."""
-    return runner(str(Path(sys.executable).with_name("pyimago")), tmp_path)
+    return runner(COMMAND, tmp_path)
 
 
 @pytest.fixture
 def qemu_img(tmp_path: Path) -> Run:
     """`qemu-img`; the test is skipped where it is missing, or prints other lines than those of 10.0."""
-    command = shutil.which("qemu-img")
-    if command is None:
-        pytest.skip("qemu-img is not installed (Debian: qemu-utils)")
-    run = runner(command, tmp_path)
+    run = runner(installed("qemu-img"), tmp_path)
     version = re.search(r"version (\d+)\.", run("--version").stdout)
     if version is None or int(version[1]) < 10:
         pytest.skip("qemu-img 10.0 or later is not installed (Debian: qemu-utils)")
@@ -64,10 +63,7 @@ def qemu_img(tmp_path: Path) -> Run:
 @pytest.fixture
 def qemu_io(tmp_path: Path) -> Run:
     """`qemu-io`; the test is skipped where it is missing."""
-    command = shutil.which("qemu-io")
-    if command is None:
-        pytest.skip("qemu-io is not installed (Debian: qemu-utils)")
-    return runner(command, tmp_path)
+    return runner(installed("qemu-io"), tmp_path)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,10 +17,10 @@ from tests.conftest import pattern
 
 import pyimago as library
 
+from .conftest import COMMAND
+
 if TYPE_CHECKING:
     from .conftest import Run
-
-COMMAND = str(Path(sys.executable).with_name("pyimago"))
 
 
 class Chain(NamedTuple):

@@ -20,7 +20,7 @@ import pytest
 
 from pyimago.cli import _completion, _layout
 
-from .conftest import Run
+from .conftest import COMMAND, Run
 
 SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], 'eval "$(pyimago completion bash)"'),
@@ -101,7 +101,7 @@ def test_what_is_offered_is_taken() -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_script_is_for_the_name_that_was_called(shell: str, tmp_path: Path) -> None:
     link = tmp_path / "qemu-img"
-    link.symlink_to(Path(sys.executable).with_name("pyimago"))
+    link.symlink_to(COMMAND)
     script = subprocess.check_output([link, "completion", shell], text=True, timeout=60)
     assert "qemu-img" in script
 

@@ -16,7 +16,7 @@ import pytest
 from pyimago import open as open_image
 from pyimago.cli import _progress, main
 
-from .conftest import DEMO
+from .conftest import COMMAND, DEMO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -386,9 +386,8 @@ def test_salvage_tells_what_is_lost(pyimago: Run, qemu_img: Run, guest: Path) ->
 @pytest.mark.parametrize("format", ["raw", "qcow2"])
 def test_ctrl_c_and_sigterm_end_it_soon(guest: Path, format: str) -> None:
     """In the middle of a conversion that would take forever; nothing is left of it."""
-    program = Path(sys.executable).with_name("pyimago")
     for number in (signal.SIGINT, signal.SIGTERM):
-        command: list[str | Path] = [program, "convert", "-r", "1", "-O", format, guest.name, "out"]
+        command: list[str] = [COMMAND, "convert", "-r", "1", "-O", format, guest.name, "out"]
         child = subprocess.Popen(command, cwd=guest.parent, stderr=subprocess.PIPE, text=True)
         wait_for(lambda: any(".partial" in path.name for path in guest.parent.iterdir()))
         child.send_signal(number)
@@ -403,9 +402,8 @@ def test_ctrl_c_and_sigterm_end_it_soon(guest: Path, format: str) -> None:
 
 def test_kill_leaves_what_nobody_takes_for_the_target(guest: Path) -> None:
     (guest.parent / "out").write_bytes(b"precious")
-    program = Path(sys.executable).with_name("pyimago")
     child = subprocess.Popen(
-        [program, "convert", "-r", "1", "-O", "qcow2", guest.name, "out"], cwd=guest.parent
+        [COMMAND, "convert", "-r", "1", "-O", "qcow2", guest.name, "out"], cwd=guest.parent
     )
     wait_for(lambda: any(".partial" in path.name for path in guest.parent.iterdir()))
     child.kill()

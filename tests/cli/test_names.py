@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.cli.conftest import runner
+from tests.cli.conftest import COMMAND, runner
+from tests.conftest import installed
 
 import pyimago
 
@@ -344,10 +344,8 @@ WRITES: dict[str, tuple[str, ...]] = {
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of images, all of a MiB and most with the same content."""
-    if shutil.which("qemu-img") is None:
-        pytest.skip("qemu-img is not installed (Debian: qemu-utils)")
     folder = tmp_path_factory.mktemp("names")
-    img, io = runner("qemu-img", folder), runner("qemu-io", folder)
+    img, io = (runner(installed(tool), folder) for tool in ("qemu-img", "qemu-io"))
     content = bytes(65536) + bytes(range(256)) * 768 + bytes((1 << 20) - 65536 - 196608)
     (folder / "data.raw").write_bytes(content)
     (folder / "longer.raw").write_bytes(content + bytes(65536))
@@ -391,7 +389,7 @@ def both(pyimago: Run, qemu_img: Run, words: Sequence[str]) -> list[CompletedPro
 
 def commands(folder: Path) -> tuple[Run, Run]:
     """The two, at work there."""
-    return runner(str(Path(sys.executable).with_name("pyimago")), folder), runner("qemu-img", folder)
+    return runner(COMMAND, folder), runner("qemu-img", folder)
 
 
 @pytest.mark.parametrize("words", READS.values(), ids=READS.keys())

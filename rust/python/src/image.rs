@@ -204,7 +204,7 @@ macro_rules! image_class {
                 self.access.size()
             }
 
-            /// The image's format: "raw" or "qcow2".
+            /// The image's format: "raw", "qcow2" or "luks".
             #[getter]
             fn format(&self) -> &'static str {
                 self.access.kind().name()
