@@ -222,7 +222,7 @@ async def test_each_operation_that_somebody_holds_has_a_future_of_its_own() -> N
     image = pyimago.FormatAccess(await pyimago.Raw.open_image(memory()))
     buf = bytearray(8)
     await image.read(buf, 0)
-    held = [image.read(buf, at) for at in range(8)]
+    held: list[Any] = [image.read(buf, at) for at in range(8)]
     assert len(set(held)) == 8
     done, _ = await asyncio.wait(held)
     assert done == set(held)
