@@ -86,9 +86,9 @@ def create(
         size,
         format,
         layout,
-        overwrite=overwrite,
-        unchecked=unsafe,
-        progress=progress,
+        overwrite,
+        unsafe,
+        progress,
     )
 
 

@@ -134,45 +134,9 @@ fn amend_options(changes: &Bound<'_, PyDict>) -> PyResult<(AmendOptions, Option<
     Ok((options, size, key_slots))
 }
 
-fn amend_with<F: Face>(
-    py: Python<'_>,
-    place: Place,
-    format: Option<Format>,
-    implicit: PyGate,
-    secret: Option<PySecret>,
-    force: bool,
-    opened_backing: Below,
-    opened_data_file: Option<DataFile>,
-    progress: Option<Py<PyAny>>,
-    changes: Bound<'_, PyDict>,
-) -> PyResult<Py<PyAny>> {
-    let (header, size, key_slots) = amend_options(&changes)?;
-    run_job::<F, _, _, _>(
-        py,
-        progress,
-        move |job| {
-            let key = key_slots.change(force)?;
-            let mut open = OpenOptions {
-                write: true,
-                format: format.map(|format| format.0),
-                backing: opened_backing.0,
-                secret: PySecret::get_some(secret)?,
-                ..OpenOptions::default()
-            };
-            open.data_file = DataFile::storage(opened_data_file, open.files())?;
-            implicit.pass(|gate| {
-                open.gate = gate.clone();
-                let files = open.files();
-                amend_storage(place.storage(files)?, &Amendment { open, header, size, key }, job)
-            })
-        },
-        |py, ()| Ok(py.None()),
-    )
-}
-
 faces! {
     /// Amend the image at `place`; `changes` has the keyword arguments of `pyimago.amend` that were given.
-    amend_with => amend, amend_awaited(
+    amend, amend_awaited: Amend<'py> {
         place: Place,
         format: Option<Format>,
         implicit: PyGate,
@@ -181,6 +145,44 @@ faces! {
         opened_backing: Below,
         opened_data_file: Option<DataFile>,
         progress: Option<Py<PyAny>>,
-        changes: Bound<'_, PyDict>,
-    )
+        changes: Bound<'py, PyDict>,
+    }
+}
+
+impl Amend<'_> {
+    fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let Amend {
+            place,
+            format,
+            implicit,
+            secret,
+            force,
+            opened_backing,
+            opened_data_file,
+            progress,
+            changes,
+        } = self;
+        let (header, size, key_slots) = amend_options(&changes)?;
+        run_job::<F, _, _, _>(
+            py,
+            progress,
+            move |job| {
+                let key = key_slots.change(force)?;
+                let mut open = OpenOptions {
+                    write: true,
+                    format: format.map(|format| format.0),
+                    backing: opened_backing.0,
+                    secret: PySecret::get_some(secret)?,
+                    ..OpenOptions::default()
+                };
+                open.data_file = DataFile::storage(opened_data_file, open.files())?;
+                implicit.pass(|gate| {
+                    open.gate = gate.clone();
+                    let files = open.files();
+                    amend_storage(place.storage(files)?, &Amendment { open, header, size, key }, job)
+                })
+            },
+            |py, ()| Ok(py.None()),
+        )
+    }
 }

@@ -14,61 +14,10 @@ use crate::secret::PySecret;
 use crate::storages::LockWord;
 use crate::transfer::Offset;
 
-fn bench_with<F: Face>(
-    py: Python<'_>,
-    image: &Bound<'_, PyAny>,
-    format: Option<Format>,
-    pattern: Option<u8>,
-    count: Offset,
-    depth: u32,
-    request_size: u32,
-    offset: Offset,
-    step: Offset,
-    flush_interval: Option<Offset>,
-    drain: bool,
-    direct: bool,
-    lock: LockWord,
-    implicit: PyGate,
-    secret: Option<PySecret>,
-    progress: Option<Py<PyAny>>,
-) -> PyResult<Py<PyAny>> {
-    let flush = match (flush_interval, drain) {
-        (None, _) => Flush::Never,
-        (Some(every), true) => Flush::Every(every.0),
-        (Some(every), false) => Flush::Beside(every.0),
-    };
-    let work = match pattern {
-        None if flush != Flush::Never => {
-            return Err(PyValueError::new_err("flush_interval is for writing only"));
-        }
-        None => Work::Read,
-        Some(pattern) => Work::Write { pattern, flush },
-    };
-    let options = BenchOptions { count: count.0, depth, request_size, offset: offset.0, step: step.0, work };
-    let source = Source::new("image", image, format, secret)?;
-    if let Source::Open(lease) = &source
-        && pattern.is_some()
-    {
-        lease.access().check_writable()?;
-    }
-    run_job::<F, _, _, _>(
-        py,
-        progress,
-        move |job| {
-            let how =
-                OpenOptions { write: pattern.is_some(), direct, lock: lock.0, ..OpenOptions::default() };
-            let image = source.open_as(&implicit, how)?;
-            let took = bench_image(image.image(), &options, job);
-            Ok(image.close().and(took)?)
-        },
-        |py, took| Ok(took.as_secs_f64().into_pyobject(py)?.into_any().unbind()),
-    )
-}
-
 faces! {
     /// Seconds that the requests took; `pattern` is the byte to write, None to read.
-    bench_with => bench, bench_awaited(
-        image: &Bound<'_, PyAny>,
+    bench, bench_awaited: Bench<'py> {
+        image: &'py Bound<'py, PyAny>,
         format: Option<Format>,
         pattern: Option<u8>,
         count: Offset,
@@ -83,5 +32,59 @@ faces! {
         implicit: PyGate,
         secret: Option<PySecret>,
         progress: Option<Py<PyAny>>,
-    )
+    }
+}
+
+impl Bench<'_> {
+    fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let Bench {
+            image,
+            format,
+            pattern,
+            count,
+            depth,
+            request_size,
+            offset,
+            step,
+            flush_interval,
+            drain,
+            direct,
+            lock,
+            implicit,
+            secret,
+            progress,
+        } = self;
+        let flush = match (flush_interval, drain) {
+            (None, _) => Flush::Never,
+            (Some(every), true) => Flush::Every(every.0),
+            (Some(every), false) => Flush::Beside(every.0),
+        };
+        let work = match pattern {
+            None if flush != Flush::Never => {
+                return Err(PyValueError::new_err("flush_interval is for writing only"));
+            }
+            None => Work::Read,
+            Some(pattern) => Work::Write { pattern, flush },
+        };
+        let options =
+            BenchOptions { count: count.0, depth, request_size, offset: offset.0, step: step.0, work };
+        let source = Source::new("image", image, format, secret)?;
+        if let Source::Open(lease) = &source
+            && pattern.is_some()
+        {
+            lease.access().check_writable()?;
+        }
+        run_job::<F, _, _, _>(
+            py,
+            progress,
+            move |job| {
+                let how =
+                    OpenOptions { write: pattern.is_some(), direct, lock: lock.0, ..OpenOptions::default() };
+                let image = source.open_as(&implicit, how)?;
+                let took = bench_image(image.image(), &options, job);
+                Ok(image.close().and(took)?)
+            },
+            |py, took| Ok(took.as_secs_f64().into_pyobject(py)?.into_any().unbind()),
+        )
+    }
 }

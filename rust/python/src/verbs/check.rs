@@ -65,51 +65,9 @@ fn finding(finding: Finding) -> FindingTuple {
     (kind.name(), severity.name(), offset.map(|at| at.0), guest.map(|at| at.0), message)
 }
 
-fn check_with<F: Face>(
-    py: Python<'_>,
-    place: Place,
-    format: Option<Format>,
-    repair: WhatToRepair,
-    deep: bool,
-    data_file: Option<DataFile>,
-    implicit: PyGate,
-    lock: LockWord,
-    progress: Option<Py<PyAny>>,
-) -> PyResult<Py<PyAny>> {
-    if repair.0 != Repair::None && lock.0 == Lock::Off {
-        return Err(PyValueError::new_err("a repair without locks could meet another writer"));
-    }
-    run_job::<F, _, _, _>(
-        py,
-        progress,
-        move |job| {
-            let path = place.path().unwrap_or(Path::new("")).to_owned();
-            let files = StorageOpenOptions::new().write(repair.0 != Repair::None).lock(lock.0);
-            let data_file = DataFile::storage(data_file, files.clone())?;
-            let report = implicit.pass(|gate| {
-                let options = CheckOptions {
-                    format: format.map(|format| format.0),
-                    repair: repair.0,
-                    deep,
-                    data_file,
-                    gate: gate.clone(),
-                    lock: lock.0,
-                };
-                check_storage(place.storage(files)?, options, job)
-            })?;
-            Ok((path, report))
-        },
-        |py, (path, report)| {
-            let document = document(py, &path, &report)?;
-            let findings: Vec<FindingTuple> = report.findings.into_iter().map(finding).collect();
-            Ok((document, findings).into_pyobject(py)?.into_any().unbind())
-        },
-    )
-}
-
 faces! {
     /// Check the image at `place`: the document of `qemu-img check`, and the findings as tuples.
-    check_with => check, check_awaited(
+    check, check_awaited: Check {
         place: Place,
         format: Option<Format>,
         repair: WhatToRepair,
@@ -118,5 +76,40 @@ faces! {
         implicit: PyGate,
         lock: LockWord,
         progress: Option<Py<PyAny>>,
-    )
+    }
+}
+
+impl Check {
+    fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let Check { place, format, repair, deep, data_file, implicit, lock, progress } = self;
+        if repair.0 != Repair::None && lock.0 == Lock::Off {
+            return Err(PyValueError::new_err("a repair without locks could meet another writer"));
+        }
+        run_job::<F, _, _, _>(
+            py,
+            progress,
+            move |job| {
+                let path = place.path().unwrap_or(Path::new("")).to_owned();
+                let files = StorageOpenOptions::new().write(repair.0 != Repair::None).lock(lock.0);
+                let data_file = DataFile::storage(data_file, files.clone())?;
+                let report = implicit.pass(|gate| {
+                    let options = CheckOptions {
+                        format: format.map(|format| format.0),
+                        repair: repair.0,
+                        deep,
+                        data_file,
+                        gate: gate.clone(),
+                        lock: lock.0,
+                    };
+                    check_storage(place.storage(files)?, options, job)
+                })?;
+                Ok((path, report))
+            },
+            |py, (path, report)| {
+                let document = document(py, &path, &report)?;
+                let findings: Vec<FindingTuple> = report.findings.into_iter().map(finding).collect();
+                Ok((document, findings).into_pyobject(py)?.into_any().unbind())
+            },
+        )
+    }
 }

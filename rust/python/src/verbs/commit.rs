@@ -14,50 +14,10 @@ use crate::path::StrPath;
 use crate::secret::PySecret;
 use crate::transfer::Offset;
 
-fn commit_with<F: Face>(
-    py: Python<'_>,
-    image: &Bound<'_, PyAny>,
-    base: Option<StrPath>,
-    format: Option<Format>,
-    keep: bool,
-    implicit: PyGate,
-    secret: Option<PySecret>,
-    rate_limit: Option<Offset>,
-    progress: Option<Py<PyAny>>,
-) -> PyResult<Py<PyAny>> {
-    let source = Source::new("image", image, format, secret)?;
-    if let Source::Open(lease) = &source {
-        if base.is_some() {
-            return Err(PyValueError::new_err(
-                "image is open: its base is the image below that is open for writing, see write_backing of open",
-            ));
-        }
-        if !keep {
-            lease.access().check_writable()?;
-        }
-    }
-    let merging = Merging {
-        image: if keep { Committed::Keep } else { Committed::Empty },
-        rate: rate_limit.map(|rate| rate.0),
-    };
-    run_job::<F, _, _, _>(
-        py,
-        progress,
-        move |job| {
-            let write_backing = base.map_or(WriteBacking::First, |base| WriteBacking::Named(base.0));
-            let how = OpenOptions { write: !keep, write_backing, ..OpenOptions::default() };
-            let image = source.open_as(&implicit, how)?;
-            let committed = commit_into(image.image(), merging, job);
-            Ok(committed.and(image.close())?)
-        },
-        |py, ()| Ok(py.None()),
-    )
-}
-
 faces! {
     /// Write what `image` holds into the one below it; see `pyimago.commit`.
-    commit_with => commit, commit_awaited(
-        image: &Bound<'_, PyAny>,
+    commit, commit_awaited: Commit<'py> {
+        image: &'py Bound<'py, PyAny>,
         base: Option<StrPath>,
         format: Option<Format>,
         keep: bool,
@@ -65,5 +25,38 @@ faces! {
         secret: Option<PySecret>,
         rate_limit: Option<Offset>,
         progress: Option<Py<PyAny>>,
-    )
+    }
+}
+
+impl Commit<'_> {
+    fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let Commit { image, base, format, keep, implicit, secret, rate_limit, progress } = self;
+        let source = Source::new("image", image, format, secret)?;
+        if let Source::Open(lease) = &source {
+            if base.is_some() {
+                return Err(PyValueError::new_err(
+                    "image is open: its base is the image below that is open for writing, see write_backing of open",
+                ));
+            }
+            if !keep {
+                lease.access().check_writable()?;
+            }
+        }
+        let merging = Merging {
+            image: if keep { Committed::Keep } else { Committed::Empty },
+            rate: rate_limit.map(|rate| rate.0),
+        };
+        run_job::<F, _, _, _>(
+            py,
+            progress,
+            move |job| {
+                let write_backing = base.map_or(WriteBacking::First, |base| WriteBacking::Named(base.0));
+                let how = OpenOptions { write: !keep, write_backing, ..OpenOptions::default() };
+                let image = source.open_as(&implicit, how)?;
+                let committed = commit_into(image.image(), merging, job);
+                Ok(committed.and(image.close())?)
+            },
+            |py, ()| Ok(py.None()),
+        )
+    }
 }

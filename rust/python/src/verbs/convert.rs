@@ -279,50 +279,43 @@ fn sources(
     Ok(sources)
 }
 
-fn convert_with<F: Face>(
-    py: Python<'_>,
-    source: &Bound<'_, PyAny>,
-    target: &Bound<'_, PyAny>,
-    source_format: &Bound<'_, PyAny>,
-    format: Format,
-    implicit: PyGate,
-    source_secret: &Bound<'_, PyAny>,
-    progress: Option<Py<PyAny>>,
-    how: &Bound<'_, PyDict>,
-    layout: &Bound<'_, PyDict>,
-) -> PyResult<Py<PyAny>> {
-    let conversion = Conversion {
-        sources: sources(source, source_format, source_secret)?,
-        target: Target::new(target)?,
-        layout: create_options(format.0, 0, layout)?,
-        implicit,
-        how: How::new(how)?,
-    };
-    run_job::<F, _, _, _>(
-        py,
-        progress,
-        move |job| conversion.run(job),
-        |py, converted| {
-            let Converted { unreadable, skipped_bitmaps } = converted;
-            let unreadable: Vec<_> =
-                unreadable.into_iter().map(|range| (range.start, range.end - range.start)).collect();
-            Ok((unreadable, skipped_bitmaps).into_pyobject(py)?.into_any().unbind())
-        },
-    )
-}
-
 faces! {
     /// Convert an image, or several one behind the other; `how` and `layout` have the keyword arguments of `pyimago.convert` about the
     /// work and about the target that were given. Returns what could not be read, as offsets and lengths, and the bitmaps left out.
-    convert_with => convert, convert_awaited(
-        source: &Bound<'_, PyAny>,
-        target: &Bound<'_, PyAny>,
-        source_format: &Bound<'_, PyAny>,
+    convert, convert_awaited: Convert<'py> {
+        source: &'py Bound<'py, PyAny>,
+        target: &'py Bound<'py, PyAny>,
+        source_format: &'py Bound<'py, PyAny>,
         format: Format,
         implicit: PyGate,
-        source_secret: &Bound<'_, PyAny>,
+        source_secret: &'py Bound<'py, PyAny>,
         progress: Option<Py<PyAny>>,
-        how: &Bound<'_, PyDict>,
-        layout: &Bound<'_, PyDict>,
-    )
+        how: &'py Bound<'py, PyDict>,
+        layout: &'py Bound<'py, PyDict>,
+    }
+}
+
+impl Convert<'_> {
+    fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let Convert { source, target, source_format, format, implicit, source_secret, progress, how, layout } =
+            self;
+        let conversion = Conversion {
+            sources: sources(source, source_format, source_secret)?,
+            target: Target::new(target)?,
+            layout: create_options(format.0, 0, layout)?,
+            implicit,
+            how: How::new(how)?,
+        };
+        run_job::<F, _, _, _>(
+            py,
+            progress,
+            move |job| conversion.run(job),
+            |py, converted| {
+                let Converted { unreadable, skipped_bitmaps } = converted;
+                let unreadable: Vec<_> =
+                    unreadable.into_iter().map(|range| (range.start, range.end - range.start)).collect();
+                Ok((unreadable, skipped_bitmaps).into_pyobject(py)?.into_any().unbind())
+            },
+        )
+    }
 }

@@ -1,7 +1,5 @@
 //! Creating an image.
 
-use std::path::PathBuf;
-
 use imago_core::access::create::{BackingCheck, CreateHow, CreateOptions, create_with as create_image};
 use imago_core::crypt::Secret;
 use imago_core::format::preallocation::Preallocation;
@@ -16,7 +14,7 @@ use super::encryption::Encryption;
 use super::job::run_job;
 use crate::buffers::kind;
 use crate::errors::Failure;
-use crate::operation::{Awaited, Blocking, Face};
+use crate::operation::Face;
 use crate::path::StrPath;
 use crate::transfer::Offset;
 
@@ -194,22 +192,22 @@ pub(super) fn small(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u32> {
     value.extract().map_err(|_| PyValueError::new_err(format!("{name} cannot be {value}")))
 }
 
-/// A creation that was asked for.
-struct Creation {
-    path: PathBuf,
-    layout: Layout,
-    how: CreateHow,
-}
-
-impl Creation {
-    fn new(
-        path: PathBuf,
+faces! {
+    /// Create an image; `layout` has the keyword arguments of `pyimago.create` about it that were given.
+    create, create_awaited: Create<'py> {
+        path: StrPath,
         size: Option<Offset>,
-        format: &Format,
-        layout: &Bound<'_, PyDict>,
+        format: Format,
+        layout: &'py Bound<'py, PyDict>,
         overwrite: bool,
         unchecked: bool,
-    ) -> PyResult<Self> {
+        progress: Option<Py<PyAny>>,
+    }
+}
+
+impl Create<'_> {
+    fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let Create { path, size, format, layout, overwrite, unchecked, progress } = self;
         let layout = create_options(format.0, size.as_ref().map_or(0, |size| size.0), layout)?;
         let has_backing =
             matches!(&layout.options, CreateOptions::Qcow2(options) if options.backing.is_some());
@@ -223,48 +221,12 @@ impl Creation {
             (Some(_), false) => BackingCheck::Open,
             (Some(_), true) => BackingCheck::Skip,
         };
-        Ok(Creation { path, layout, how: CreateHow { overwrite, backing } })
-    }
-
-    fn start<F: Face>(self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Py<PyAny>> {
-        let Creation { path, layout, how } = self;
+        let how = CreateHow { overwrite, backing };
         run_job::<F, _, _, _>(
             py,
             progress,
-            move |job| Ok(create_image(path, layout.options()?, how, job)?),
+            move |job| Ok(create_image(path.0, layout.options()?, how, job)?),
             |py, ()| Ok(py.None()),
         )
     }
-}
-
-/// Create an image; `layout` has the keyword arguments of `pyimago.create` about it that were given.
-#[pyfunction]
-#[pyo3(signature = (path, size, format, layout, *, overwrite, unchecked, progress))]
-pub(crate) fn create(
-    py: Python<'_>,
-    path: StrPath,
-    size: Option<Offset>,
-    format: Format,
-    layout: &Bound<'_, PyDict>,
-    overwrite: bool,
-    unchecked: bool,
-    progress: Option<Py<PyAny>>,
-) -> PyResult<Py<PyAny>> {
-    Creation::new(path.0, size, &format, layout, overwrite, unchecked)?.start::<Blocking>(py, progress)
-}
-
-/// As `create`, awaited.
-#[pyfunction]
-#[pyo3(signature = (path, size, format, layout, *, overwrite, unchecked, progress))]
-pub(crate) fn create_awaited(
-    py: Python<'_>,
-    path: StrPath,
-    size: Option<Offset>,
-    format: Format,
-    layout: &Bound<'_, PyDict>,
-    overwrite: bool,
-    unchecked: bool,
-    progress: Option<Py<PyAny>>,
-) -> PyResult<Py<PyAny>> {
-    Creation::new(path.0, size, &format, layout, overwrite, unchecked)?.start::<Awaited>(py, progress)
 }

@@ -153,36 +153,33 @@ fn luks_document<'py>(py: Python<'py>, luks: &LuksInfo) -> PyResult<Bound<'py, P
     Ok(data)
 }
 
-fn info_with<F: Face>(
-    py: Python<'_>,
-    place: Place,
-    format: Option<Format>,
-    chain: Option<PyGate>,
-    lock: LockWord,
-) -> PyResult<Py<PyAny>> {
-    let (kind, lock) = (format.map(|format| format.0), lock.0);
-    let read = move || {
-        let storage = place.storage(StorageOpenOptions::new().lock(lock))?;
-        match chain {
-            Some(gate) => gate.pass(|gate| info_chain(storage, kind, gate, lock)),
-            None => Ok(vec![info_storage(&storage, kind)?]),
-        }
-    };
-    F::call(py, Venue::Thread, read, |py, chain| {
-        let documents = PyList::empty(py);
-        for facts in chain.into_iter().map(Facts) {
-            documents.append(facts.document(py)?)?;
-        }
-        Ok(documents.into_any().unbind())
-    })
-}
-
 faces! {
     /// The documents of the image at `place` and, with `chain` (as `implicit` of `open`), of those below it.
-    info_with => info, info_awaited(
+    info, info_awaited: Info {
         place: Place,
         format: Option<Format>,
         chain: Option<PyGate>,
         lock: LockWord,
-    )
+    }
+}
+
+impl Info {
+    fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let Info { place, format, chain, lock } = self;
+        let (kind, lock) = (format.map(|format| format.0), lock.0);
+        let read = move || {
+            let storage = place.storage(StorageOpenOptions::new().lock(lock))?;
+            match chain {
+                Some(gate) => gate.pass(|gate| info_chain(storage, kind, gate, lock)),
+                None => Ok(vec![info_storage(&storage, kind)?]),
+            }
+        };
+        F::call(py, Venue::Thread, read, |py, chain| {
+            let documents = PyList::empty(py);
+            for facts in chain.into_iter().map(Facts) {
+                documents.append(facts.document(py)?)?;
+            }
+            Ok(documents.into_any().unbind())
+        })
+    }
 }

@@ -41,66 +41,9 @@ fn cost_of(iter_time: Option<Count>, iterations: Option<Count>) -> PyResult<Cost
     Ok(cost(number(iter_time), number(iterations))?.unwrap_or_default())
 }
 
-fn add_with<F: Face>(
-    py: Python<'_>,
-    path: StrPath,
-    format: Option<Format>,
-    secret: PySecret,
-    new_secret: PySecret,
-    slot: Option<Count>,
-    iter_time: Option<Count>,
-    iterations: Option<Count>,
-) -> PyResult<Py<PyAny>> {
-    let cost = cost_of(iter_time, iterations)?;
-    change_slots::<F, _>(py, path.0, format, move |slots| {
-        let (secret, new_secret) = (secret.get()?, new_secret.get()?);
-        let unlocked = slots.unlock(&secret)?;
-        Ok(slots.add_key(&unlocked, &new_secret, slot.map(|Count(slot)| slot as usize), cost)?)
-    })
-}
-
-fn change_with<F: Face>(
-    py: Python<'_>,
-    path: StrPath,
-    format: Option<Format>,
-    secret: PySecret,
-    new_secret: PySecret,
-    iter_time: Option<Count>,
-    iterations: Option<Count>,
-) -> PyResult<Py<PyAny>> {
-    let cost = cost_of(iter_time, iterations)?;
-    change_slots::<F, _>(py, path.0, format, move |slots| {
-        let (secret, new_secret) = (secret.get()?, new_secret.get()?);
-        Ok(slots.change_key(&secret, &new_secret, cost)?)
-    })
-}
-
-fn erase_with<F: Face>(
-    py: Python<'_>,
-    path: StrPath,
-    format: Option<Format>,
-    secret: Option<PySecret>,
-    slot: Option<Count>,
-    force: bool,
-) -> PyResult<Py<PyAny>> {
-    let last = if force { LastSlot::Erase } else { LastSlot::Keep };
-    if secret.is_some() == slot.is_some() {
-        return Err(PyValueError::new_err("erase_key takes either a secret or a slot's number"));
-    }
-    change_slots::<F, _>(py, path.0, format, move |slots| match (secret, slot) {
-        (Some(secret), _) => Ok(slots.erase_key(&secret.get()?, last)?),
-        (None, Some(Count(slot))) => {
-            let slot = slot as usize;
-            slots.erase_slot(slot, last)?;
-            Ok(vec![slot])
-        }
-        (None, None) => unreachable!("checked above"),
-    })
-}
-
 faces! {
     /// Give the image another key slot; its number.
-    add_with => add_key, add_key_awaited(
+    add_key, add_key_awaited: AddKey {
         path: StrPath,
         format: Option<Format>,
         secret: PySecret,
@@ -108,28 +51,70 @@ faces! {
         slot: Option<Count>,
         iter_time: Option<Count>,
         iterations: Option<Count>,
-    )
+    }
+}
+
+impl AddKey {
+    fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let AddKey { path, format, secret, new_secret, slot, iter_time, iterations } = self;
+        let cost = cost_of(iter_time, iterations)?;
+        change_slots::<F, _>(py, path.0, format, move |slots| {
+            let (secret, new_secret) = (secret.get()?, new_secret.get()?);
+            let unlocked = slots.unlock(&secret)?;
+            Ok(slots.add_key(&unlocked, &new_secret, slot.map(|Count(slot)| slot as usize), cost)?)
+        })
+    }
 }
 
 faces! {
     /// Move a key to a slot that another secret opens; its number.
-    change_with => change_key, change_key_awaited(
+    change_key, change_key_awaited: ChangeKey {
         path: StrPath,
         format: Option<Format>,
         secret: PySecret,
         new_secret: PySecret,
         iter_time: Option<Count>,
         iterations: Option<Count>,
-    )
+    }
+}
+
+impl ChangeKey {
+    fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let ChangeKey { path, format, secret, new_secret, iter_time, iterations } = self;
+        let cost = cost_of(iter_time, iterations)?;
+        change_slots::<F, _>(py, path.0, format, move |slots| {
+            let (secret, new_secret) = (secret.get()?, new_secret.get()?);
+            Ok(slots.change_key(&secret, &new_secret, cost)?)
+        })
+    }
 }
 
 faces! {
     /// Erase the slot of that number, or all that the secret opens; their numbers.
-    erase_with => erase_key, erase_key_awaited(
+    erase_key, erase_key_awaited: EraseKey {
         path: StrPath,
         format: Option<Format>,
         secret: Option<PySecret>,
         slot: Option<Count>,
         force: bool,
-    )
+    }
+}
+
+impl EraseKey {
+    fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let EraseKey { path, format, secret, slot, force } = self;
+        let last = if force { LastSlot::Erase } else { LastSlot::Keep };
+        if secret.is_some() == slot.is_some() {
+            return Err(PyValueError::new_err("erase_key takes either a secret or a slot's number"));
+        }
+        change_slots::<F, _>(py, path.0, format, move |slots| match (secret, slot) {
+            (Some(secret), _) => Ok(slots.erase_key(&secret.get()?, last)?),
+            (None, Some(Count(slot))) => {
+                let slot = slot as usize;
+                slots.erase_slot(slot, last)?;
+                Ok(vec![slot])
+            }
+            (None, None) => unreachable!("checked above"),
+        })
+    }
 }

@@ -1,20 +1,24 @@
 //! What is done with a path: opening, creating, converting, comparing, amending images.
 
-/// The synchronous and the awaited function of Python's over one implementation that is generic over the `Face`.
+/// The synchronous and the awaited function of Python's, over a struct of their arguments, whose `carry_out` is generic over the `Face`.
 macro_rules! faces {
-    ($(#[$doc:meta])* $generic:ident => $name:ident, $awaited:ident($($argument:ident: $type:ty),* $(,)?)) => {
+    ($(#[$doc:meta])* $name:ident, $awaited:ident: $arguments:ident$(<$lifetime:lifetime>)? { $($argument:ident: $type:ty),* $(,)? }) => {
+        struct $arguments$(<$lifetime>)? {
+            $($argument: $type),*
+        }
+
         $(#[$doc])*
         #[pyfunction]
         #[pyo3(signature = ($($argument),*))]
-        pub(crate) fn $name(py: Python<'_>, $($argument: $type),*) -> PyResult<Py<PyAny>> {
-            $generic::<$crate::operation::Blocking>(py, $($argument),*)
+        pub(crate) fn $name$(<$lifetime>)?(py: Python<'_>, $($argument: $type),*) -> PyResult<Py<PyAny>> {
+            $arguments { $($argument),* }.carry_out::<$crate::operation::Blocking>(py)
         }
 
         /// The same, awaited.
         #[pyfunction]
         #[pyo3(signature = ($($argument),*))]
-        pub(crate) fn $awaited(py: Python<'_>, $($argument: $type),*) -> PyResult<Py<PyAny>> {
-            $generic::<$crate::operation::Awaited>(py, $($argument),*)
+        pub(crate) fn $awaited$(<$lifetime>)?(py: Python<'_>, $($argument: $type),*) -> PyResult<Py<PyAny>> {
+            $arguments { $($argument),* }.carry_out::<$crate::operation::Awaited>(py)
         }
     };
 }
