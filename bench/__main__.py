@@ -110,7 +110,8 @@ def main() -> None:
     size, policy = scale.size >> 20, loop.__module__.partition(".")[0]
     print(f"\nImages of {size} MiB, page cache hot unless direct; {machine()}; awaited on {policy}'s loop.")
     print(
-        f"Medians of {scale.rounds} or more interleaved rounds (compressing: 3) against the strongest peer."
+        f"Medians of {scale.rounds} or more interleaved rounds (3 where a round is long)"
+        " against the strongest peer."
     )
     if options.json:
         options.json.write_text(
