@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use imago_core::access::image::{CHAIN_MAX, Image};
+use imago_core::format::CacheSizes;
 use imago_core::storage::file::File;
 use imago_core::{Error, IntoImage, Storage as EngineStorage, StorageOpenOptions, qcow2, raw};
 use parking_lot::Mutex;
@@ -17,7 +18,11 @@ use crate::path::StrPath;
 use crate::secret::PySecret;
 use crate::storages::Storage;
 use crate::transfer::Offset;
-use crate::verbs::open::sizes;
+
+/// What the two arguments say.
+pub(crate) fn sizes(l2: Option<Offset>, refcount: Option<Offset>) -> CacheSizes {
+    CacheSizes { l2: l2.map(|bytes| bytes.0), refcount: refcount.map(|bytes| bytes.0) }
+}
 
 /// The engine's object until a `FormatAccess` takes it; locked while another thread is at it.
 struct Slot<T>(Arc<Mutex<Option<T>>>);

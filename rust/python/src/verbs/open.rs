@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 
 use super::Format;
 use super::source::Place;
+use crate::formats::sizes;
 use crate::gate::PyGate;
 use crate::image::{FormatAccess, SyncFormatAccess, shared_image};
 use crate::operation::{Awaited, Blocking, Face, Venue};
@@ -89,11 +90,6 @@ impl DataFile {
     ) -> imago_core::Result<Option<Arc<dyn EngineStorage>>> {
         given.map(|file| file.0.storage(files)).transpose()
     }
-}
-
-/// What the two arguments say.
-pub(crate) fn sizes(l2: Option<Offset>, refcount: Option<Offset>) -> CacheSizes {
-    CacheSizes { l2: l2.map(|bytes| bytes.0), refcount: refcount.map(|bytes| bytes.0) }
 }
 
 /// What `open` takes beside the place.
