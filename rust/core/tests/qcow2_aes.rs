@@ -65,6 +65,11 @@ struct Pair {
 }
 
 impl Pair {
+    /// The image at `path`, which is new.
+    fn new(path: &Path) -> Self {
+        Pair { image: open(path), model: vec![0; SIZE] }
+    }
+
     fn write(&mut self, offset: usize, len: usize) {
         let data = pattern(offset, len);
         self.image.write(&data, offset as u64).unwrap();
@@ -107,6 +112,14 @@ impl Pair {
     }
 }
 
+/// QEMU, where it is there, finds the image clean and reads `model` from it.
+fn assert_qemu_agrees(path: &Path, model: &[u8]) {
+    if qemu::have_qemu() {
+        assert!(peer(path).content() == model, "{}", path.display());
+        peer(path).assert_clean();
+    }
+}
+
 /// Versions and cluster sizes.
 fn shapes() -> Vec<qcow2::CreateOptions> {
     let mut shapes = Vec::new();
@@ -125,7 +138,7 @@ fn qemu_reads_what_is_written_here() {
     for (number, options) in shapes().into_iter().enumerate() {
         let path = directory.path().join(number.to_string());
         new_image(&path, options);
-        let mut pair = Pair { image: open(&path), model: vec![0; SIZE] };
+        let mut pair = Pair::new(&path);
         pair.use_all();
         pair.image.close().unwrap();
         assert!(content(&open(&path)) == pair.model);
@@ -134,10 +147,7 @@ fn qemu_reads_what_is_written_here() {
             stored.windows(32).all(|window| window != &pair.model[900_000..900_032]),
             "the file shows plain data"
         );
-        if qemu::have_qemu() {
-            assert!(peer(&path).content() == pair.model, "shape {number}");
-            peer(&path).assert_clean();
-        }
+        assert_qemu_agrees(&path, &pair.model);
     }
 }
 
@@ -192,10 +202,7 @@ fn what_lies_below_is_copied_encrypted() {
         let mut pair = Pair { image: open(&path), model };
         pair.use_all();
         pair.image.close().unwrap();
-        if qemu::have_qemu() {
-            assert!(peer(&path).content() == pair.model, "shape {number}");
-            peer(&path).assert_clean();
-        }
+        assert_qemu_agrees(&path, &pair.model);
         assert!(content(&open(&path)) == pair.model);
     }
 }
@@ -206,7 +213,7 @@ fn snapshots_keep_what_they_hold() {
     for (number, options) in shapes().into_iter().enumerate() {
         let path = directory.path().join(number.to_string());
         new_image(&path, options);
-        let mut pair = Pair { image: open(&path), model: vec![0; SIZE] };
+        let mut pair = Pair::new(&path);
         pair.use_all();
         let kept = pair.model.clone();
         pair.image.create_snapshot("first", None).unwrap();
@@ -218,10 +225,7 @@ fn snapshots_keep_what_they_hold() {
         let secret = Some(Secret::new(SECRET));
         let options = OpenOptions { snapshot: Some("first".to_owned()), secret, ..Default::default() };
         assert!(content(&options.open(&path).unwrap()) == kept);
-        if qemu::have_qemu() {
-            assert!(peer(&path).content() == pair.model, "shape {number}");
-            peer(&path).assert_clean();
-        }
+        assert_qemu_agrees(&path, &pair.model);
         let image = open(&path);
         image.apply_snapshot("first").unwrap();
         assert!(content(&image) == kept);
@@ -235,7 +239,7 @@ fn an_external_data_file_is_encrypted() {
     let (path, data) = (directory.path().join("image"), directory.path().join("data"));
     let external = qcow2::CreateOptions { data_file: Some(data.clone()), ..options() };
     new_image(&path, external.clone());
-    let mut pair = Pair { image: open(&path), model: vec![0; SIZE] };
+    let mut pair = Pair::new(&path);
     pair.use_all();
     pair.image.close().unwrap();
     assert!(content(&open(&path)) == pair.model);
@@ -260,15 +264,12 @@ fn preallocated_clusters_read_as_zeroes() {
     {
         let path = directory.path().join(number.to_string());
         new_image(&path, qcow2::CreateOptions { extended_l2, preallocation, ..options() });
-        let mut pair = Pair { image: open(&path), model: vec![0; SIZE] };
+        let mut pair = Pair::new(&path);
         assert!(content(&pair.image) == pair.model);
         pair.write(100_003, 5000);
         assert!(content(&pair.image) == pair.model);
         pair.image.close().unwrap();
-        if qemu::have_qemu() {
-            assert!(peer(&path).content() == pair.model);
-            peer(&path).assert_clean();
-        }
+        assert_qemu_agrees(&path, &pair.model);
     }
 }
 
