@@ -527,6 +527,20 @@ const CASES: &[Case] = &[
         stays: &[PastEnd],
     },
     Case {
+        name: "a file that was cut inside the L1 table",
+        layout: "",
+        damage: |image| {
+            let end = image.bytes.len().next_multiple_of(0x10000);
+            let l1 = image.l1(0) as usize;
+            image.bytes.resize(end, 0);
+            image.bytes.extend_from_within(l1..l1 + 5);
+            image.change(40, |_| end as u64);
+        },
+        finds: &[(PastEnd, 1), (RefcountTooLow, 1), (RefcountTooHigh, 0)],
+        unseen: NO_WORD,
+        stays: &[PastEnd],
+    },
+    Case {
         name: "a snapshot table past the end",
         layout: "",
         damage: |image| image.change(64, |_| 1 << 40),

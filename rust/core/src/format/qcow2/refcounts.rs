@@ -504,7 +504,7 @@ impl Refcounts {
             }
             Err(Error::unsupported(format!(
                 "a refcount of {} bits cannot count one more reference than {max}; give the image wider refcounts \
-                 (qemu-img amend -o refcount_bits=...) or delete snapshots",
+                 (amend it, refcount_bits=...) or delete snapshots",
                 1 << order
             ))
             .at(cluster << bits))

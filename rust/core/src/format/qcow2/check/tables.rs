@@ -56,8 +56,11 @@ impl Survey<'_> {
 
     /// Reads an L1 table that is `active` or of so many `snapshots`.
     pub(super) fn l1_table(&mut self, offset: u64, entries: u32, active: u32, snapshots: u32) -> Result<()> {
-        // What a file that ends in its last cluster lacks is zeroes.
         let there = (self.file_len.saturating_sub(offset) / 8).min(entries.into());
+        if there < entries.into() && offset < self.file_len {
+            self.lost.store(true, Ordering::Relaxed);
+            self.cut("an L1 table", offset, None);
+        }
         if there == 0 {
             return Ok(());
         }
