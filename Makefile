@@ -21,7 +21,7 @@ pip_install = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-long test-vm soak fuzz test-rust test-python bench wheel wheel-check install dev fmt lint deny typecheck \
+.PHONY: help demo test test-long test-vm soak fuzz test-rust test-python bench bench-stop wheel wheel-check install dev fmt lint deny typecheck \
 	stubtest qemu demo-image clean
 
 help: ## List the targets
@@ -58,6 +58,9 @@ test-vm: install dev qemu ## Block devices and reflinks, in a virtual machine (a
 
 bench: install qemu $(STAMPS)/bench ## Measure against os.preadv, asyncio and QEMU; prints the README's table
 	$(BIN)/python -m bench
+
+bench-stop: install qemu $(STAMPS)/bench ## Measure how long each long operation takes to be stopped
+	$(BIN)/python -m bench.stopping
 
 wheel: dist/.stamp ## Build the abi3 wheel into dist/
 	@ls dist/*.whl

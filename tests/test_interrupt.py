@@ -119,6 +119,45 @@ def test_a_signal_ends_the_walk_through_a_hostile_mapping(wide: Path, number: in
     assert not wide.with_name("flat").exists()
 
 
+def packable(path: Path) -> bytes:
+    """What takes far longer to pack than until it is stopped, and an image for it."""
+    data = bytes(i * i % 251 for i in range(1 << 20)) * 256
+    pyimago.create(path, len(data), format="qcow2")
+    return data
+
+
+def begins_with(path: Path, data: bytes) -> bool:
+    """Whether the image is sound and has some of `data` from its start on, and nothing else."""
+    assert pyimago.check(path, format="qcow2").clean
+    with pyimago.open(path, format="qcow2") as image:
+        there = [extent for extent in image.extents() if extent.allocated]
+        return all(
+            image.pread(extent.length, extent.offset) == data[extent.offset : extent.offset + extent.length]
+            for extent in there
+        ) and sum(extent.length for extent in there) < len(data)
+
+
+def test_a_signal_ends_compressed_writing_and_the_image_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    data = packable(path)
+    with pyimago.open(path, format="qcow2", write=True) as image:
+        with stopped():
+            image.write_compressed(data, 0, level=9)
+        image.write(data[:4096], 0)
+    assert begins_with(path, data)
+
+
+async def test_a_cancelled_task_ends_compressed_writing(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    data = packable(path)
+    async with pyimago.aio.open(path, format="qcow2", write=True) as image:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await image.write_compressed(data, 0, level=9)
+        await image.write(data[:4096], 0)
+    assert begins_with(path, data)
+
+
 async def free(path: Path) -> None:
     """Waits until nobody has the image any more."""
     while True:

@@ -207,6 +207,8 @@ MATRIX = [
     ("-O", "raw", "-o", "preallocation=falloc"),
     ("-O", "raw", "-S", "0"),
     ("-O", "qcow2", "-S", "0"),
+    ("-O", "qcow2", "-S", "0", "-c"),
+    ("-O", "qcow2", "-S", "0", "-c", "-o", "compression_type=zstd"),
     ("-O", "raw", "-S", "64k"),
     ("-O", "raw", "-S", "512"),
     ("-O", "qcow2", "-W", "-m", "16"),
@@ -252,6 +254,21 @@ def test_beside_qemu_img(
         assert told[0] == told[1]
     else:
         assert ours.st_size == theirs.st_size
+
+
+@pytest.mark.parametrize("options", [(), ("-o", "compression_type=zstd")], ids=" ".join)
+def test_without_looking_for_zeroes_every_cluster_is_packed(
+    options: tuple[str, ...], pyimago: Run, qemu_img: Run, qemu_io: Run, guest: Path
+) -> None:
+    disk(guest.parent, qemu_img, qemu_io)
+    held: list[set[tuple[int, bool, bool]]] = []
+    for run, out in ((pyimago, "ours"), (qemu_img, "theirs")):
+        run("convert", "-f", "qcow2", "-O", "qcow2", "-S", "0", "-c", *options, "disk.qcow2", out)
+        extents = json.loads(qemu_img("map", "--output=json", "-f", "qcow2", out).stdout)
+        held.append({(e["length"], e["data"], e["zero"]) for e in extents if not e["compressed"]})
+        assert all(extent["present"] for extent in extents)
+    # What packing makes no smaller is as it is.
+    assert held[0] == held[1]
 
 
 def test_several_inputs(pyimago: Run, qemu_img: Run, qemu_io: Run, guest: Path) -> None:

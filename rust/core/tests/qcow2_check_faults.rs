@@ -1,10 +1,12 @@
 //! Repairs that lose power or fail half-way: the guest's data stays, nothing gets worse, and the next repair ends what this one began.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use imago_core::access::check::{CheckOptions, FindingKind, Repair, Report, check_storage};
+use imago_core::access::image::Image;
 use imago_core::access::job::Job;
-use imago_core::format::FormatKind;
+use imago_core::format::{DirtyRange, FormatKind, Recording};
 use imago_core::storage::memory::Memory;
 use imago_core::{Result, Storage};
 use imago_testkit::check as oracle;
@@ -17,6 +19,8 @@ use imago_testkit::sim::{Failing, SimStorage};
 
 const COPIED: u64 = 1 << 63;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// The clusters of the image that has bitmaps, too.
+const BITMAPS_IN: u32 = 10;
 
 fn check(storage: Arc<dyn Storage>, repair: Repair) -> Result<Report> {
     let options = CheckOptions { format: Some(FormatKind::Qcow2), repair, ..CheckOptions::default() };
@@ -27,6 +31,8 @@ fn check(storage: Arc<dyn Storage>, repair: Repair) -> Result<Report> {
 struct Patient {
     bytes: Vec<u8>,
     content: Vec<u8>,
+    /// The bitmaps that make sense: no others may be there at the end, and these with what they had.
+    bitmaps: BTreeMap<String, Vec<DirtyRange>>,
     wrong: Wrong,
 }
 
@@ -69,6 +75,15 @@ impl Patient {
         for op in fixed_script(config.geometry(), 12, 200) {
             model.apply(&image, &op).unwrap();
         }
+        let mut bitmaps = BTreeMap::new();
+        if config.cluster_bits == BITMAPS_IN {
+            for (name, granularity) in [("damaged", 512), ("sound", 1024), ("another", 4096)] {
+                image.bitmaps().add(name, Some(granularity), Recording::Enabled).unwrap();
+                image.write(&[granularity as u8; 700], granularity * 7).unwrap();
+            }
+            bitmaps = bitmaps_of(&image);
+            bitmaps.remove("damaged").unwrap();
+        }
         image.close().unwrap();
         drop(image);
         let mut bytes = std::fs::read(&built.path).unwrap();
@@ -76,7 +91,7 @@ impl Patient {
         let content = Qcow2::parse(&bytes).unwrap().content(&[], None).unwrap();
         let report = check(Arc::new(Memory::from(bytes.clone())), Repair::None).unwrap();
         assert!(!report.is_clean() && report.findings.len() < 1000, "{}", report.corruptions);
-        Patient { bytes, content, wrong: Wrong::of(&report) }
+        Patient { bytes, content, bitmaps, wrong: Wrong::of(&report) }
     }
 
     /// Looks at what a repair left half-done.
@@ -102,7 +117,13 @@ impl Patient {
         if Qcow2::parse(&bytes)?.content(&[], None)? != self.content {
             return Err("the content has changed in the next repair".into());
         }
-        images_open(storage)
+        let image = images_open(storage)?;
+        for (name, ranges) in bitmaps_of(&image) {
+            if self.bitmaps.get(&name) != Some(&ranges) {
+                return Err(format!("the bitmap {name:?} has {ranges:?}"));
+            }
+        }
+        Ok(())
     }
 
     fn lose_power(&self, repair: Repair, broken: Option<u64>) -> std::result::Result<u64, String> {
@@ -139,13 +160,19 @@ impl Patient {
     }
 }
 
-fn images_open(storage: Arc<Memory>) -> std::result::Result<(), String> {
+fn bitmaps_of(image: &Image) -> BTreeMap<String, Vec<DirtyRange>> {
+    let bitmaps = image.bitmaps();
+    let names = bitmaps.list().unwrap().into_iter().map(|bitmap| bitmap.name);
+    names.map(|name| (name.clone(), bitmaps.ranges(&name).unwrap().collect())).collect()
+}
+
+fn images_open(storage: Arc<Memory>) -> std::result::Result<Arc<Image>, String> {
     let options = imago_core::access::open::OpenOptions {
         write: true,
         format: Some(FormatKind::Qcow2),
         ..Default::default()
     };
-    options.open_storage(storage).map_err(|e| format!("open: {e}")).map(drop)
+    options.open_storage(storage).map_err(|e| format!("open: {e}"))
 }
 
 /// Refcounts of 16 bits and flags made wrong here and there.
@@ -196,6 +223,13 @@ fn only_leaks(bytes: &mut [u8]) {
     }
 }
 
+/// Of one bitmap an entry of its table has reserved bits.
+fn break_a_bitmap(bytes: &mut [u8]) {
+    let table = Qcow2::parse(bytes).unwrap().bitmap("damaged").unwrap().table_offset;
+    let entry = word(bytes, table) | 16;
+    put(bytes, table, entry);
+}
+
 fn patients() -> Vec<(&'static str, Patient)> {
     let plain = Config::plain(9, 70_000);
     let subclusters = Config { extended_l2: true, ..Config::plain(14, 200_192) };
@@ -203,6 +237,7 @@ fn patients() -> Vec<(&'static str, Patient)> {
         ("refcounts and flags", Patient::new(&plain, damage_refcounts_and_flags)),
         ("leaks", Patient::new(&Config::plain(12, 200_000), only_leaks)),
         ("leaks in small clusters", Patient::new(&plain, only_leaks)),
+        ("one of three bitmaps", Patient::new(&Config::plain(BITMAPS_IN, 300_032), break_a_bitmap)),
         ("no refcount structures", Patient::new(&plain, break_refcount_table)),
         ("no refcount structures, with subclusters", Patient::new(&subclusters, break_refcount_table)),
     ]
@@ -228,6 +263,14 @@ fn a_repair_with_a_failing_call_harms_nothing_and_can_be_done_again() {
             }
         }
     }
+}
+
+/// No bitmap is sound at the end whose directory was torn while it was written.
+#[test]
+fn the_barriers_around_a_new_directory_of_bitmaps_are_missed() {
+    let patient = Patient::new(&Config::plain(BITMAPS_IN, 300_032), break_a_bitmap);
+    let syncs = patient.lose_power(Repair::All, None).unwrap();
+    assert!((0..syncs).any(|nth| patient.lose_power(Repair::All, Some(nth)).is_err()), "of {syncs} barriers");
 }
 
 /// The harness is tested too. The header must not lead to blocks that are not there yet.

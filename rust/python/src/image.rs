@@ -37,6 +37,24 @@ fn zero<F: Face>(
     F::on_image(py, access, move |_, image| image.write_zeroes(offset, length, intent))
 }
 
+/// On a thread of its own, and so that it can be ended: packing takes long.
+fn write_compressed<F: Face>(
+    py: Python<'_>,
+    access: &Arc<Access>,
+    mut transfer: Transfer,
+) -> PyResult<Py<PyAny>> {
+    transfer.check(access)?;
+    let lease = access.lease(py)?;
+    let run = move || {
+        let result = transfer.run(lease.image());
+        // The memory goes back where the interpreter is at hand.
+        Ok((transfer, result))
+    };
+    F::call(py, Venue::Thread, run, |py, (_, result)| {
+        result.map(|()| py.None()).map_err(|error| exception(py, &error))
+    })
+}
+
 fn cache_stats<'py>(py: Python<'py>, access: &Arc<Access>) -> PyResult<Option<Bound<'py, PyAny>>> {
     let Some(stats) = access.image(py)?.get().cache_stats() else { return Ok(None) };
     let types = py.import("pyimago._types")?;
@@ -130,7 +148,7 @@ macro_rules! image_class {
                 offset: Offset,
                 level: Option<Level>,
             ) -> PyResult<Py<PyAny>> {
-                <$face>::transfer(py, &self.access, Transfer::write_compressed(data, offset, level)?)
+                write_compressed::<$face>(py, &self.access, Transfer::write_compressed(data, offset, level)?)
             }
 
             /// Make `length` bytes from `offset` (bytes) on read as zeroes; the space for them goes back to the host where that is possible.

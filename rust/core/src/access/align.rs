@@ -156,6 +156,14 @@ impl Storage for Aligned {
         self.inner.grow(len)
     }
 
+    fn write_out(&self, offset: u64, len: u64) -> Result<()> {
+        self.inner.write_out(offset, len)
+    }
+
+    fn let_go(&self, offset: u64, len: u64) {
+        self.inner.let_go(offset, len);
+    }
+
     fn sync(&self) -> Result<()> {
         self.inner.sync()
     }

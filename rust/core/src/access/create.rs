@@ -217,6 +217,7 @@ pub(super) fn fill(
         CreateOptions::Luks { size, encryption } => luks::create(&**file, *size, encryption)?,
         CreateOptions::Qcow2(options) => qcow2::create_with(file, data, options, steps)?,
     }
+    steps.settle(&**file)?;
     file.sync()
 }
 

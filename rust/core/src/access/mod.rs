@@ -36,6 +36,7 @@ mod range_lock;
 mod read;
 pub mod rebase;
 mod resize;
+mod settle;
 mod snapshots;
 mod sweep;
 mod target;

@@ -15,6 +15,7 @@ use super::zero::is_zero;
 use crate::buffer::IoVector;
 use crate::error::{Error, Result};
 use crate::format::{CompressedCluster, Compression, Packing, ZeroIntent};
+use crate::interrupt;
 use crate::units::{GuestOffset, HostOffset};
 
 /// Bytes that one thread packs at a time, unless a cluster is more.
@@ -53,6 +54,8 @@ pub(super) struct Packer {
     method: Compression,
     level: u32,
     pub(super) cluster_size: usize,
+    /// Clusters of zeroes are packed like others; otherwise they take no space.
+    packs_zeroes: bool,
 }
 
 /// What becomes of a cluster.
@@ -81,7 +84,8 @@ impl Image {
     /// `offset` is a multiple of the cluster size, and so is the length unless it reaches the end of the disk; otherwise, and for a `level` that there is not, it is
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput). An image that cannot have compressed clusters (raw, encrypted, with an
     /// external data file) is [`Unsupported`](crate::ErrorKind::Unsupported). Nothing is written then. Clusters of zeroes take no space, and those that packing does not make
-    /// smaller are written as they are. Durable after the next [`flush`](Image::flush).
+    /// smaller are written as they are. Durable after the next [`flush`](Image::flush). It can be [given up](crate::interrupt): clusters up to some
+    /// point are written then.
     pub fn write_compressed<'a>(
         &self,
         bufs: impl Into<IoVector<'a>>,
@@ -110,6 +114,7 @@ impl Image {
                 at += bytes.len() as u64;
                 crew.give((at - bytes.len() as u64, bytes));
             }
+            interrupt::check()?;
             match crew.next()? {
                 Some(batch) => self.write_packed_batch(&batch?)?,
                 None => return Ok(()),
@@ -132,7 +137,7 @@ impl Image {
         let packing = self.packing()?;
         let method = packing.method();
         let level = level.of(method).map_err(|e| self.name(e))?;
-        Ok(Packer { method, level, cluster_size: packing.cluster_size() as usize })
+        Ok(Packer { method, level, cluster_size: packing.cluster_size() as usize, packs_zeroes: false })
     }
 
     fn packing(&self) -> Result<&dyn Packing> {
@@ -232,6 +237,11 @@ impl Packer {
         }
     }
 
+    /// The same that packs clusters of zeroes like others.
+    pub(super) fn packing_zeroes(self) -> Self {
+        Packer { packs_zeroes: true, ..self }
+    }
+
     /// Whole clusters of about `bytes`.
     pub(super) fn batch_size(&self, bytes: usize) -> usize {
         bytes.next_multiple_of(self.cluster_size)
@@ -245,7 +255,7 @@ impl Packer {
             let mut whole = Vec::new();
             let mut clusters = Vec::with_capacity(bytes.len().div_ceil(self.cluster_size));
             for cluster in bytes.chunks(self.cluster_size) {
-                if is_zero(cluster) {
+                if !self.packs_zeroes && is_zero(cluster) {
                     clusters.push(Outcome::Zero);
                     continue;
                 }

@@ -64,9 +64,11 @@ impl Image {
                         resize.set_size(size, steps)?;
                         let new = format.size() - old;
                         steps.expect(preallocation.work(new))?;
-                        return preallocation.reserve(&**format.storage(), old, new, steps);
+                        preallocation.reserve(&**format.storage(), old, new, steps)?;
+                        return steps.settle(&**format.storage());
                     }
                     self.prepare_growth(old, size, preallocation, resize, steps)?;
+                    steps.settle(&**format.data_storage())?;
                     resize.set_size(size, &mut Steps::default())
                 };
                 let grown = grow();

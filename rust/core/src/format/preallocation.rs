@@ -10,6 +10,10 @@ use crate::storage::Storage;
 /// Bytes of zeroes that one write has.
 const WRITE_SIZE: u64 = 1 << 20;
 
+/// Bytes that are sent to the medium at a time, and those that are on their way.
+const SENT: u64 = 8 << 20;
+const AHEAD: u64 = 4 * SENT;
+
 /// Bytes that are set aside at a time without writing: nothing ends that once it is begun.
 const ALLOCATE_SIZE: u64 = 1 << 30;
 
@@ -67,6 +71,7 @@ impl Preallocation {
             let len = step.min(end - at);
             if self == Preallocation::Full {
                 storage.writev_at(IoVector::zeroes(len as usize), at)?;
+                keep_up(storage, offset, at + len)?;
             } else {
                 storage.allocate_at(at, len)?;
             }
@@ -74,6 +79,22 @@ impl Preallocation {
         }
         Ok(())
     }
+}
+
+/// Has the medium keep up with zeroes that are written from `start` on and have got to `end`: who gives up then waits for little, and
+/// memory is left to what somebody reads.
+fn keep_up(storage: &dyn Storage, start: u64, end: u64) -> Result<()> {
+    let written = end - start;
+    if !written.is_multiple_of(SENT) {
+        return Ok(());
+    }
+    storage.begin_sync();
+    if written > AHEAD {
+        let at = end - AHEAD - SENT;
+        storage.write_out(at, SENT)?;
+        storage.let_go(at, SENT);
+    }
+    Ok(())
 }
 
 impl fmt::Display for Preallocation {

@@ -2,6 +2,13 @@
 
 use crate::error::Result;
 use crate::interrupt;
+use crate::storage::Storage;
+
+/// Bytes that are waited for at a time: a slow disk takes some 50 milliseconds.
+const WAIT: u64 = 8 << 20;
+
+/// Times that a long file, of which the memory has a small part, is waited for at most.
+const WAITS: u64 = 4096;
 
 /// Bytes that are done of those that are to be done, and who is told of them.
 #[derive(Default)]
@@ -30,10 +37,28 @@ impl<'a> Steps<'a> {
         self.tell()
     }
 
+    /// Waits until what was written to `storage` is on its medium, as far as that can be given up.
+    pub(crate) fn settle(&mut self, storage: &dyn Storage) -> Result<()> {
+        settle(storage, || self.tell())
+    }
+
     fn tell(&mut self) -> Result<()> {
         match &mut self.report {
             Some(report) => report(self.done, self.total),
             None => interrupt::check(),
         }
     }
+}
+
+/// Waits until what was written to `storage` is on its medium; `ask` may end that. What makes it durable comes behind this, and is short.
+pub(crate) fn settle(storage: &dyn Storage, mut ask: impl FnMut() -> Result<()>) -> Result<()> {
+    let len = storage.len()?;
+    let step = WAIT.max(len / WAITS);
+    let mut at = 0;
+    while at < len {
+        ask()?;
+        storage.write_out(at, step.min(len - at))?;
+        at += step;
+    }
+    ask()
 }

@@ -148,6 +148,14 @@ impl Storage for Encrypted {
         self.inner.grow(self.inner_len(len)?)
     }
 
+    fn write_out(&self, offset: u64, len: u64) -> Result<()> {
+        self.inner.write_out(self.base + offset, len)
+    }
+
+    fn let_go(&self, offset: u64, len: u64) {
+        self.inner.let_go(self.base + offset, len);
+    }
+
     fn sync(&self) -> Result<()> {
         self.inner.sync()
     }

@@ -20,6 +20,9 @@ use sys::{Allocate, DirectIo, Seek};
 /// Alignment that every file system with direct I/O is content with, in bytes.
 const SAFE_ALIGNMENT: u32 = 4096;
 
+/// Bytes of a file that takes a while to be removed.
+const LARGE: u64 = 16 << 20;
+
 /// The end of the longest file there can be.
 const OFFSET_MAX: u64 = i64::MAX.cast_unsigned();
 
@@ -73,6 +76,23 @@ enum Kind {
 /// What is known of an operation that only some file systems have.
 #[derive(Debug)]
 struct Support(AtomicU8);
+
+/// A descriptor of the file at `path`, if it is one whose removal takes a while.
+fn large(path: &Path) -> Option<fs::File> {
+    let file = fs::OpenOptions::new().read(true).custom_flags(sys::OPEN_FLAGS).open(path).ok()?;
+    let metadata = file.metadata().ok()?;
+    (metadata.is_file() && metadata.blocks() > LARGE / 512).then_some(file)
+}
+
+/// Closes a descriptor without waiting for what that leads to: where that is possible not even the end of this process does.
+fn close_later(file: fs::File) {
+    #[cfg(feature = "io-uring")]
+    if super::uring::hand_over(&file) {
+        return;
+    }
+    // Where no thread can be had it is closed here.
+    drop(std::thread::Builder::new().spawn(move || drop(file)));
+}
 
 impl Support {
     const UNKNOWN: u8 = 0;
@@ -143,10 +163,16 @@ impl File {
         Err(Error::io("create", io::Error::from_raw_os_error(libc::EEXIST)).in_file(path))
     }
 
-    /// Removes the file at `path`.
+    /// Removes the file at `path`. The space of a large one is given back behind this call's back: what the page cache has of it, and what is on its
+    /// way to the medium, takes a while to let go.
     pub fn remove_sync(path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        fs::remove_file(path).map_err(|error| Error::io("remove", error).in_file(path))
+        let last = large(path);
+        fs::remove_file(path).map_err(|error| Error::io("remove", error).in_file(path))?;
+        if let Some(last) = last {
+            close_later(last);
+        }
+        Ok(())
     }
 
     /// Gives the file at `from` the name `to`, in place of what has that name.
@@ -614,6 +640,16 @@ impl Storage for File {
             return Ok(());
         }
         self.handle.sync_data().map_err(|error| Error::io("sync", error).in_file(&self.path))
+    }
+
+    fn write_out(&self, offset: u64, len: u64) -> Result<()> {
+        let Some((offset, len)) = self.clip(offset, len)?.filter(|_| self.writable) else { return Ok(()) };
+        sys::write_out(&self.handle, offset, len)
+            .map_err(|error| Error::io("sync", error).in_file(&self.path))
+    }
+
+    fn let_go(&self, offset: u64, len: u64) {
+        sys::let_go(&self.handle, offset, len);
     }
 
     fn begin_sync(&self) {

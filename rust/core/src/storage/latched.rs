@@ -112,6 +112,14 @@ impl Storage for Latched {
         self.latching(|inner| inner.grow(len))
     }
 
+    fn write_out(&self, offset: u64, len: u64) -> Result<()> {
+        self.latching(|inner| inner.write_out(offset, len))
+    }
+
+    fn let_go(&self, offset: u64, len: u64) {
+        self.inner.let_go(offset, len);
+    }
+
     fn sync(&self) -> Result<()> {
         self.latching(|inner| inner.sync())
     }

@@ -195,6 +195,18 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// for. It promises nothing, and what fails is the sync's to tell.
     fn begin_sync(&self) {}
 
+    /// Sends what was written of a range on its way, too, and waits until that got there: so a wait for the medium can come in pieces, behind which
+    /// [`sync`](Storage::sync) has little left to do. It makes nothing durable; its failure is like one of `sync`.
+    fn write_out(&self, offset: u64, len: u64) -> Result<()> {
+        let _ = (offset, len);
+        Ok(())
+    }
+
+    /// Nobody is about to read the bytes of a range: memory need not hold them once they are on the medium.
+    fn let_go(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
+
     /// Alignments to keep.
     fn limits(&self) -> Limits {
         Limits::default()

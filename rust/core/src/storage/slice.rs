@@ -127,6 +127,17 @@ impl Storage for Slice {
         self.inner.set_len(end)
     }
 
+    fn write_out(&self, offset: u64, len: u64) -> Result<()> {
+        let Some((at, len)) = self.clip(offset, len) else { return Ok(()) };
+        self.inner.write_out(at, len)
+    }
+
+    fn let_go(&self, offset: u64, len: u64) {
+        if let Some((at, len)) = self.clip(offset, len) {
+            self.inner.let_go(at, len);
+        }
+    }
+
     fn sync(&self) -> Result<()> {
         self.inner.sync()
     }

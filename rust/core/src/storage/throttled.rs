@@ -61,6 +61,14 @@ impl Storage for Throttled {
         self.wait().grow(len)
     }
 
+    fn write_out(&self, offset: u64, len: u64) -> Result<()> {
+        self.inner.write_out(offset, len)
+    }
+
+    fn let_go(&self, offset: u64, len: u64) {
+        self.inner.let_go(offset, len);
+    }
+
     fn sync(&self) -> Result<()> {
         self.wait().sync()
     }

@@ -49,6 +49,14 @@ impl Storage for Unsynced {
         self.inner.set_len(len)
     }
 
+    fn write_out(&self, offset: u64, len: u64) -> Result<()> {
+        self.inner.write_out(offset, len)
+    }
+
+    fn let_go(&self, offset: u64, len: u64) {
+        self.inner.let_go(offset, len);
+    }
+
     fn sync(&self) -> Result<()> {
         Ok(())
     }

@@ -54,7 +54,7 @@ impl Copy<'_> {
         sweep_with(hands, pieces, self.input.size(), job, |piece, buffer| {
             match piece.what {
                 Known::Below => {}
-                Known::Zero => self.put_zeroes(&piece, hands)?,
+                Known::Zero => self.put_zeroes(&piece, hands, buffer)?,
                 Known::Nothing => self.put_data(&piece, reader, hands, buffer)?,
             }
             Ok(Then::Next)
@@ -62,15 +62,29 @@ impl Copy<'_> {
         job.wanted().check()
     }
 
-    fn put_zeroes(&self, piece: &Piece<Known>, hands: &Hands) -> Result<()> {
-        match self.zeroes {
-            Zeroes::Skip => Ok(()),
-            Zeroes::Write => self.zero(piece.start, piece.end),
-            Zeroes::Fill => {
+    fn put_zeroes(&self, piece: &Piece<Known>, hands: &Hands, buffer: &mut Vec<u8>) -> Result<()> {
+        match (self.zeroes, &self.packer) {
+            (Zeroes::Skip, _) => Ok(()),
+            (Zeroes::Write, _) => self.zero(piece.start, piece.end),
+            (Zeroes::Fill, None) => {
                 hands.charge(piece.len());
                 self.target.write(IoVector::zeroes(piece.len() as usize), piece.start)
             }
+            (Zeroes::Fill, Some(packer)) => {
+                buffer.clear();
+                buffer.resize(piece.len() as usize, 0);
+                self.put_packed(packer, piece.start, hands, buffer)
+            }
         }
+    }
+
+    /// Writes `buffer` packed.
+    fn put_packed(&self, packer: &Packer, start: u64, hands: &Hands, buffer: &mut Vec<u8>) -> Result<()> {
+        let batch = packer.pack(start, mem::take(buffer))?;
+        hands.charge(batch.stored());
+        self.target.write_batch(&batch)?;
+        *buffer = batch.into_bytes();
+        Ok(())
     }
 
     fn zero(&self, start: u64, end: u64) -> Result<()> {
@@ -91,11 +105,7 @@ impl Copy<'_> {
         if let Some(packer) = &self.packer {
             buffer.resize(piece.len() as usize, 0);
             reader.read(buffer, piece.start)?;
-            let batch = packer.pack(piece.start, mem::take(buffer))?;
-            hands.charge(batch.stored());
-            self.target.write_batch(&batch)?;
-            *buffer = batch.into_bytes();
-            return Ok(());
+            return self.put_packed(packer, piece.start, hands, buffer);
         }
         let mut at = piece.start + self.offload(piece, hands)?;
         while at < piece.end {

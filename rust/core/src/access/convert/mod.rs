@@ -273,7 +273,10 @@ fn fill(
 ) -> Result<Converted> {
     let Copying { compress, sparse, rate, on_error, bitmaps, offload, .. } = *copying;
     let bitmaps = bitmaps::plan(input, target, bitmaps)?;
-    let packer = compress.map(|level| target.packer(level)).transpose()?;
+    let mut packer = compress.map(|level| target.packer(level)).transpose()?;
+    if zeroes == Zeroes::Fill {
+        packer = packer.map(Packer::packing_zeroes);
+    }
     // What is written to a part of a cluster takes all of it.
     let unit = target.format.write_alignment().min(1 << 20) as usize;
     let copy = Copy {

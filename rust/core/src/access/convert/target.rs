@@ -2,26 +2,20 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
-use std::time::Duration;
 
 use super::super::create::{self, CreateOptions};
 use super::super::image::Image;
 use super::super::job::Job;
 use super::super::open::{Backing, OpenOptions};
-use super::super::target;
+use super::super::{settle, target};
 use super::input::Input;
 use super::{Converted, Durability};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::FormatKind;
 use crate::format::steps::Steps;
 use crate::storage::file::File;
 use crate::storage::unsynced::Unsynced;
 use crate::storage::{Identity, Lock, Storage, StorageOpenOptions, ZeroMode};
-
-/// How often somebody who waits for the medium is asked whether he still does.
-const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The file that is at `path` already, open so that its users are noticed; not one of `sources`.
 pub(super) fn existing<'a>(
@@ -97,7 +91,7 @@ pub(super) fn make(
             job.report(size, size);
             for file in data.iter().chain([&main]) {
                 if durability == Durability::Synced {
-                    sync(file, size, job)?;
+                    settle::sync(&(Arc::clone(file) as Arc<dyn Storage>), job)?;
                 }
             }
             job.wanted().check()
@@ -131,28 +125,5 @@ fn make_file(path: &Path, replaced: Option<File>, fill: impl FnOnce(Arc<File>) -
     match replaced {
         Some(device) if device.is_block_device() => fill(Arc::new(device)),
         replaced => target::make(path, replaced.as_ref(), |file| fill(Arc::new(file))),
-    }
-}
-
-/// Makes `file` durable. Who does not want it any more does not wait for the medium.
-fn sync(file: &Arc<File>, size: u64, job: &mut Job<'_>) -> Result<()> {
-    let (done, result) = channel();
-    let syncing = Arc::clone(file);
-    thread::spawn(move || done.send(syncing.sync()));
-    loop {
-        match result.recv_timeout(PATIENCE) {
-            Ok(result) => return result,
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(Error::new(ErrorKind::Io, "the thread that syncs the target died"));
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                job.report(size, size);
-                if let Err(unwanted) = job.wanted().check() {
-                    // What is not written yet need not be any more.
-                    let _ = file.set_len(0);
-                    return Err(unwanted);
-                }
-            }
-        }
     }
 }

@@ -450,6 +450,7 @@ impl Plan {
         if !rest.is_empty() {
             storage.writev_at(rest.into(), SECTOR)?;
         }
+        steps.settle(storage)?;
         storage.sync()?;
         storage.writev_at(first_sector.into(), 0)?;
         storage.sync()
@@ -478,6 +479,7 @@ impl Plan {
         };
         of_kept.reserve(data, 0, kept, steps)?;
         self.preallocation.reserve(data, kept, self.size - kept, steps)?;
+        steps.settle(data)?;
         data.sync()
     }
 

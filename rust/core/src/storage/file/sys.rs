@@ -93,6 +93,31 @@ pub(super) fn begin_writeback(file: &fs::File) {
 #[cfg(not(target_os = "linux"))]
 pub(super) fn begin_writeback(_: &fs::File) {}
 
+/// Has the kernel write out what is changed in memory of a range, and waits for that.
+#[cfg(target_os = "linux")]
+pub(super) fn write_out(file: &fs::File, offset: u64, len: u64) -> io::Result<()> {
+    let flags =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: no memory is involved.
+    done(unsafe { libc::sync_file_range(file.as_raw_fd(), offset.cast_signed(), len.cast_signed(), flags) })
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn write_out(_: &fs::File, _: u64, _: u64) -> io::Result<()> {
+    Ok(())
+}
+
+/// Has the kernel drop what it holds in memory of a range and has written.
+#[cfg(target_os = "linux")]
+pub(super) fn let_go(file: &fs::File, offset: u64, len: u64) {
+    let (offset, len) = (offset.cast_signed(), len.cast_signed());
+    // SAFETY: no memory is involved. It is advice.
+    let _ = unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, libc::POSIX_FADV_DONTNEED) };
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn let_go(_: &fs::File, _: u64, _: u64) {}
+
 /// Where a seek goes.
 #[derive(Clone, Copy)]
 pub(super) enum Seek {

@@ -129,7 +129,7 @@ pub(super) fn offsets<'a>(entries: impl Iterator<Item = &'a Entry>) -> (Vec<u64>
 }
 
 /// The directory of `entries` as the file has it.
-pub(super) fn to_bytes<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<u8> {
+pub(crate) fn to_bytes<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for entry in entries {
         let raw = RawBitmapEntry {
@@ -151,7 +151,13 @@ pub(super) fn to_bytes<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<u8> 
 
 /// Reads the bitmap directory; an image without a consistent bitmaps extension has none.
 pub(crate) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Entry>> {
+    read_each(storage, header)?.into_iter().collect()
+}
+
+/// The same, with an error in the place of each entry that makes no sense; one that leaves in doubt where the next entry begins is the directory's.
+pub(crate) fn read_each(storage: &dyn Storage, header: &Header) -> Result<Vec<Result<Entry>>> {
     let Some(extension) = header.bitmaps else { return Ok(Vec::new()) };
+    let in_image = |error| in_file(storage, error);
     let read = || {
         let file_len = storage.len()?;
         let bytes = read_bytes(storage, header, extension, file_len)?;
@@ -161,10 +167,13 @@ pub(crate) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Entry>>
         while at < bytes.len() {
             let blame = |problem| Error::corrupt(problem).at(start + at as u64);
             let (entry, len) = parse(&bytes[at..], header, file_len).map_err(blame)?;
-            if !names.insert(entry.name.clone()) {
-                return Err(blame(format!("two bitmaps are called \"{}\"", entry.name().escape_debug())));
-            }
-            entries.push(entry);
+            let entry = entry.and_then(|entry| {
+                if names.insert(entry.name.clone()) {
+                    return Ok(entry);
+                }
+                Err(format!("two bitmaps are called \"{}\"", entry.name().escape_debug()))
+            });
+            entries.push(entry.map_err(|problem| in_image(blame(problem))));
             at += len;
         }
         if entries.len() != extension.count as usize {
@@ -177,7 +186,7 @@ pub(crate) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Entry>>
         }
         Ok(entries)
     };
-    read().map_err(|error| in_file(storage, error))
+    read().map_err(in_image)
 }
 
 fn read_bytes(
@@ -200,8 +209,8 @@ fn read_bytes(
     Ok(bytes)
 }
 
-/// The entry at the front of `bytes`, and its length with the padding.
-fn parse(bytes: &[u8], header: &Header, file_len: u64) -> Result<(Entry, usize), String> {
+/// The entry at the front of `bytes`, or what is wrong with it, and its length with the padding.
+fn parse(bytes: &[u8], header: &Header, file_len: u64) -> Result<(Result<Entry, String>, usize), String> {
     let cut_off = || "a bitmap's entry goes past the end of the bitmap directory".to_owned();
     let (raw, rest) = RawBitmapEntry::read_from_prefix(bytes).map_err(|_| cut_off())?;
     let (extra_len, name_len) = (raw.extra_len.get() as usize, raw.name_len.get() as usize);
@@ -234,10 +243,15 @@ fn parse(bytes: &[u8], header: &Header, file_len: u64) -> Result<(Entry, usize),
             entry_len: 8,
             max_len: MAX_TABLE_LEN,
         };
-        let offset = table.check(header.cluster_size(), file_len)?;
-        let table = BitmapTable { offset, entries };
-        let (name, extra, granularity_bits) = (name.to_vec(), extra.to_vec(), raw.granularity_bits);
-        return Ok((Entry { name, flags, granularity_bits, extra, table }, len));
+        match table.check(header.cluster_size(), file_len) {
+            Ok(offset) => {
+                let table = BitmapTable { offset, entries };
+                let (name, extra, granularity_bits) = (name.to_vec(), extra.to_vec(), raw.granularity_bits);
+                return Ok((Ok(Entry { name, flags, granularity_bits, extra, table }), len));
+            }
+            Err(problem) => problem,
+        }
     };
-    Err(format!("the bitmap \"{}\" makes no sense: {problem}", String::from_utf8_lossy(name).escape_debug()))
+    let name = String::from_utf8_lossy(name);
+    Ok((Err(format!("the bitmap \"{}\" makes no sense: {problem}", name.escape_debug())), len))
 }

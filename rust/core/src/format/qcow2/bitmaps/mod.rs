@@ -20,7 +20,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use self::bits::Bits;
-pub(crate) use self::directory::{BitmapTable, Entry, read};
+pub(crate) use self::directory::{BitmapTable, Entry, read, read_each, to_bytes};
 pub(super) use self::record::Recorder;
 use crate::error::Result;
 use crate::format::qcow2::header::Header;

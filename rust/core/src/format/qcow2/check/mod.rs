@@ -26,7 +26,7 @@ pub(crate) use self::repair::{DamagedBitmaps, repair};
 pub use self::report::{Finding, FindingKind, Report, Severity};
 use self::report::{Notes, Place};
 pub use self::spread::Control;
-use self::structures::Claim;
+use self::structures::{Bitmaps, Claim};
 use self::tables::TableUse;
 use super::header::Header;
 use super::l2::Geometry;
@@ -80,8 +80,7 @@ pub struct Survey<'a> {
     /// All L2 tables in the order of the file.
     tables: Vec<TableUse>,
     claims: Vec<Claim>,
-    /// Offset and entries of the bitmap tables.
-    bitmap_tables: Vec<(u64, u32)>,
+    bitmaps: Bitmaps,
     notes: Notes,
     /// An entry names a place past the end of the file, where no references are counted.
     dangling: AtomicBool,
@@ -89,8 +88,6 @@ pub struct Survey<'a> {
     lost: AtomicBool,
     /// A cluster with references has no refcount block.
     uncovered: AtomicBool,
-    /// Bitmaps, or what they are made of, make no sense: they stand in the way of writing.
-    bad_bitmaps: AtomicBool,
     /// A repair has raised what was too low.
     raised: bool,
     corruptions_fixed: u64,
@@ -118,12 +115,11 @@ impl<'a> Survey<'a> {
             blocks: Blocks::default(),
             tables: Vec::new(),
             claims: Vec::new(),
-            bitmap_tables: Vec::new(),
+            bitmaps: Bitmaps::default(),
             notes: Notes::default(),
             dangling: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             uncovered: AtomicBool::new(false),
-            bad_bitmaps: AtomicBool::new(false),
             raised: false,
             corruptions_fixed: 0,
             leaks_fixed: 0,

@@ -2,7 +2,8 @@
 //!
 //! Recipe (docs/qcow2.md, "Repair"), each step with a barrier behind it where it wrote anything:
 //!
-//! 0. Bitmaps that make no sense are removed from the header, all of them.
+//! 0. Bitmaps that make no sense are removed: the header disowns all of them, the directory is written anew with those that are sound, and the header
+//!    names it again.
 //! 1. Unknown autoclear bits are cleared (I8).
 //! 2. Refcounts that are too low are raised.
 //! 3. COPIED is cleared where the cluster has more than one user.
@@ -15,38 +16,47 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use zerocopy::IntoBytes;
+use zerocopy::big_endian::U32;
+
 use super::report::{FindingKind, Place};
 use super::spread::Control;
 use super::structures::Claim;
 use super::{READ, Repair, Survey};
 use crate::error::Result;
-use crate::format::qcow2::extensions::BITMAPS;
+use crate::format::qcow2::bitmaps::{self, Entry};
+use crate::format::qcow2::extensions::{BITMAPS, BitmapsExtension};
 use crate::format::qcow2::features::{
     AUTOCLEAR_BITMAPS, AUTOCLEAR_KNOWN, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY,
 };
 use crate::format::qcow2::l2::{ALL, COMPRESSED, COPIED, OFFSET_MASK, ZERO};
 use crate::format::qcow2::refcounts::write_count;
 use crate::format::qcow2::rewrite::HeaderArea;
+use crate::ondisk::RawBitmaps;
 use crate::storage::Storage;
 
 /// What a repair did, beside what a later survey does not find any more.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Repaired {
     /// Corruptions, those of the COPIED flags aside, and leaks that there were before.
     pub(super) corruptions: u64,
     pub(super) leaks: u64,
     /// COPIED flags that were changed.
     pub(super) flags: u64,
-    /// The image lost its bitmaps.
-    dropped_bitmaps: bool,
+    /// The image lost bitmaps.
+    dropped_bitmaps: Option<Kept>,
 }
+
+/// The names of the bitmaps that stay.
+#[derive(Clone, Debug)]
+struct Kept(Vec<String>);
 
 /// What a repair of everything does about bitmaps that make no sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DamagedBitmaps {
     /// It leaves them, and with them an image that nobody can write to.
     Keep,
-    /// It removes all bitmaps of the image.
+    /// It removes them.
     Drop,
 }
 
@@ -69,9 +79,8 @@ pub(crate) fn repair(
     let mut survey = Survey::open(storage, data)?;
     survey.count(control)?;
     let mut repaired = survey.before_repair();
-    if what == Repair::All && bitmaps == DamagedBitmaps::Drop && survey.bitmaps_are_damaged() {
-        drop_bitmaps(storage)?;
-        repaired.dropped_bitmaps = true;
+    if what == Repair::All && bitmaps == DamagedBitmaps::Drop && survey.bitmaps.are_damaged() {
+        repaired.dropped_bitmaps = Some(survey.drop_bitmaps()?);
         survey = Survey::open(storage, data)?;
         survey.count(control)?;
     }
@@ -104,15 +113,36 @@ pub(crate) fn repair(
     Ok(repaired)
 }
 
-/// Removes the bitmaps from the header, in one step; what they took is lost space then.
-fn drop_bitmaps(storage: &dyn Storage) -> Result<()> {
-    let mut area = HeaderArea::read(storage)?;
-    area.set_extension(BITMAPS, None);
-    area.raw.autoclear = (area.raw.autoclear.get() & !AUTOCLEAR_BITMAPS).into();
-    area.install(storage).map(drop)
-}
-
 impl Survey<'_> {
+    /// Removes the bitmaps that are damaged; what they took is lost space then. Their directory is written anew where it is, while the header says
+    /// that it is not to be trusted: after a loss of power in between all of them are gone.
+    fn drop_bitmaps(&self) -> Result<Kept> {
+        let sound = self.bitmaps.sound();
+        let names = sound.iter().map(Entry::name).collect();
+        let kept_in = if sound.is_empty() { None } else { self.header.bitmaps };
+        let mut area = HeaderArea::read(self.storage)?;
+        area.raw.autoclear = (area.raw.autoclear.get() & !AUTOCLEAR_BITMAPS).into();
+        if kept_in.is_none() {
+            area.set_extension(BITMAPS, None);
+        }
+        area.install(self.storage)?;
+        let Some(BitmapsExtension { directory_offset, .. }) = kept_in else { return Ok(Kept(names)) };
+        let directory = bitmaps::to_bytes(sound.iter());
+        self.storage.writev_at((&directory).into(), directory_offset.0)?;
+        self.storage.sync()?;
+        let mut area = HeaderArea::read(self.storage)?;
+        let raw = RawBitmaps {
+            count: (sound.len() as u32).into(),
+            reserved: U32::ZERO,
+            directory_size: (directory.len() as u64).into(),
+            directory_offset: directory_offset.0.into(),
+        };
+        area.set_extension(BITMAPS, Some(raw.as_bytes().to_vec()));
+        area.raw.autoclear = (area.raw.autoclear.get() | AUTOCLEAR_BITMAPS).into();
+        area.install(self.storage)?;
+        Ok(Kept(names))
+    }
+
     fn before_repair(&self) -> Repaired {
         Repaired {
             corruptions: self.notes.corruptions() - self.notes.copied(),
@@ -126,10 +156,16 @@ impl Survey<'_> {
         let now = self.before_repair();
         self.corruptions_fixed = repaired.corruptions.saturating_sub(now.corruptions) + repaired.flags;
         self.leaks_fixed = repaired.leaks.saturating_sub(now.leaks);
-        if repaired.dropped_bitmaps {
+        if let Some(Kept(names)) = repaired.dropped_bitmaps {
             self.note(FindingKind::BitmapsDropped, Place::default(), 1, || {
-                "the bitmaps made no sense and were removed, all of them: the next backup has to be a full one"
-                    .into()
+                if names.is_empty() {
+                    return "bitmaps made no sense and were removed, all of them: the next backup has to be a full one".into();
+                }
+                let names: Vec<_> = names.iter().map(|name| format!("\"{}\"", name.escape_debug())).collect();
+                format!(
+                    "bitmaps made no sense and were removed, all but {}: the next backup by them has to be a full one",
+                    names.join(", ")
+                )
             });
         }
         let marks = INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT;

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustc_hash::FxHashSet;
 use zerocopy::FromBytes;
 
 use super::report::{FindingKind, Place};
 use super::{READ, Survey};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::luks;
-use crate::format::qcow2::bitmaps::{self, BitmapTable};
+use crate::format::qcow2::bitmaps::{self, BitmapTable, Entry};
 use crate::format::qcow2::header::{Encryption, MAX_L1_LEN};
 use crate::format::qcow2::l2::OFFSET_MASK;
 use crate::format::qcow2::snapshots::{MAX_EXTRA_LEN, MAX_TABLE_LEN};
@@ -35,8 +35,57 @@ pub(super) struct Claim {
     pub(super) clusters: Range<u64>,
 }
 
-fn is_of_bitmaps(what: &str) -> bool {
-    [BITMAP_DIRECTORY, BITMAP_TABLE, BITMAP_DATA].contains(&what)
+/// The persistent bitmaps. Nobody may write to an image as long as one is there that makes no sense, or shares space with something else.
+#[derive(Debug, Default)]
+pub(super) struct Bitmaps {
+    /// The directory as a whole can be relied on.
+    pub(super) directory_is_bad: AtomicBool,
+    /// Its entries; those that make no sense are not among them.
+    pub(super) entries: Vec<Entry>,
+    /// Some make no sense.
+    pub(super) senseless: bool,
+    tables: Vec<TableOfBits>,
+}
+
+/// The table of a bitmap, or of several that name the same one.
+#[derive(Debug)]
+struct TableOfBits {
+    offset: u64,
+    entries: u32,
+    /// It, or what it names, makes no sense or has another use.
+    is_bad: AtomicBool,
+}
+
+impl TableOfBits {
+    fn blame(&self) {
+        self.is_bad.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Bitmaps {
+    fn blame_directory(&self) {
+        self.directory_is_bad.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether something has to go.
+    pub(super) fn are_damaged(&self) -> bool {
+        let bad = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        self.senseless || bad(&self.directory_is_bad) || self.tables.iter().any(|table| bad(&table.is_bad))
+    }
+
+    /// Those that can stay.
+    pub(super) fn sound(&self) -> Vec<Entry> {
+        if self.directory_is_bad.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let is_bad = |entry: &Entry| {
+            let of = |table: &&TableOfBits| {
+                (table.offset, table.entries) == (entry.table.offset.0, entry.table.entries)
+            };
+            self.tables.iter().find(of).is_none_or(|table| table.is_bad.load(Ordering::Relaxed))
+        };
+        self.entries.iter().filter(|entry| !is_bad(entry)).cloned().collect()
+    }
 }
 
 impl Survey<'_> {
@@ -72,9 +121,6 @@ impl Survey<'_> {
 
     fn past_end(&self, what: &str, offset: u64, times: u64) {
         self.lost.store(true, Ordering::Relaxed);
-        if is_of_bitmaps(what) {
-            self.bad_bitmaps.store(true, Ordering::Relaxed);
-        }
         let end = self.file_len;
         self.note(FindingKind::PastEnd, Place::at(offset), times, || {
             format!("{what} goes past the end of the file, which is at {end:#x}")
@@ -160,38 +206,59 @@ impl Survey<'_> {
     /// Reads the bitmap directory and the bitmap tables.
     pub(super) fn bitmaps(&mut self) -> Result<()> {
         if let Some(extension) = self.header.bitmaps {
-            self.claim(BITMAP_DIRECTORY, extension.directory_offset.0, extension.directory_size);
+            let (offset, len) = (extension.directory_offset.0, extension.directory_size);
+            if self.inside(offset, len).is_none() {
+                self.bitmaps.blame_directory();
+            }
+            self.claim(BITMAP_DIRECTORY, offset, len);
         }
-        let bitmaps = match bitmaps::read(self.storage, &self.header) {
-            Ok(bitmaps) => bitmaps,
+        let senseless = |survey: &Self, error: &Error| {
+            let at = error.offset().unwrap_or_default();
+            survey.note(FindingKind::Bitmap, Place::at(at), 1, || error.message().to_owned());
+            survey.unreadable(at, || "what the bitmaps use cannot be told from leaks".into());
+        };
+        let found = match bitmaps::read_each(self.storage, &self.header) {
+            Ok(found) => found,
             Err(error) if error.os_error().is_some() => return Err(error),
             Err(error) => {
-                let at = error.offset().unwrap_or_default();
-                self.bad_bitmaps.store(true, Ordering::Relaxed);
-                self.note(FindingKind::Bitmap, Place::at(at), 1, || error.message().to_owned());
-                self.unreadable(at, || "what the bitmaps use cannot be told from leaks".into());
+                self.bitmaps.blame_directory();
+                senseless(self, &error);
                 return Ok(());
             }
         };
-        let mut tables = BTreeMap::<(u64, u32), u64>::new();
-        for bitmap in &bitmaps {
+        for entry in found {
+            match entry {
+                Ok(entry) => self.bitmaps.entries.push(entry),
+                Err(error) => {
+                    self.bitmaps.senseless = true;
+                    senseless(self, &error);
+                }
+            }
+        }
+        // Of each table how often it is named, and whether for so many bits.
+        let mut tables = BTreeMap::<(u64, u32), (u64, bool)>::new();
+        for bitmap in &self.bitmaps.entries {
             let BitmapTable { offset, entries } = bitmap.table;
-            *tables.entry((offset.0, entries)).or_default() += 1;
+            let (times, fits) = tables.entry((offset.0, entries)).or_insert((0, true));
+            *times += 1;
             let bits = self.header.size.div_ceil(bitmap.granularity());
             let needed = bits.div_ceil(8).div_ceil(self.cluster_size());
             if u64::from(entries) != needed && !bitmap.is_in_use() {
                 let name = bitmap.name();
-                self.bad_bitmaps.store(true, Ordering::Relaxed);
+                *fits = false;
                 self.note(FindingKind::Bitmap, Place::at(offset.0), 1, || {
                     let name = name.escape_debug();
                     format!("the table of bitmap \"{name}\" has {entries} entries; the disk needs {needed}")
                 });
             }
         }
-        for ((offset, entries), times) in tables {
-            self.claim_often(BITMAP_TABLE, offset, u64::from(entries) * 8, times);
-            self.bitmap_table(offset, entries, times)?;
-            self.bitmap_tables.push((offset, entries));
+        for ((offset, entries), (times, fits)) in tables {
+            let len = u64::from(entries) * 8;
+            let there = self.inside(offset, len).is_some();
+            self.claim_often(BITMAP_TABLE, offset, len, times);
+            let table = TableOfBits { offset, entries, is_bad: AtomicBool::new(!fits || !there) };
+            self.bitmap_table(&table, times)?;
+            self.bitmaps.tables.push(table);
         }
         Ok(())
     }
@@ -213,20 +280,15 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// Bitmaps make no sense, or share space with something else: nobody may write to the image as long as they are there.
-    pub(super) fn bitmaps_are_damaged(&self) -> bool {
-        self.bad_bitmaps.load(Ordering::Relaxed)
-    }
-
-    fn bitmap_table(&self, offset: u64, entries: u32, times: u64) -> Result<()> {
+    fn bitmap_table(&self, table: &TableOfBits, times: u64) -> Result<()> {
         let bad = |at, word: u64, what: &str| {
             self.lost.store(true, Ordering::Relaxed);
-            self.bad_bitmaps.store(true, Ordering::Relaxed);
+            table.blame();
             self.note(FindingKind::Bitmap, Place::at(at), times, || {
                 format!("entry {word:#x} of a bitmap table {what}")
             });
         };
-        self.bitmap_entries(offset, entries, |at, word| {
+        self.bitmap_entries(table, |at, word| {
             let host = word & OFFSET_MASK;
             if word & !(OFFSET_MASK | u64::from(host == 0)) != 0 {
                 bad(at, word, "has bits set that have to be 0");
@@ -239,6 +301,7 @@ impl Survey<'_> {
                 }
                 // Who stores bits writes whole clusters of them: what the file lacks are no zeroes.
                 if within.is_none() || host + self.cluster_size() > self.file_len {
+                    table.blame();
                     self.past_end(BITMAP_DATA, host, times);
                 }
             }
@@ -246,9 +309,9 @@ impl Survey<'_> {
     }
 
     /// Calls `visit` with the place and the word of each entry that is not 0.
-    fn bitmap_entries(&self, offset: u64, entries: u32, mut visit: impl FnMut(u64, u64)) -> Result<()> {
-        let mut at = offset;
-        let end = offset + u64::from(entries) * 8;
+    fn bitmap_entries(&self, table: &TableOfBits, mut visit: impl FnMut(u64, u64)) -> Result<()> {
+        let mut at = table.offset;
+        let end = at + u64::from(table.entries) * 8;
         let mut part = vec![0; (end - at).min(READ) as usize];
         while at < end.min(self.file_len) {
             let part = &mut part[..(end - at).min(READ) as usize];
@@ -271,8 +334,10 @@ impl Survey<'_> {
             if self.counts.get(cluster) == users {
                 return;
             }
-            if is_of_bitmaps(what) {
-                self.bad_bitmaps.store(true, Ordering::Relaxed);
+            match what {
+                BITMAP_DIRECTORY => self.bitmaps.blame_directory(),
+                BITMAP_TABLE => self.tables_in(cluster).for_each(TableOfBits::blame),
+                _ => {}
             }
             if seen.insert(cluster) {
                 let at = cluster << self.header.cluster_bits;
@@ -289,14 +354,27 @@ impl Survey<'_> {
             let users = table.users() - u64::from(table.active.saturating_sub(1));
             overlap("an L2 table", table.offset >> self.header.cluster_bits, users);
         }
-        for &(offset, entries) in &self.bitmap_tables {
-            self.bitmap_entries(offset, entries, |_, word| {
+        for table in &self.bitmaps.tables {
+            self.bitmap_entries(table, |_, word| {
                 let host = word & OFFSET_MASK;
                 if host != 0 && word & !OFFSET_MASK == 0 && self.inside(host, 1).is_some() {
-                    overlap(BITMAP_DATA, host >> self.header.cluster_bits, 1);
+                    let cluster = host >> self.header.cluster_bits;
+                    if self.counts.get(cluster) != 1 {
+                        table.blame();
+                    }
+                    overlap(BITMAP_DATA, cluster, 1);
                 }
             })?;
         }
         Ok(())
+    }
+
+    /// The tables of bitmaps that are in a cluster.
+    fn tables_in(&self, cluster: u64) -> impl Iterator<Item = &TableOfBits> {
+        let bits = self.header.cluster_bits;
+        self.bitmaps.tables.iter().filter(move |table| {
+            let last = table.offset + u64::from(table.entries).max(1) * 8 - 1;
+            (table.offset >> bits..=last >> bits).contains(&cluster)
+        })
     }
 }
