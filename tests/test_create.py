@@ -73,7 +73,7 @@ async def test_the_backing_file_is_looked_at_unless_unsafe(face: Face, tmp_path:
     assert pyimago.info(top).backing_filename == "nbd://host/x"
 
 
-@pytest.mark.parametrize("name", ["a:b", "json:{}", "two words", "./c:d", os.fsdecode(b"not \xff text")])
+@pytest.mark.parametrize("name", ["a:b", "./json:{}", "two words", "./c:d", os.fsdecode(b"not \xff text")])
 async def test_odd_names_are_files(face: Face, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"base" * 1000)
     top = tmp_path / "top.qcow2"

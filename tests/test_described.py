@@ -211,3 +211,45 @@ async def test_a_data_file_is_a_file_whatever_its_name_looks_like(
         await image.write(b"in the data file", 65536)
     assert b"in the data file" in (tmp_path / name).read_bytes()
     assert qemu.content(top)[65536 : 65536 + 16] == b"in the data file"
+
+
+@pytest.mark.parametrize("name", ["a part of a raw file", "a part of the disk in a qcow2 file", "a qcow2 file"])
+async def test_what_is_described_can_be_put_below(
+    face: Face, name: str, folder: Path, tmp_path: Path, qemu: Qemu
+) -> None:
+    kind, options = DESCRIPTIONS[name]
+    below = described(options, folder)
+    top, upper, alone = tmp_path / "top.qcow2", tmp_path / "upper.qcow2", tmp_path / "alone.raw"
+    await face.call("create", top, format="qcow2", backing=below, backing_format=kind)
+    content = qemu.content(top)
+    assert len(content) == (await face.call("info", top)).virtual_size
+    alone.write_bytes(content[:1000] + b"differs" + content[1007:])
+    await face.call("convert", alone, upper, format="qcow2", backing=below, backing_format=kind)
+    assert qemu.content(upper) == alone.read_bytes()
+    pyimago.create(top, len(content), format="qcow2", backing=alone, backing_format="raw", overwrite=True)
+    await face.call("rebase", top, below, backing_format=kind)
+    assert qemu.content(top) == alone.read_bytes()
+    for image in (top, upper):
+        assert (await face.call("info", image)).backing_filename == below
+        qemu.assert_clean(image)
+
+
+async def test_a_description_that_cannot_be_used_touches_nothing(face: Face, tmp_path: Path) -> None:
+    top = tmp_path / "top.qcow2"
+    pyimago.create(top, SIZE, format="qcow2")
+    before = top.read_bytes()
+    for below, error in (
+        ("json:{'driver': 'qcow2'", pyimago.InvalidImageError),
+        ("json:{'driver': 'raw', 'file.filename': '/nowhere'}", OSError),
+        ("json:{'driver': 'nbd', 'host': 'x'}", pyimago.UnsupportedFeatureError),
+        (described({"driver": "qcow2", "file.filename": str(top)}, tmp_path), pyimago.ImagoError),
+    ):
+        with pytest.raises(error):
+            await face.call("rebase", top, below, backing_format="qcow2")
+        if error is not pyimago.ImagoError:
+            with pytest.raises(error):
+                await face.call(
+                    "create", tmp_path / "new", format="qcow2", backing=below, backing_format="qcow2"
+                )
+    assert top.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["top.qcow2"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyimago
 from pyimago.cli import _layout
 from pyimago.cli._arguments import add_objects, add_options, add_progress, read_secrets, size
-from pyimago.cli._images import Images, file_name
+from pyimago.cli._images import file_name
 from pyimago.cli._progress import show
 from pyimago.cli._text import UsageError, escape
 
@@ -69,17 +69,13 @@ def run(arguments: argparse.Namespace) -> None:
     length = asked if arguments.size is None else arguments.size
     if length is None and "backing" not in layout:
         raise UsageError(f"{arguments.image}: Image creation needs a size parameter")
-    described = (layout.get("backing") or "").startswith("json:")
-    if described and not arguments.backing_unsafe:
-        length = _size_below(arguments, layout, length)
     with show(arguments) as progress:
         pyimago.create(
             image,
             length,
             format=arguments.format,
             overwrite=True,
-            # A description is recorded as it is.
-            unsafe=arguments.backing_unsafe or described,
+            unsafe=arguments.backing_unsafe,
             progress=progress,
             **layout,
         )
@@ -87,15 +83,6 @@ def run(arguments: argparse.Namespace) -> None:
         if length is None:
             length = pyimago.info(image, format=arguments.format).virtual_size
         print(_formatted(arguments.image, arguments.format, length, layout))
-
-
-def _size_below(arguments: argparse.Namespace, layout: dict[str, Any], length: int | None) -> int:
-    """The size of the new disk. Its backing file is described and not named: it is looked at here."""
-    kind = layout.get("backing_format")
-    if kind is None:
-        raise UsageError(f"{arguments.image}: the format of the backing file has to be given (-F)")
-    with Images(arguments).opened(layout["backing"], kind, below="given") as below:
-        return below.size if length is None else length
 
 
 def _formatted(image: str, kind: str, length: int, layout: dict[str, Any]) -> str:

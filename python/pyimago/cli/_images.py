@@ -558,13 +558,6 @@ def file_name(word: str) -> str:
     raise UsageError(f"{word}: images are in files and block devices; a file of that name is ./{word}")
 
 
-def name_in_image(word: str | None) -> str | None:
-    """The name of another file that an image is to hold; None for none."""
-    if word and word.startswith("json:"):
-        raise UsageError(f"{word}: what an image names is a file: no json: in an image is ever followed")
-    return word or None
-
-
 def _parsed(word: str) -> dict[str, Any]:
     """The options of `json:{...}`."""
     try:

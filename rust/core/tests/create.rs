@@ -283,7 +283,7 @@ fn a_backing_file_that_does_not_do_is_refused_before_a_file_is_made() {
             ErrorKind::InvalidInput,
             "format",
         ),
-        (backed("json:{\"driver\":\"raw\"}", "raw"), ErrorKind::Io, "./json:"),
+        (backed("json:{\"driver\":\"raw\"}", "raw"), ErrorKind::InvalidImage, "no file"),
         (backed("a".repeat(1024), "raw"), ErrorKind::Io, "aaa"),
         (Qcow2 { cluster_size: 3, ..backed("base", "raw") }, ErrorKind::InvalidInput, "cluster size"),
     ] {

@@ -351,6 +351,14 @@ impl<'a> Opener<'a> {
         Ok((link, next))
     }
 
+    /// Opens an image with all below it, read-only.
+    pub(super) fn open_described(&mut self, node: Node) -> Result<Image> {
+        let links = self.open_from(None, Some(Next::Described(node)), |_, _, _| false)?;
+        let mut links = links.into_iter();
+        let top = links.next().expect("what is described is opened");
+        Ok(top.into_image(stack(links.collect(), Base::None)))
+    }
+
     /// Opens what an image of the chain is in, which must not be in the chain yet.
     pub(super) fn open_place(&mut self, place: Place, write: bool) -> Result<Arc<dyn Storage>> {
         // Before its lock: one that is open here for writing would be told to be in use.
@@ -369,13 +377,7 @@ impl<'a> Opener<'a> {
                     "an image within an image that is described by another's name is only read: open them yourself to write",
                 ));
             }
-            Place::Disk(node) => {
-                let links = self.open_from(None, Some(Next::Described(*node)), |_, _, _| false)?;
-                let mut links = links.into_iter();
-                let top = links.next().expect("what is described is opened");
-                let image = top.into_image(stack(links.collect(), Base::None));
-                Arc::new(Disk::owning(Arc::new(image)))
-            }
+            Place::Disk(node) => Arc::new(Disk::owning(Arc::new(self.open_described(*node)?))),
         })
     }
 

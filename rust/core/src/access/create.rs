@@ -3,19 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::gate::{protocol, resolve_beside};
-use super::info::info;
+use super::chain::Opener;
+use super::gate::{Gate, as_file, name_as_meant};
+use super::info::info_storage;
 use super::job::Job;
 use super::target;
 use crate::crypt::{self, Secret};
 use crate::error::{Error, Result};
+use crate::format::FormatKind;
 use crate::format::luks;
 use crate::format::preallocation::Preallocation;
 use crate::format::qcow2::create as qcow2;
 use crate::format::steps::Steps;
-use crate::format::{FormatKind, ImplicitReference};
 use crate::storage::file::{CreateMode, File};
-use crate::storage::{Storage, StorageOpenOptions, ZeroMode};
+use crate::storage::{Lock, Storage, StorageOpenOptions, ZeroMode};
 
 /// What QEMU looks at to tell formats apart is in here.
 pub(super) const SECTOR: u64 = 512;
@@ -117,8 +118,8 @@ pub enum BackingCheck {
     /// Nothing: the name is recorded byte by byte, whatever is there (`qemu-img create -u`).
     #[default]
     Skip,
-    /// It has to be there and be an image of the format that is given with it. It is a file, however it is spelled: where other readers would take
-    /// the name for a protocol's (`a:b`), it is recorded as `./a:b`.
+    /// It has to be there and be an image of the format that is given with it. `json:{...}` describes it; all else is a file, however it is spelled: where
+    /// other readers would take the name for a protocol's (`a:b`), it is recorded as `./a:b`.
     Open,
     /// The same, and the new disk gets the size of its disk, whatever size the options say.
     TakeSize,
@@ -255,10 +256,9 @@ fn check_backing(path: &Path, options: &mut qcow2::CreateOptions, check: Backing
     if check == BackingCheck::Skip {
         return Ok(());
     }
-    backing.name = as_file(std::mem::take(&mut backing.name));
-    let ImplicitReference { name, format } = &*backing;
-    let shown = name.to_string_lossy();
-    let Some(format) = format.as_deref() else {
+    name_as_meant(backing);
+    let shown = backing.name.to_string_lossy();
+    let Some(format) = backing.format.as_deref() else {
         return Err(Error::invalid_input(format!(
             "the format of the backing file {shown:?} has to be given: whoever guesses it takes the word of what a guest wrote there"
         )));
@@ -268,17 +268,15 @@ fn check_backing(path: &Path, options: &mut qcow2::CreateOptions, check: Backing
             "the backing file {shown:?} cannot be looked at: its format {format:?} is not there; skip the check and give the size"
         )));
     };
-    let found = info(resolve_beside(Some(path), name), Some(kind))
+    let gate = Gate::default();
+    let found = Gate::by_the_caller(Some(path), backing)
+        .and_then(|node| Opener::new(&gate, None, false, Lock::Off).open_place(node.place, false))
+        .and_then(|storage| info_storage(&storage, Some(kind)))
         .map_err(|error| error.within(&format!("backing file {shown:?}")))?;
     if check == BackingCheck::TakeSize {
         options.size = found.virtual_size;
     }
     Ok(())
-}
-
-/// The name of a file so that nobody takes it for a protocol's.
-fn as_file(name: PathBuf) -> PathBuf {
-    if protocol(&name).is_some() { Path::new(".").join(name) } else { name }
 }
 
 /// A name as an image at `image` spells it.

@@ -88,6 +88,11 @@ impl Gate {
         Ok(node)
     }
 
+    /// What a caller means who is going to have the image in `image` name its backing file so: nobody is asked.
+    pub(super) fn by_the_caller(image: Option<&Path>, reference: &ImplicitReference) -> Result<Node> {
+        Gate::Ask(Arc::new(|_, _| Ok(true))).backing(image, reference)
+    }
+
     /// The file to open as its external data file. As for QEMU, no name of one has a protocol.
     pub(super) fn data_file(&self, image: Option<&Path>, name: &Path) -> Result<PathBuf> {
         Asked { gate: self, image, name, kind: ReferenceKind::DataFile }.pass_file()
@@ -174,6 +179,18 @@ pub(super) fn protocol(name: &Path) -> Option<String> {
     let bytes = name.as_os_str().as_encoded_bytes();
     let end = bytes.iter().position(|byte| matches!(byte, b':' | b'/'))?;
     (bytes[end] == b':').then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
+}
+
+/// Spells a caller's name of a backing file so that every reader takes it for what it is: a description, or else a file.
+pub(super) fn name_as_meant(reference: &mut ImplicitReference) {
+    if !reference.name.as_os_str().as_encoded_bytes().starts_with(blockdev::PREFIX.as_bytes()) {
+        reference.name = as_file(std::mem::take(&mut reference.name));
+    }
+}
+
+/// The name of a file so that nobody takes it for a protocol's.
+pub(super) fn as_file(name: PathBuf) -> PathBuf {
+    if protocol(&name).is_some() { Path::new(".").join(name) } else { name }
 }
 
 #[cfg(test)]

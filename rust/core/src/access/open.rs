@@ -72,12 +72,18 @@ impl OpenOptions {
         self.open_with(opener, storage)
     }
 
-    /// The same of an image that is to be put below `above`: neither it nor what it names may be a file of that.
-    pub(super) fn open_below(&self, path: PathBuf, above: &Image) -> Result<Arc<Image>> {
+    /// Opens what an image at `path` is going to name so as its backing file, read-only: whose name or description (`json:{...}`) is the caller's word, but
+    /// what it names in turn is the gate's affair.
+    pub fn open_named(&self, path: &Path, reference: &ImplicitReference) -> Result<Arc<Image>> {
+        let node = Gate::by_the_caller(Some(path), reference)?;
+        self.opener().open_described(node).map(Arc::new)
+    }
+
+    /// The same of an image `above` that is open: neither it nor what it names may be a file of that.
+    pub(super) fn open_below(&self, reference: &ImplicitReference, above: &Image) -> Result<Arc<Image>> {
         let mut opener = self.opener();
         opener.note(&**above.format().storage())?;
-        let storage = opener.open(path, self.write)?;
-        self.open_with(opener, storage)
+        opener.open_described(Gate::by_the_caller(above.path(), reference)?).map(Arc::new)
     }
 
     /// Opens the image in `storage`.

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use super::align::aligned;
 use super::amend::{AmendOptions, Amendment, BackingChange, amend_aligned, ended};
 use super::extent::Extent;
-use super::gate::resolve_beside;
+use super::gate::{name_as_meant, resolve_beside};
 use super::image::Image;
 use super::job::Job;
-use super::open::{Backing, OpenOptions};
+use super::open::OpenOptions;
 use super::pack::{CompressionLevel, Packer};
 use super::pairs::Pairs;
 use super::probe::probe;
@@ -18,7 +18,7 @@ use super::sweep::{Ahead, CHUNK, Hands, Piece, Then, cut, sweep_with};
 use super::zero::is_zero;
 use crate::error::{Error, Result};
 use crate::format::qcow2::amend as qcow2;
-use crate::format::{CacheSizes, FormatKind, ImplicitReference, Mapping, Place, ZeroIntent};
+use crate::format::{FormatKind, ImplicitReference, Mapping, Place, ZeroIntent};
 use crate::storage::file::File;
 use crate::storage::{Lock, Storage};
 
@@ -39,8 +39,8 @@ pub struct RebaseOptions {
     /// always locked. Secret, gate, `direct` and lock are for the new backing file, too: that is the caller's word, and what it names in turn is the
     /// gate's affair.
     pub open: OpenOptions,
-    /// The new backing file as the image shall spell it, a relative name from the image's directory on. `None`: the image stands
-    /// alone afterwards.
+    /// The new backing file as the image shall spell it, a relative name from the image's directory on, or its description (`json:{...}`). Where
+    /// other readers would take the name for a protocol's (`a:b`), a safe rebase records it as `./a:b`. `None`: the image stands alone afterwards.
     pub backing: Option<ImplicitReference>,
     /// What is done about the content.
     pub mode: RebaseMode,
@@ -69,19 +69,24 @@ fn rebase_aligned(storage: &Arc<dyn Storage>, options: &RebaseOptions, job: &mut
     if kind != FormatKind::Qcow2 {
         return Err(Error::unsupported(format!("a {kind} image has no backing file")));
     }
-    if let Some(backing) = &options.backing
+    let mut backing = options.backing.clone();
+    if options.mode == RebaseMode::Safe {
+        backing.iter_mut().for_each(name_as_meant);
+    }
+    if let Some(backing) = &backing
         && let Some(file) = File::identity_of(&resolve_beside(storage.path(), &backing.name))
         && storage.identity().is_some_and(|own| own.overlaps(&file))
     {
         return Err(Error::invalid_input("an image cannot be its own backing file"));
     }
-    let change = options.backing.clone().map_or(BackingChange::Drop, BackingChange::Set);
+    let change = backing.clone().map_or(BackingChange::Drop, BackingChange::Set);
     let header = AmendOptions { backing: Some(change), ..AmendOptions::default() };
     let open = OpenOptions { write: true, format: Some(kind), snapshot: None, ..options.open.clone() };
     if options.mode == RebaseMode::Safe {
         let image = open.open_storage(Arc::clone(storage))?;
         // Before anything is copied: what this refuses would be refused at the end.
-        let kept = qcow2::check(storage, &header).and_then(|()| keep_content(&image, &open, options, job));
+        let kept = qcow2::check(storage, &header)
+            .and_then(|()| keep_content(&image, &open, backing.as_ref(), options.compress, job));
         // Its locks stay until the header is changed.
         kept.and(image.close_locked())?;
     }
@@ -91,31 +96,12 @@ fn rebase_aligned(storage: &Arc<dyn Storage>, options: &RebaseOptions, job: &mut
 fn keep_content(
     image: &Arc<Image>,
     open: &OpenOptions,
-    options: &RebaseOptions,
+    backing: Option<&ImplicitReference>,
+    compress: Option<CompressionLevel>,
     job: &mut Job<'_>,
 ) -> Result<()> {
-    let packer = options.compress.map(|level| image.packer(level)).transpose()?;
-    let below = match &options.backing {
-        None => None,
-        Some(ImplicitReference { name, format }) => {
-            let format = format.as_deref().map(|name| {
-                FormatKind::from_name(name).ok_or_else(|| {
-                    Error::unsupported(format!(
-                        "the new backing file cannot be read: there is no format {name:?}"
-                    ))
-                })
-            });
-            let open = OpenOptions {
-                write: false,
-                format: format.transpose()?,
-                backing: Backing::Implicit,
-                data_file: None,
-                cache_sizes: CacheSizes::default(),
-                ..open.clone()
-            };
-            Some(open.open_below(resolve_beside(image.path(), name), image)?)
-        }
-    };
+    let packer = compress.map(|level| image.packer(level)).transpose()?;
+    let below = backing.map(|backing| open.open_below(backing, image)).transpose()?;
     let kept = copy_differences(image, below.as_ref(), packer.as_ref(), job);
     kept.and(below.map_or(Ok(()), |below| below.close()))
 }

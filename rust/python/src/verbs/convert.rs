@@ -228,15 +228,14 @@ fn backing_of(
 ) -> Result<Option<Arc<Image>>, Failure> {
     let CreateOptions::Qcow2(options) = layout else { return Ok(None) };
     let Some(backing) = &options.backing else { return Ok(None) };
-    let Some(format) = backing.format.as_deref().and_then(FormatKind::from_name) else {
+    if backing.format.as_deref().and_then(FormatKind::from_name).is_none() {
         return Err(PyValueError::new_err(
             "Use of backing file requires explicit backing format: give backing_format, 'raw', 'qcow2' or 'luks'",
         )
         .into());
-    };
-    let file = path.parent().map_or_else(|| backing.name.clone(), |folder| folder.join(&backing.name));
+    }
     let opened = implicit.pass(|gate| {
-        OpenOptions { format: Some(format), gate: gate.clone(), ..OpenOptions::default() }.open(file)
+        OpenOptions { gate: gate.clone(), ..OpenOptions::default() }.open_named(path, backing)
     })?;
     Ok(Some(opened))
 }

@@ -16,6 +16,7 @@ pub use self::input::{Input, OnError};
 use self::input::{Layer, Reader};
 pub use self::stream::convert_to_stream;
 use super::create::CreateOptions;
+use super::gate::name_as_meant;
 use super::image::Image;
 use super::job::Job;
 use super::pack::{CompressionLevel, Packer};
@@ -148,7 +149,10 @@ pub fn convert(
     check(&create, backing.as_ref(), &input, &copying)?;
     match &mut create {
         CreateOptions::Raw { size, .. } | CreateOptions::Luks { size, .. } => *size = input.size(),
-        CreateOptions::Qcow2(options) => options.size = input.size(),
+        CreateOptions::Qcow2(options) => {
+            options.size = input.size();
+            options.backing.iter_mut().for_each(name_as_meant);
+        }
     }
     let sources = input.images().chain(&backing);
     // Held until the new image has its name, so that nobody begins to use the old one meanwhile.
