@@ -213,7 +213,9 @@ async def test_a_data_file_is_a_file_whatever_its_name_looks_like(
     assert qemu.content(top)[65536 : 65536 + 16] == b"in the data file"
 
 
-@pytest.mark.parametrize("name", ["a part of a raw file", "a part of the disk in a qcow2 file", "a qcow2 file"])
+@pytest.mark.parametrize(
+    "name", ["a part of a raw file", "a part of the disk in a qcow2 file", "a qcow2 file"]
+)
 async def test_what_is_described_can_be_put_below(
     face: Face, name: str, folder: Path, tmp_path: Path, qemu: Qemu
 ) -> None:

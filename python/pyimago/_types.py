@@ -87,7 +87,8 @@ class NewImage(Layout, total=False):
 
     Attributes:
         backing: The backing file, as the image is to spell it: a relative name starts at the image's
-            directory. A name that others would take for a protocol's (`a:b`) is recorded as `./a:b`.
+            directory. `json:{...}` describes it; another name that others would take for a protocol's
+            (`a:b`) is recorded as `./a:b`.
         backing_format: Its format, as the image is to spell it.
         data_file: The external data file, as the image is to spell it (as `backing`); it is created too.
         data_file_raw: The data file is to be a raw image of the disk at all times; one that is there is
