@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use imago_core::access::convert::{ConvertOptions, convert};
 use imago_core::access::create::{BackingCheck, CreateHow, CreateOptions, create, create_with};
 use imago_core::access::job::Job;
 use imago_core::access::open::OpenOptions;
@@ -373,6 +374,34 @@ fn a_file_is_replaced_only_where_that_is_asked_for() {
     create_with(directory.path().join("new"), CreateOptions::raw(100), OVERWRITING, &mut Job::default())
         .unwrap();
     assert_eq!(names(directory.path()), ["disk", "link", "new"]);
+}
+
+/// The guest's data would be gone with the file that the image replaces.
+#[test]
+fn an_image_cannot_be_its_own_data_file_whether_it_is_there_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("below")).unwrap();
+    let (path, source) = (dir.path().join("image"), dir.path().join("source"));
+    create(&source, &CreateOptions::qcow2(1 << 20)).unwrap();
+    let source = images::open(&source, false).unwrap();
+    for name in ["image".into(), "./image".into(), "below/../image".into(), path.clone()] {
+        for raw in [false, true] {
+            let options = || Qcow2 {
+                size: 1 << 20,
+                data_file: Some(name.clone()),
+                data_file_raw: raw,
+                ..Qcow2::default()
+            };
+            for how in [CHECKED, OVERWRITING] {
+                let error = make(&path, options(), how).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::InvalidInput, "{name:?}, {raw}: {error}");
+            }
+            let target = ConvertOptions::new(CreateOptions::Qcow2(options()));
+            let error = convert(&source, &path, target, &mut Job::default()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{name:?}, {raw}: {error}");
+            assert_eq!(names(dir.path()), ["below", "source"], "{name:?}, {raw}");
+        }
+    }
 }
 
 #[test]

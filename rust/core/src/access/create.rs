@@ -161,13 +161,12 @@ pub fn create_with(
         check_backing(path, options, how.backing)?;
     }
     options.check()?;
+    let data_path = options.data_file().map(|name| data_path(path, name)).transpose()?;
     let mut data = None;
     let mut fill_all = |file: &Arc<dyn Storage>| {
-        if let CreateOptions::Qcow2(qcow2::CreateOptions { data_file: Some(name), data_file_raw, .. }) =
-            &options
-        {
-            let existing = if *data_file_raw { Existing::Adopted } else { Existing::Refused };
-            data = Some(DataFile::open(&beside(path, name), existing)?);
+        if let (CreateOptions::Qcow2(options), Some(data_path)) = (&options, &data_path) {
+            let existing = if options.data_file_raw { Existing::Adopted } else { Existing::Refused };
+            data = Some(DataFile::open(data_path, existing)?);
         }
         let data = data.as_ref().map(|data| &data.storage);
         job.in_steps(|steps| fill(file, data, &options, steps))
@@ -284,20 +283,37 @@ pub(super) fn beside(image: &Path, name: &Path) -> PathBuf {
     image.parent().unwrap_or(Path::new("")).join(name)
 }
 
-/// The file at `path`, held so that nobody uses it meanwhile; none of those that the new image names.
+/// Where the external data file of a new image at `image` is, which cannot be the image itself.
+pub(super) fn data_path(image: &Path, name: &Path) -> Result<PathBuf> {
+    let path = beside(image, name);
+    if place(&path).is_some_and(|place_of_data| place(image) == Some(place_of_data)) {
+        return Err(Error::invalid_input("the new image would be its own data file").in_file(image));
+    }
+    Ok(path)
+}
+
+/// Where a file is, also one that is not there yet.
+fn place(path: &Path) -> Option<PathBuf> {
+    if let Ok(place) = path.canonicalize() {
+        return Some(place);
+    }
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    Some(directory.unwrap_or(Path::new(".")).canonicalize().ok()?.join(path.file_name()?))
+}
+
+/// The file at `path`, held so that nobody uses it meanwhile; no backing file of the new image.
 fn replaced(path: &Path, options: &CreateOptions) -> Result<Option<File>> {
     if !path.exists() {
         return Ok(None);
     }
     let own = target::resolve(path)?;
     if let CreateOptions::Qcow2(options) = options {
-        let backing = options.backing.as_ref().map(|backing| &backing.name);
-        for (name, what) in [(backing, "backing"), (options.data_file.as_ref(), "data")] {
-            let named = name.and_then(|name| beside(path, name).canonicalize().ok());
-            if named.as_ref() == Some(&own) {
-                return Err(Error::invalid_input(format!("the new image would replace its own {what} file"))
-                    .in_file(path));
-            }
+        let backing = options.backing.as_ref();
+        let named = backing.and_then(|backing| beside(path, &backing.name).canonicalize().ok());
+        if named == Some(own) {
+            return Err(
+                Error::invalid_input("the new image would replace its own backing file").in_file(path)
+            );
         }
     }
     File::open_to_replace(path).map(Some)

@@ -69,7 +69,7 @@ pub(super) fn make(
     write: impl FnOnce(&Image, &mut Job<'_>) -> Result<Converted>,
 ) -> Result<Converted> {
     let mut converted = Converted::default();
-    let data_path = create.data_file().map(|name| create::beside(path, name));
+    let data_path = create.data_file().map(|name| create::data_path(path, name)).transpose()?;
     let fill_all = |main: Arc<File>, data: Option<Arc<File>>| {
         let unsynced = |file: &Arc<File>| Arc::new(Unsynced::new(Arc::clone(file) as _)) as Arc<dyn Storage>;
         let (image, data_file) = (unsynced(&main), data.as_ref().map(unsynced));
