@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -67,6 +68,10 @@ def works(lab: Lab) -> list[Work]:
     raw, qcow2, full = lab.spread(), lab.scattered(), lab.full()
     files, same, tables, wide = lab.files(), lab.files_as_qcow2(), lab.tables(), chains.scattered(lab)
     changed = chains.changed(lab, "changed.qcow2", full)
+    base = folder / "base.qcow2"
+    if not base.exists():
+        shutil.copyfile(full, base)
+    top = chains.changed(lab, "to-commit.qcow2", base)
     out = folder / "out"
 
     def convert(name: str, source: Path, kind: Format, to: Format, how: str = "") -> Work:
@@ -110,9 +115,9 @@ def works(lab: Lab) -> list[Work]:
         convert("zlib to raw", lab.packed("zlib"), "qcow2", "raw"),
         Work(
             "`commit`",
-            lambda progress: aio.commit(changed, format="qcow2", keep=True, progress=progress),
-            ("commit", "-d", "-f", "qcow2", changed),
-            (changed, full),
+            lambda progress: aio.commit(top, format="qcow2", keep=True, progress=progress),
+            ("commit", "-d", "-f", "qcow2", top),
+            (top, base),
         ),
         Work(
             "`rebase`",
@@ -166,6 +171,7 @@ def works(lab: Lab) -> list[Work]:
             lambda progress: aio.amend(tables, format="qcow2", refcount_bits=64, progress=progress),
             ("amend", "-f", "qcow2", "-o", "refcount_bits=64", tables),
             (tables,),
+            lambda: pyimago.amend(tables, format="qcow2", refcount_bits=16),
         ),
         create("raw, full", "raw", "full", 4 * size),
         create("qcow2, full", "qcow2", "full", 4 * size),
@@ -183,9 +189,9 @@ def works(lab: Lab) -> list[Work]:
         ),
         Work(
             "`bench -w`",
-            lambda progress: aio.bench(full, format="qcow2", write=True, count=1 << 20, progress=progress),
-            ("bench", "-w", "-f", "qcow2", "-c", str(1 << 20), full),
-            (full,),
+            lambda progress: aio.bench(base, format="qcow2", write=True, count=1 << 20, progress=progress),
+            ("bench", "-w", "-f", "qcow2", "-c", str(1 << 20), base),
+            (base,),
         ),
     ]
 
