@@ -50,7 +50,7 @@ pub(crate) trait Budget {
     /// Takes the cost of reading `len` bytes; `false` if the budget is used up.
     fn spend(&self, len: usize) -> bool;
 
-    /// Whether a read of more than [`INLINE_LIMIT`] has room in what is left.
+    /// Whether a read of more than [`INLINE_LIMIT`] may be done in what is left.
     fn affords(&self, len: usize) -> bool;
 }
 
