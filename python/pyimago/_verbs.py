@@ -9,7 +9,7 @@ from pyimago._errors import shrinks
 from pyimago._faces import Plan, native, verb, within
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Mapping
     from typing import Literal
 
     from typing_extensions import Unpack
@@ -175,23 +175,8 @@ def convert(
         ValueError: Options exclude each other, or an open target is smaller than the source.
         OSError: A file cannot be read or written.
     """
-    from pyimago._types import Converted, parted
-
-    how, layout = parted(options)
-    how |= {"target_is_zero": target_is_zero, "layer": layer}
-    return native(
-        _native.convert,
-        _native.convert_awaited,
-        source,
-        target,
-        source_format,
-        format,
-        implicit,
-        source_secret,
-        progress,
-        how,
-        layout,
-    ).then(lambda found: Converted.of(*found))
+    more = {"target_is_zero": target_is_zero, "layer": layer}
+    return _converted(source, target, source_format, format, implicit, source_secret, progress, options, more)
 
 
 @verb
@@ -210,10 +195,26 @@ def dd(
     **options: Unpack[Conversion],
 ) -> Plan[Converted]:
     """As `convert`, of `count` blocks (None: all) of `block_size` bytes, behind the first `skip` ones."""
+    more = {"part": (skip * block_size, None if count is None else count * block_size)}
+    return _converted(source, target, source_format, format, implicit, source_secret, progress, options, more)
+
+
+def _converted(
+    source: Sources,
+    target: StrPath | SyncFormatAccess | FormatAccess | Stream,
+    source_format: Format | None,
+    format: Format,
+    implicit: Implicit,
+    source_secret: Secret | None,
+    progress: Progress | None,
+    options: Conversion,
+    more: Mapping[str, object],
+) -> Plan[Converted]:
+    """`more` is what `how` has beside the options that convert and dd share."""
     from pyimago._types import Converted, parted
 
     how, layout = parted(options)
-    how["part"] = (skip * block_size, None if count is None else count * block_size)
+    how.update(more)
     return native(
         _native.convert,
         _native.convert_awaited,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::chain::Opener;
+use super::chain::{Opener, named};
 use super::gate::{Gate, as_file, name_as_meant};
 use super::info::info_storage;
 use super::job::Job;
@@ -223,10 +223,7 @@ pub(super) fn fill(
 
 /// Refuses what a storage of a given length, such as a device, cannot hold.
 fn check_room(file: &dyn Storage, options: &CreateOptions) -> Result<()> {
-    let named = |error: Error| match file.path() {
-        Some(path) => error.in_file(path),
-        None => error,
-    };
+    let named = |error: Error| named(file.path(), error);
     if let mode @ (Preallocation::Falloc | Preallocation::Full) = options.preallocation() {
         let text = format!("preallocation {mode} is for files: a block device has its space");
         return Err(named(Error::invalid_input(text)));
