@@ -138,7 +138,11 @@ impl Node {
 impl Place {
     fn read(mut tree: Tree) -> Result<Self> {
         match tree.driver()? {
-            None | Some(Driver::File) => Self::file(tree),
+            None => {
+                tree.check_protocol()?;
+                Self::file(tree)
+            }
+            Some(Driver::File) => Self::file(tree),
             Some(Driver::Format(FormatKind::Raw)) => {
                 let Some(file) = tree.child("file")? else {
                     return Err(tree.wrong("has no file: what it is a part of"));
@@ -155,12 +159,6 @@ impl Place {
         let Some(name) = tree.text("filename")? else {
             return Err(tree.wrong("has no filename"));
         };
-        if !tree.driver_given
-            && let Some(protocol) = protocol(Path::new(&name))
-        {
-            let text = format!("has a filename with the protocol {protocol:?}, which is not there");
-            return Err(Error::unsupported(tree.text_of(&text)));
-        }
         tree.end(WITHOUT_EFFECT_ON_FILES)?;
         Ok(Place::File(absolute(Path::new(&name))?))
     }
@@ -212,7 +210,6 @@ struct Tree {
     /// The way to it, for messages.
     name: String,
     depth: u32,
-    driver_given: bool,
 }
 
 impl Tree {
@@ -226,7 +223,7 @@ impl Tree {
                 )));
             }
         };
-        Ok(Tree { options, name: String::new(), depth: 0, driver_given: false })
+        Ok(Tree { options, name: String::new(), depth: 0 })
     }
 
     fn text_of(&self, what: &str) -> String {
@@ -241,7 +238,6 @@ impl Tree {
 
     fn driver(&mut self) -> Result<Option<Driver>> {
         let Some(name) = self.text("driver")? else { return Ok(None) };
-        self.driver_given = true;
         if matches!(name.as_str(), "file" | "host_device") {
             return Ok(Some(Driver::File));
         }
@@ -258,6 +254,18 @@ impl Tree {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(self.wrong(&format!("has as {name} no text but {other}"))),
+        }
+    }
+
+    /// Where no driver is given, QEMU takes one by the protocol that the file's name begins with.
+    fn check_protocol(&self) -> Result<()> {
+        let name = self.options.get("filename").and_then(Value::as_str);
+        match name.and_then(|name| protocol(Path::new(name))) {
+            None => Ok(()),
+            Some(protocol) => {
+                let text = format!("has a filename with the protocol {protocol:?}, which is not there");
+                Err(Error::unsupported(self.text_of(&text)))
+            }
         }
     }
 
@@ -298,7 +306,7 @@ impl Tree {
             return Err(self.wrong(&format!("has more than {DEPTH_MAX} images within images")));
         }
         let name = if self.name.is_empty() { name.to_owned() } else { format!("{}.{name}", self.name) };
-        Ok(Some(Tree { options, name, depth: self.depth + 1, driver_given: false }))
+        Ok(Some(Tree { options, name, depth: self.depth + 1 }))
     }
 
     fn below(&mut self) -> Result<Below> {
