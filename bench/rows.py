@@ -142,7 +142,19 @@ ROWS = (
         (Bound("≥", 1, "wall"),),
         partial(reads.mapping, links=LINKS),
     ),
-    Row("overwrite", "random 4 KiB overwrite", QEMU_BENCH, (Bound("≥", 1.5, "CPU"),), writes.overwriting),
+    *(
+        Row(
+            f"overwrite{suffix}",
+            f"random 4 KiB overwrite of an image that the page cache has in {how}",
+            QEMU_BENCH,
+            (Bound("≥", 1.5, "CPU"),),
+            partial(writes.overwriting, page=page),
+        )
+        for suffix, how, page in (
+            ("", "pages of 4 KiB, as a guest's writes leave it", 4 * KIB),
+            ("-large", "large pages, as a copy leaves it", MIB),
+        )
+    ),
     Row(
         "overwrite-pwrite",
         "the same",
@@ -232,17 +244,29 @@ ROWS = (
     *(
         Row(
             f"threads-{name}",
-            f"two threads reading one image, random {what}",
+            f"two threads reading {of}, random {what}",
             "one thread",
             (Bound("≥", 1.7, "wall"),),
-            partial(reads.two_threads, block=block, loop=loop),
+            partial(reads.two_threads, block=block, loop=loop, part=part),
         )
-        for name, what, block, loop in (
-            ("4KiB", "4 KiB", 4 * KIB, reads.read_loop),
-            ("many", "4 KiB, `read_many` of 64", 4 * KIB, reads.batch_loop),
-            ("64KiB", "64 KiB", 64 * KIB, reads.read_loop),
-            ("1MiB", "1 MiB", MIB, reads.read_loop),
+        for name, of, part, what, block, loop in (
+            ("4KiB", "one image", 1, "4 KiB", 4 * KIB, reads.read_loop),
+            ("many", "one image", 1, "4 KiB, `read_many` of 64", 4 * KIB, reads.batch_loop),
+            ("64KiB", "256 MiB of one image", 4, "64 KiB", 64 * KIB, reads.read_loop),
+            ("1MiB", "256 MiB of one image", 4, "1 MiB", MIB, reads.read_loop),
+            ("64KiB-all", "all of it", 1, "64 KiB", 64 * KIB, reads.read_loop),
+            ("1MiB-all", "all of it", 1, "1 MiB", MIB, reads.read_loop),
         )
+    ),
+    *(
+        Row(
+            f"threads-{what.replace(' ', '')}-preadv",
+            f"two threads reading all of it, random {what}",
+            "two threads, `os.preadv` loops on the raw file",
+            (Bound("≥", 0.9, "wall"),),
+            partial(reads.two_threads_against_preadv, block=block),
+        )
+        for what, block in (("64 KiB", 64 * KIB), ("1 MiB", MIB))
     ),
     Row(
         "check",

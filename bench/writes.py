@@ -115,15 +115,21 @@ def against_qemu(lab: Lab, count: int, unit: int, image: Callable[[str], Path]) 
 
 
 @contextmanager
-def overwriting(lab: Lab) -> Generator[Sides]:
-    """Into clusters that are there already."""
+def overwriting(lab: Lab, page: int) -> Generator[Sides]:
+    """Into clusters that are there already, in images whose pages in the cache are of this size, in bytes.
+
+    A file has its pages of the size that it was written in; the file system goes through all of one for each
+    write to it.
+    """
     source, copies = lab.full(), lab.folder / "copies"
     copies.mkdir()
 
     def image(name: str) -> Path:
         path = copies / f"{name}.qcow2"
         if not path.exists():
-            shutil.copyfile(source, path)
+            with source.open("rb", buffering=0) as full, path.open("wb", buffering=0) as copy:
+                while part := full.read(page):
+                    copy.write(part)
         return path
 
     count = min(lab.scale.operations, lab.scale.size // BLOCK)

@@ -27,6 +27,11 @@ impl Image {
     /// cached, data that the storage has at hand, zeroes, clusters that are unpacked already.
     ///
     /// The work is that of copying the bytes: who must not be kept long asks for few of them.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "the frames of a small read are as dear as its look-up, see `read_nowait`"
+    )]
     pub fn try_read<'a>(&self, bufs: impl Into<IoVectorMut<'a>>, offset: u64) -> Result<usize> {
         let bufs = bufs.into();
         self.check_range(offset, bufs.len() as u64)?;
@@ -142,6 +147,11 @@ impl Image {
         Ok(())
     }
 
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "the frames of a small read are as dear as its look-up, see `read_nowait`"
+    )]
     fn try_read_range(&self, mut bufs: IoVectorMut<'_>, offset: u64) -> Result<usize> {
         let mut filled = 0;
         while !bufs.is_empty() {

@@ -117,26 +117,22 @@ impl Counted {
 #[derive(Debug)]
 pub(super) struct SliceCache {
     shards: [Counted; SHARDS],
-    slice_bytes: usize,
+    slice_bits: u32,
     /// Slices that one shard may hold.
     per_shard: AtomicUsize,
 }
 
 impl SliceCache {
-    /// A cache of about `bytes`, at least one slice a shard.
-    pub(super) fn new(bytes: u64, slice_bytes: u64) -> Self {
-        let cache = SliceCache {
-            shards: Default::default(),
-            slice_bytes: slice_bytes as usize,
-            per_shard: AtomicUsize::new(0),
-        };
+    /// A cache of about `bytes`, at least one slice (of 2 to the `slice_bits` bytes) a shard.
+    pub(super) fn new(bytes: u64, slice_bits: u32) -> Self {
+        let cache = SliceCache { shards: Default::default(), slice_bits, per_shard: AtomicUsize::new(0) };
         cache.fit(bytes);
         cache
     }
 
     /// Lets it hold about `bytes` from now on, no fewer, at least one slice a shard.
     pub(super) fn fit(&self, bytes: u64) {
-        let per_shard = bytes.div_ceil(self.slice_bytes as u64 * SHARDS as u64).clamp(1, 1 << 24);
+        let per_shard = bytes.div_ceil(self.slice_bytes() * SHARDS as u64).clamp(1, 1 << 24);
         self.per_shard.store(per_shard as usize, Ordering::Relaxed);
     }
 
@@ -147,23 +143,27 @@ impl SliceCache {
 
     /// Whether `bytes` of tables have room in it.
     pub(super) fn covers(&self, bytes: u64) -> bool {
-        (self.capacity() as u64).saturating_mul(self.slice_bytes as u64) >= bytes
+        (self.capacity() as u64).saturating_mul(self.slice_bytes()) >= bytes
     }
 
     /// How it has been used.
     pub(super) fn stats(&self) -> CacheUse {
         let mut stats =
-            CacheUse { capacity: (self.capacity() * self.slice_bytes) as u64, ..CacheUse::default() };
+            CacheUse { capacity: self.capacity() as u64 * self.slice_bytes(), ..CacheUse::default() };
         for counted in &self.shards {
             stats.hits += counted.hits.load(Ordering::Relaxed);
             stats.misses += counted.misses.load(Ordering::Relaxed);
-            stats.used += (counted.shard.read().slices.len() * self.slice_bytes) as u64;
+            stats.used += counted.shard.read().slices.len() as u64 * self.slice_bytes();
         }
         stats
     }
 
+    fn slice_bytes(&self) -> u64 {
+        1 << self.slice_bits
+    }
+
     fn shard(&self, key: u64) -> &Counted {
-        &self.shards[(key as usize / self.slice_bytes) % SHARDS]
+        &self.shards[(key >> self.slice_bits) as usize % SHARDS]
     }
 
     /// What `f` makes of the slice at offset `key`, if that is cached. The shard is locked (shared) meanwhile, which costs less
@@ -191,7 +191,7 @@ impl SliceCache {
         let one_loader = slice.loading.lock();
         if slice.words.get().is_none() {
             counted.misses.fetch_add(1, Ordering::Relaxed);
-            let mut bytes = vec![0; self.slice_bytes];
+            let mut bytes = vec![0; self.slice_bytes() as usize];
             load(&mut bytes)?;
             let words = bytes.as_chunks::<8>().0.iter();
             let words = words.map(|word| AtomicU64::new(u64::from_be_bytes(*word))).collect();
@@ -203,7 +203,7 @@ impl SliceCache {
 
     /// Drops what is cached of `bytes` at `start`: the table there is no table any more, or a new one.
     pub(super) fn forget(&self, start: u64, bytes: u64) {
-        for key in (start..start + bytes).step_by(self.slice_bytes) {
+        for key in (start..start + bytes).step_by(self.slice_bytes() as usize) {
             let mut shard = self.shard(key).shard.write();
             if shard.slices.remove(&key).is_some() {
                 shard.clock.retain(|&other| other != key);

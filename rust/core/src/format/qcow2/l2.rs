@@ -15,8 +15,8 @@ pub(super) const COMPRESSED: u64 = 1 << 62;
 pub(super) const ZERO: u64 = 1;
 /// Every subcluster's bit in one half of an extended entry's bitmap.
 pub(super) const ALL: u64 = 0xffff_ffff;
-/// Bytes of a slice: the part of an L2 table that is cached and written as one.
-const SLICE_BYTES: u64 = 4096;
+/// Of a slice, the part of an L2 table that is cached and written as one: 4096 bytes.
+const SLICE_BITS: u32 = 12;
 
 /// The sizes that every look-up needs, derived once from the header.
 #[derive(Clone, Copy, Debug)]
@@ -59,8 +59,12 @@ impl Geometry {
         if self.extended { 16 } else { 8 }
     }
 
+    pub(super) fn slice_bits(self) -> u32 {
+        self.cluster_bits.min(SLICE_BITS)
+    }
+
     pub(super) fn slice_bytes(self) -> u64 {
-        SLICE_BYTES.min(self.cluster_size())
+        1 << self.slice_bits()
     }
 
     /// Guest bytes that one slice maps.

@@ -237,7 +237,7 @@ impl Driver {
             l1,
             slices: SliceCache::new(
                 geometry.l2_bytes(header.size).min(L2_CACHE_BYTES),
-                geometry.slice_bytes(),
+                geometry.slice_bits(),
             ),
             scans: scan::Scans::default(),
             l2_cache_size: None,
@@ -262,7 +262,7 @@ impl Driver {
     pub fn set_cache_sizes(&mut self, sizes: CacheSizes) {
         if let Some(bytes) = sizes.l2 {
             self.l2_cache_size = Some(bytes);
-            self.slices = SliceCache::new(bytes, self.geometry.slice_bytes());
+            self.slices = SliceCache::new(bytes, self.geometry.slice_bits());
         }
         if let Some(bytes) = sizes.refcount {
             self.refcounts.get_mut().set_budget(bytes);
