@@ -175,7 +175,7 @@ def works(lab: Lab) -> list[Work]:
         ),
         create("raw, full", "raw", "full", 4 * size),
         create("qcow2, full", "qcow2", "full", 4 * size),
-        create("raw, falloc", "raw", "falloc", 32 * size),
+        create("raw, falloc", "raw", "falloc", 16 * size),
         create("qcow2, metadata of 8 TiB", "qcow2", "metadata", 8 * TIB),
         resize("raw, full", "raw", "full"),
         resize("qcow2, full", "qcow2", "full"),

@@ -7,8 +7,8 @@ use crate::storage::Storage;
 /// Bytes that are waited for at a time: a slow disk takes some 50 milliseconds.
 const WAIT: u64 = 8 << 20;
 
-/// Times that a long file, of which the memory has a small part, is waited for at most.
-const WAITS: u64 = 4096;
+/// Times that a large file, of which the memory has a small part, is waited for at most, or a few more.
+const WAITS: u64 = 1 << 16;
 
 /// Bytes that are done of those that are to be done, and who is told of them.
 #[derive(Default)]
@@ -53,12 +53,18 @@ impl<'a> Steps<'a> {
 /// Waits until what was written to `storage` is on its medium; `ask` may end that. What makes it durable comes behind this, and is short.
 pub(crate) fn settle(storage: &dyn Storage, mut ask: impl FnMut() -> Result<()>) -> Result<()> {
     let len = storage.len()?;
-    let step = WAIT.max(len / WAITS);
+    let step = WAIT.max(storage.allocated()?.unwrap_or(len) / WAITS);
     let mut at = 0;
     while at < len {
-        ask()?;
-        storage.write_out(at, step.min(len - at))?;
-        at += step;
+        let run = storage.run_at(at, len - at)?;
+        let end = at + run.len;
+        while run.data && at < end {
+            ask()?;
+            let here = step.min(end - at);
+            storage.write_out(at, here)?;
+            at += here;
+        }
+        at = end;
     }
     ask()
 }
