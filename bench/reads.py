@@ -274,10 +274,14 @@ def by_two(loop: Callable[[Sequence[int]], None], offsets: Sequence[int]) -> Non
         thread.join()
 
 
+PASSES = 8
+"""Times that two threads go over large blocks: the system needs a while to give each a processor."""
+
+
 @contextmanager
-def two_threads(lab: Lab, block: int, loop: Loop, part: int) -> Generator[Sides]:
-    """Random blocks of the first of so many parts of one image by two threads, against all by one."""
-    offsets = [offset // part // block * block for offset in lab.random(block)]
+def two_threads(lab: Lab, block: int, loop: Loop) -> Generator[Sides]:
+    """Random blocks of one image by two threads, half each, against all by one."""
+    offsets = list(lab.random(block)) * (PASSES if block > BLOCK else 1)
     with pyimago.open(lab.full()) as image:
 
         def alone(offsets: Sequence[int]) -> None:
@@ -292,7 +296,7 @@ def two_threads(lab: Lab, block: int, loop: Loop, part: int) -> Generator[Sides]
 @contextmanager
 def two_threads_against_preadv(lab: Lab, block: int) -> Generator[Sides]:
     """Random blocks by two threads, against the same by nothing but the system call, as fast as memory is."""
-    offsets = lab.random(block)
+    offsets = list(lab.random(block)) * PASSES
     with pyimago.open(lab.full()) as image, descriptor(lab.raw()) as fd:
         yield {
             OURS: lambda: cost(
