@@ -292,9 +292,8 @@ def test_a_wrong_layout_names_the_option(
 
 def test_storages_and_options_show_what_they_are(path: Path) -> None:
     options = pyimago.StorageOpenOptions(filename=path, direct=True)
-    assert (
-        repr(options) == f"StorageOpenOptions(filename={str(path)!r}, write=False, direct=True, lock='auto')"
-    )
+    shown = "write=False, direct=True, lock='auto', durable=True"
+    assert repr(options) == f"StorageOpenOptions(filename={str(path)!r}, {shown})"
     file = pyimago.File.open_sync(pyimago.StorageOpenOptions(filename=path))
     assert repr(file) == f"<File of {path} ({path.stat().st_size} bytes)>"
     assert repr(pyimago.Memory(3)) == "<Memory (3 bytes)>"

@@ -255,6 +255,7 @@ class StorageOpenOptions:
         write: bool = False,
         direct: bool = False,
         lock: Lock = "auto",
+        durable: bool = True,
     ) -> Self: ...
     @property
     def filename(self) -> str | None: ...
@@ -264,6 +265,8 @@ class StorageOpenOptions:
     def direct(self) -> bool: ...
     @property
     def lock(self) -> Lock: ...
+    @property
+    def durable(self) -> bool: ...
 
 @disjoint_base
 class Storage:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.cli.conftest import COMMAND, runner
 
 from pyimago.cli import _text
 
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
 
 def test_version(pyimago: Run) -> None:
     assert pyimago("--version").stdout == f"pyimago {version('pyimago')}\n"
+
+
+def test_who_asks_qemu_img_for_its_version_gets_an_answer(tmp_path: Path) -> None:
+    link = tmp_path / "qemu-img"
+    link.symlink_to(COMMAND)
+    assert runner(str(link), tmp_path)("--version").stdout.startswith("qemu-img version 10.0.0 (pyimago ")
+
+
+@pytest.mark.parametrize("trace", [("-T", "bdrv_*"), ("--trace", "enable=x"), ("--trace=x",), ("-Tx",)])
+def test_what_to_trace_is_taken_and_changes_nothing(trace: tuple[str, ...], pyimago: Run) -> None:
+    assert pyimago(*trace, "measure", "--size", "1M").stdout.startswith("required size: ")
 
 
 def test_help_names_the_commands(pyimago: Run) -> None:
@@ -62,7 +74,7 @@ def test_stdout_that_takes_nothing_is_no_traceback(guest: Path, arguments: str) 
         timeout=60,
         check=True,
     )
-    assert done.stderr == "0\npyimago: [Errno 28] No space left on device\n1\n"
+    assert done.stderr == "0\npyimago: No space left on device\n1\n"
 
 
 def test_stdout_without_the_letters_of_a_name(guest: Path) -> None:

@@ -112,13 +112,44 @@ def test_hash_tells_content_from_other_content(pyimago: Run) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("0", 0), ("512", 512), ("1k", 1024), ("1.5M", 3 << 19), ("0x10", 16), ("2T", 2 << 40), ("7E", 7 << 60)],
+    [
+        *[
+            ("0", 0),
+            ("512", 512),
+            ("1k", 1024),
+            ("1.5M", 3 << 19),
+            ("0x10", 16),
+            ("2T", 2 << 40),
+            ("7E", 7 << 60),
+        ],
+        *[("+1M", 1 << 20), (" 1M", 1 << 20), (".5k", 512), ("1.", 1), ("1.0b", 1), ("0.0009765625k", 1)],
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "k", "-1", "1kk", "1e3", "0x", "\uff18", "8E", "1 k", "nan", "1_0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "k",
+        "-1",
+        "1kk",
+        "1e3",
+        "0x",
+        "\uff18",
+        "8E",
+        "1 k",
+        "nan",
+        "1_0",
+        "1.5",
+        "1.5b",
+        ".k",
+        "+-1",
+        "1k ",
+    ],
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match=r"size|too much"):
         parse_size(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from .conftest import Run
 
+STRACE = shutil.which("strace")
 CONTENT = (DEMO / "SHA256SUMS").read_text().split()[0]
 
 TARGETS: dict[str, tuple[str, ...]] = {
@@ -436,3 +438,18 @@ def wait_for(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@pytest.mark.skipif(STRACE is None, reason="strace is not installed")
+@pytest.mark.parametrize(("mode", "waits"), [("unsafe", False), ("writeback", True)])
+@pytest.mark.parametrize("into", [(), ("-n",)], ids=["new", "there"])
+def test_unsafe_does_not_wait_for_the_medium(
+    mode: str, waits: bool, into: tuple[str, ...], pyimago: Run, guest: Path
+) -> None:
+    with open_image(guest) as image:
+        pyimago("create", "-q", "-f", "qcow2", "out", str(image.size))
+    command = [str(STRACE), "-f", "-e", "trace=fsync,fdatasync", "-o", "calls", COMMAND]
+    words = ["convert", "-t", mode, *into, "-O", "qcow2", str(guest), "out"]
+    subprocess.run([*command, *words], cwd=guest.parent, check=True, timeout=60)
+    assert ("sync(" in (guest.parent / "calls").read_text()) == waits
+    assert pyimago("compare", guest, "out").returncode == 0

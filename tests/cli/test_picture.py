@@ -45,15 +45,13 @@ def disk(tmp_path: Path) -> Path:
 
 
 def surveyed(path: Path, columns: int, start: int = 0, length: int | None = None) -> _survey.Survey:
-    with pyimago.open(path) as image, pyimago.open(path, backing=None) as top:
+    with pyimago.open(path) as image, Images(argparse.Namespace()).layers(str(path), None) as layers:
         return _survey.survey(
             image,
-            pyimago.info_chain(path),
-            top,
+            layers,
             start=start,
             length=image.size - start if length is None else length,
             columns=columns,
-            images=Images(argparse.Namespace()),
             progress=lambda _done, _total: None,
         )
 
@@ -288,8 +286,22 @@ def test_an_image_within_a_file_has_the_same_picture(disk: Path, pyimago: Run) -
     assert any(drawn.findall(line) for line in part)
     alone = pyimago("map", "--picture", f'json:{{"file.filename": "{disk.name}", "backing": null}}').stdout
     assert "base.qcow2" not in alone
-    given = f"{name},backing.driver=qcow2,backing.file.filename=base.qcow2"
-    assert "leave out backing" in pyimago("map", "--picture", "--image-opts", given, check=False).stderr
+
+
+def test_a_chain_that_is_given_has_the_same_picture(disk: Path, pyimago: Run) -> None:
+    whole = pyimago("map", "--picture", disk.name).stdout.splitlines()
+    disk.with_name("base.qcow2").rename(disk.with_name("moved"))
+    name = f"driver=qcow2,file.filename={disk.name},backing.driver=qcow2,backing.file.filename=moved"
+    given = pyimago("map", "--picture", "--image-opts", name).stdout.splitlines()
+    drawn = re.compile(r" ([^ ]{8,})$", re.MULTILINE)
+    assert [drawn.findall(line) for line in given] == [drawn.findall(line) for line in whole]
+    assert any("moved" in line for line in given)
+    disk.with_name("lowest").write_bytes(b"d" * MIB)
+    lowest = "backing.backing.driver=raw,backing.backing.file.filename=lowest"
+    assert ", a chain of 3 images" in pyimago("map", "--picture", "--image-opts", f"{name},{lowest}").stdout
+    wrong = "driver=raw,file.filename=moved,backing.driver=raw,backing.file.filename=lowest"
+    refused = pyimago("map", "--picture", "--image-opts", wrong, check=False)
+    assert "does not support backing files" in refused.stderr
 
 
 @pytest.mark.parametrize("words", [("--output=json",), ("-s", "16M")])

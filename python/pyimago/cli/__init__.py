@@ -167,6 +167,9 @@ def _end(number: signal.Signals, *, die: bool) -> int:
 
 def _split(words: list[str]) -> tuple[str, list[str]]:
     """The command among the words of the command line, and what follows it."""
+    while words and words[0].startswith(("-T", "--trace")):
+        # Which of QEMU's events to trace. There are none here.
+        words = words[2 if words[0] in {"-T", "--trace"} else 1 :]
     if words and words[0] in COMMANDS:
         return words[0], words[1:]
     from pyimago.cli._arguments import Parser, Version, name
@@ -175,7 +178,8 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
         prog=name(),
         usage="%(prog)s COMMAND ...",
         description="VM disk images: look into them, convert them, compare them.\n\ncommands:\n"
-        + "\n".join(f"  {command:<12}{text}" for command, text in COMMANDS.items()),
+        + "\n".join(f"  {command:<12}{text}" for command, text in COMMANDS.items())
+        + "\n\nSupported image formats:\n  luks qcow2 raw",
         epilog=EXAMPLES,
     )
     parser.add_argument("-V", "--version", action=Version, nargs=0, help="print the version and exit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 FAILED = 1
+UPSTREAM = "10.0.0"
+ID = re.compile(r"[a-z][a-z0-9._-]*", re.ASCII | re.IGNORECASE)
 
 
 def name() -> str:
@@ -46,13 +49,17 @@ class Parser(argparse.ArgumentParser):
 
 
 class Version(argparse.Action):
-    """`--version` that looks the version up only when it is asked for."""
+    """`--version` that looks the version up only when it is asked for.
+
+    Programs that ask qemu-img look for a version of QEMU's: the one whose options there are.
+    """
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print it and end."""
         from importlib.metadata import version
 
-        print("pyimago", version("pyimago"))
+        ours = f"pyimago {version('pyimago')}"
+        print(f"qemu-img version {UPSTREAM} ({ours})" if name() == "qemu-img" else ours)
         parser.exit()
 
 
@@ -65,6 +72,8 @@ class Options(argparse.Action):
         """Gather them."""
         from pyimago.cli import _layout
 
+        if not _layout.LIST.fullmatch(str(value)):
+            parser.error(f"Invalid option list: {value}")
         if _layout.help_asked([str(value)]):
             for action in parser._actions:  # argparse has no other way to them
                 action.required = False
@@ -134,35 +143,44 @@ def add_objects(parser: Parser) -> None:
 
 def read_secrets(objects: Sequence[str]) -> dict[str, bytes]:
     """The secrets that the `--object` arguments define, by id."""
-    from pathlib import Path
-
     secrets: dict[str, bytes] = {}
     for text in objects:
         members = _object(text)
         kind, name = members.pop("qom-type", None), members.pop("id", None)
         if kind != "secret" or name is None:
             raise UsageError("an object is secret,id=ID and file=NAME or data=TEXT")
-        file, data = members.pop("file", None), members.pop("data", None)
-        form = members.pop("format", "raw")
-        if members:
-            raise UsageError(f"Parameter '{next(iter(members))}' is unexpected")
-        if file is not None:
-            secret = Path(file).read_bytes()
-        elif data is not None:
-            secret = data.encode("utf-8", "surrogateescape")
-        else:
-            raise UsageError(f"the secret {name!r} has neither file nor data")
-        if form == "base64":
-            from base64 import b64decode
-
-            try:
-                secret = b64decode(secret, validate=True)
-            except ValueError:
-                raise UsageError(f"the secret {name!r} is not in base64") from None
-        elif form != "raw":
-            raise UsageError(f"the format of a secret is raw or base64, not {form!r}")
-        secrets[name] = secret
+        if not ID.fullmatch(name):
+            raise UsageError(f"{name!r} is no id: one is a letter, and letters, digits, '-', '.' and '_'")
+        if name in secrets:
+            raise UsageError(f"there are two objects with the id {name!r}")
+        secrets[name] = _secret(name, members)
     return secrets
+
+
+def _secret(name: str, members: dict[str, str]) -> bytes:
+    """What the members of a secret say that it is."""
+    from pathlib import Path
+
+    file, data = members.pop("file", None), members.pop("data", None)
+    form = members.pop("format", "raw")
+    if members:
+        raise UsageError(f"Parameter '{next(iter(members))}' is unexpected")
+    if file is not None:
+        secret = Path(file).read_bytes()
+    elif data is not None:
+        secret = data.encode("utf-8", "surrogateescape")
+    else:
+        raise UsageError(f"the secret {name!r} has neither file nor data")
+    if form == "raw":
+        return secret
+    if form != "base64":
+        raise UsageError(f"the format of a secret is raw or base64, not {form!r}")
+    from base64 import b64decode
+
+    try:
+        return b64decode(secret, validate=True)
+    except ValueError:
+        raise UsageError(f"the secret {name!r} is not in base64") from None
 
 
 def _object(text: str) -> dict[str, str]:

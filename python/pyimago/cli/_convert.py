@@ -27,6 +27,7 @@ from pyimago.cli._images import (
     add_cache,
     add_naming,
     add_snapshot,
+    backing_name,
     bypasses_cache,
     file_name,
     snapshot_named,
@@ -109,6 +110,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add_snapshot(parser, "-l", "--source-snapshot")
     add_naming(parser, share=True)
+    parser.add_argument("--source-image-opts", dest="image_opts", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--target-image-opts",
         action="store_true",
@@ -147,7 +149,8 @@ def run(arguments: argparse.Namespace) -> None:
     bypasses_cache(arguments.target_cache)
     images = Images(arguments)
     layout = _layout_of(arguments, images)
-    format: Any = arguments.target_format or "raw"
+    format: Any = "raw" if arguments.target_format is None else arguments.target_format
+    durable = arguments.target_cache != "unsafe"
     stdout = arguments.target == STDOUT and not arguments.no_create
     with ExitStack() as stack:
         sources = [
@@ -174,6 +177,7 @@ def run(arguments: argparse.Namespace) -> None:
                     write=True,
                     cache=arguments.target_cache,
                     what="cache",
+                    durable=durable,
                 )
             )
         else:
@@ -192,7 +196,7 @@ def run(arguments: argparse.Namespace) -> None:
             salvage=arguments.salvage,
             bitmaps=_bitmaps(arguments),
             offload="copy" if arguments.offload else None,
-            durable=arguments.target_cache != "unsafe",
+            durable=durable,
             layer=arguments.no_create and arguments.backing is not None,
             target_is_zero=arguments.target_is_zero,
             **layout,
@@ -221,6 +225,7 @@ def _layout_of(arguments: argparse.Namespace, images: Images) -> dict[str, Any]:
             raise UsageError(
                 f"Backing file not supported for file format '{arguments.target_format or 'raw'}'"
             )
+        layout["backing"] = backing_name(layout["backing"], verbatim=False)
     return layout | level
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli import _layout
 from pyimago.cli._arguments import add_objects, add_options, add_progress, read_secrets, size
-from pyimago.cli._images import file_name
+from pyimago.cli._images import backing_name, file_name
 from pyimago.cli._progress import show
 from pyimago.cli._text import UsageError, escape
 
@@ -16,26 +16,23 @@ if TYPE_CHECKING:
 
     from pyimago.cli._arguments import Parser
 
-SHOWN = ("cluster_size", "extended_l2", "preallocation", "compression_type")
-"""What qemu-img shows before the size of a qcow2 image."""
-SHOWN_BEHIND = (
-    "backing",
-    "backing_format",
-    "data_file",
-    "data_file_raw",
-    "version",
-    "lazy_refcounts",
-    "refcount_bits",
+ENCRYPTION = (
+    *("format", "key-secret", "cipher-alg", "cipher-mode", "ivgen-alg", "ivgen-hash-alg", "hash-alg"),
+    "iter-time",
 )
-NAMES = {keyword: name for name, (keyword, _, _) in _layout.OPTIONS.items()}
-DEFAULTS: dict[str, Any] = {
-    "cluster_size": 65536,
-    "extended_l2": False,
+SHOWN = (
+    *(_layout.LUKS + name for name in ENCRYPTION),
+    *("cluster_size", "extended_l2", "preallocation", "compression_type", "size", "compat"),
+    *("backing_file", "backing_fmt", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits"),
+)
+"""The order in which qemu-img shows options of qcow2; the other formats have their size first."""
+DEFAULTS = {
+    "cluster_size": "65536",
+    "extended_l2": "off",
     "compression_type": "zlib",
-    "lazy_refcounts": False,
-    "refcount_bits": 16,
+    "lazy_refcounts": "off",
+    "refcount_bits": "16",
 }
-VERSIONS = {2: "0.10", 3: "1.1"}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -63,9 +60,16 @@ def run(arguments: argparse.Namespace) -> None:
     for keyword, value in (("backing", arguments.backing), ("backing_format", arguments.backing_format)):
         if value is not None:
             layout[keyword] = value
-    if layout.get("backing_format") is not None and layout.get("backing") is None:
+    backing, backing_format = layout.get("backing"), layout.get("backing_format")
+    if backing_format is not None and backing is None:
         raise UsageError(f"{arguments.image}: Backing format cannot be used without backing file")
+    if backing:
+        if backing_format is None:
+            raise UsageError(f"{arguments.image}: Backing file specified without backing format (-F)")
+        layout["backing"] = backing_name(backing, verbatim=arguments.backing_unsafe)
     asked = layout.pop("size", None)
+    if asked is not None and arguments.size is not None:
+        raise UsageError(f"{arguments.image}: The image size must be specified only once")
     length = asked if arguments.size is None else arguments.size
     if length is None and "backing" not in layout:
         raise UsageError(f"{arguments.image}: Image creation needs a size parameter")
@@ -82,25 +86,19 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.quiet:
         if length is None:
             length = pyimago.info(image, format=arguments.format).virtual_size
-        print(_formatted(arguments.image, arguments.format, length, layout))
+        print(_formatted(arguments, length, layout.get("cluster_size")))
 
 
-def _formatted(image: str, kind: str, length: int, layout: dict[str, Any]) -> str:
-    """The line that qemu-img prints."""
-    if kind == "qcow2":
-        words = [_word(name, layout) for name in SHOWN if name in DEFAULTS | layout]
-        words.append(f"size={length}")
-        words += [_word(name, layout) for name in SHOWN_BEHIND if name in DEFAULTS | layout]
-    else:
-        words = [f"size={length}", *(_word(name, layout) for name in layout if name in SHOWN)]
-    return f"Formatting '{escape(image)}', fmt={kind} {' '.join(words)}"
-
-
-def _word(keyword: str, layout: dict[str, Any]) -> str:
-    value: Any = layout.get(keyword, DEFAULTS.get(keyword))
-    if isinstance(value, bool):
-        value = "on" if value else "off"
-    elif keyword == "version":
-        value = VERSIONS[value]
+def _formatted(arguments: argparse.Namespace, length: int, cluster_size: int | None) -> str:
+    """The line that qemu-img prints: numbers of bytes in digits, all else as it was spelled."""
+    kind = arguments.format
+    values = (DEFAULTS if kind == "qcow2" else {}) | _layout.given(arguments.options)
+    bytes_of = {"size": length, "cluster_size": cluster_size}
+    spelled = {"backing_file": arguments.backing, "backing_fmt": arguments.backing_format}
+    values |= {name: str(value) for name, value in (bytes_of | spelled).items() if value is not None}
+    order = SHOWN if kind == "qcow2" else sorted(SHOWN, key=lambda name: name != "size")
     # As in `-o`: a comma within a value is two.
-    return f"{NAMES[keyword]}={escape(value).replace(',', ',,')}"
+    words = [f"{name}={escape(values[name]).replace(',', ',,')}" for name in order if name in values]
+    if kind == "luks":
+        words = [word.removeprefix(_layout.LUKS) for word in words]
+    return f"Formatting '{escape(arguments.image)}', fmt={kind} {' '.join(words)}"

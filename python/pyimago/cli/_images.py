@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import pyimago
@@ -150,6 +150,18 @@ class Tree:
             raise UsageError(f"{self.where}{name} is to say what to open ({name}.driver=...), not {value!r}")
         return Tree(cast("dict[str, Any]", value), f"{self.where}{name}.")
 
+    def below(self) -> Tree | Literal["implicit"] | None:
+        """What is below the image: what the tree says, or what the image does."""
+        if no_backing(self):
+            return None
+        if (backing := self.child("backing")) is None:
+            return "implicit"
+        if not self.maybe("qcow2"):
+            raise UsageError(
+                f"{self.where}backing: the driver {self.driver!r} does not support backing files"
+            )
+        return backing
+
     def maybe(self, driver: str) -> bool:
         """Whether the image may be of that driver."""
         return self.driver in {driver, None}
@@ -197,14 +209,17 @@ class Images:
         what: str = "source cache",
         snapshot: SnapshotName | None = None,
         write_backing: bool | str = False,
+        durable: bool = True,
     ) -> Generator[pyimago.SyncFormatAccess]:
         """The image that `word` names.
 
         `format` is what `-f` said, `cache` what `-t` or `-T` did, which a message calls `what`.
-        `write_backing` is that of `pyimago.open`.
+        `write_backing` is that of `pyimago.open`, `durable` that of `StorageOpenOptions`.
         """
         with ExitStack() as stack:
-            opening = _Opening(self, stack, write=write, direct=bypasses_cache(cache, what))
+            opening = _Opening(
+                *(self, stack), write=write, direct=bypasses_cache(cache, what), durable=durable
+            )
             yield opening.image(
                 self.tree(word, format),
                 write=write,
@@ -214,8 +229,40 @@ class Images:
             )
 
     @contextmanager
-    def layer(self, link: pyimago.ImageInfo, secret: bytes | None) -> Generator[pyimago.SyncFormatAccess]:
-        """An image of a chain by itself; where it is in no file its name is a description."""
+    def layers(
+        self, word: str, format: str | None
+    ) -> Generator[list[tuple[str, AbstractContextManager[pyimago.SyncFormatAccess]]]]:
+        """Each image of a chain by itself, topmost first: its name, and what opens it."""
+        with ExitStack() as stack:
+            opening = _Opening(self, stack, write=False, direct=False)
+            found: list[tuple[str, AbstractContextManager[pyimago.SyncFormatAccess]]] = []
+            tree: Tree | Literal["implicit"] | None = self.tree(word, format)
+            while isinstance(tree, Tree):
+                below = tree.below()
+                parts = opening.parts(tree, write=False, below="given")
+                if below == "implicit":
+                    chain = pyimago.info_chain(
+                        parts.storage, format=parts.format, implicit=self.implicit, lock=self.lock
+                    )
+                else:
+                    chain = [pyimago.info(parts.storage, format=parts.format)]
+                layer = pyimago.open(
+                    parts.storage,
+                    format=parts.format,
+                    backing=None,
+                    data_file=parts.data_file,
+                    secret=parts.secret,
+                    implicit=self.implicit,
+                    lock=self.lock,
+                )
+                found.append((chain[0].filename, nullcontext(stack.enter_context(layer))))
+                found += [(link.filename, self._named(link, parts.secret)) for link in chain[1:]]
+                tree = below
+            yield found
+
+    @contextmanager
+    def _named(self, link: pyimago.ImageInfo, secret: bytes | None) -> Generator[pyimago.SyncFormatAccess]:
+        """An image that another one names, by itself; where it is in no file its name is a description."""
         with ExitStack() as stack:
             if link.filename.startswith("json:"):
                 tree = Tree(_nested(_parsed(link.filename) | {"driver": link.format, "backing": None}))
@@ -308,11 +355,14 @@ class Parts:
 class _Opening:
     """The opening of what one word names. What is opened is closed by `stack`."""
 
-    def __init__(self, images: Images, stack: ExitStack, *, write: bool, direct: bool) -> None:
+    def __init__(
+        self, images: Images, stack: ExitStack, *, write: bool, direct: bool, durable: bool = True
+    ) -> None:
         self.images = images
         self.stack = stack
         self.lock: Lock = images.lock
         self.direct = direct
+        self.durable = durable
         if images.share:
             self.share(write=write)
 
@@ -399,14 +449,9 @@ class _Opening:
         self, tree: Tree, *, write_backing: bool | str
     ) -> pyimago.SyncFormatAccess | Literal["implicit"] | None:
         """What a tree says is below its image."""
-        if no_backing(tree):
-            return None
-        if (backing := tree.child("backing")) is None:
-            return "implicit"
-        if not tree.maybe("qcow2"):
-            raise UsageError(
-                f"{tree.where}backing: the driver {tree.driver!r} does not support backing files"
-            )
+        backing = tree.below()
+        if not isinstance(backing, Tree):
+            return backing
         if write_backing is True or (write_backing and self.is_called(backing, write_backing)):
             return self.image(backing, write=True)
         return self.image(backing, write=False, write_backing=write_backing)
@@ -451,7 +496,9 @@ class _Opening:
         filename, lock = self.filename(tree, write=write)
         if driver is not None:
             _check_driver(driver, filename)
-        options = pyimago.StorageOpenOptions(filename=filename, write=write, direct=self.direct, lock=lock)
+        options = pyimago.StorageOpenOptions(
+            filename=filename, write=write, direct=self.direct, lock=lock, durable=self.durable
+        )
         return pyimago.File.open_sync(options)
 
     def filename(self, tree: Tree, *, write: bool) -> tuple[str, Lock]:
@@ -556,6 +603,11 @@ def file_name(word: str) -> str:
     if protocol == "file":
         return rest
     raise UsageError(f"{word}: images are in files and block devices; a file of that name is ./{word}")
+
+
+def backing_name(word: str, *, verbatim: bool) -> str:
+    """How an image shall name its backing file; `verbatim`: as it is spelled, whatever that means."""
+    return word if verbatim else word.removeprefix("file:")
 
 
 def _parsed(word: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyimago.cli._text import UsageError, parse_size
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
+
+LIST = re.compile(r"(?!,).*[^,](,,)*", re.DOTALL)
+"""What `-o` takes: no comma begins or ends it that is not one of two."""
 
 
 def _choice(choices: Mapping[str, T]) -> Callable[[str], T]:
@@ -115,24 +119,34 @@ VALUES: dict[Callable[[str], Any], str] = {_size: "size", _number: "num", _switc
 SECRETS = ("secret", "new_secret", "old_secret")
 
 
+def given(options: Sequence[str], known: Known = OPTIONS) -> dict[str, str]:
+    """The values of the `-o name=value,...` arguments by their full names, as they are spelled.
+
+    `,,` in a value is a comma. LUKS images take the options of `encrypt.` without that.
+    """
+    values: dict[str, str] = {}
+    for option in split(options):
+        name, equals, value = option.partition("=")
+        full = name if name in known else LUKS + name
+        if full not in known:
+            raise UsageError(f"no option {name!r}: there are {', '.join(sorted(known))}")
+        # As for QEMU, a name alone switches it on.
+        values[full] = value if equals else "on"
+    return values
+
+
 def parse(
     options: Sequence[str], secrets: Mapping[str, bytes] | None = None, known: Known = OPTIONS
 ) -> dict[str, Any]:
-    """The keyword arguments that the `-o name=value,...` arguments ask for; `,,` in a value is a comma.
+    """The keyword arguments that the `-o name=value,...` arguments ask for.
 
-    `secrets` are those that `--object secret` defined, by id. LUKS images take the options of `encrypt.`
-    without that.
+    `secrets` are those that `--object secret` defined, by id.
     """
     layout: dict[str, Any] = {}
-    for option in split(options):
-        name, given, value = option.partition("=")
-        found = known.get(name) or known.get(f"encrypt.{name}")
-        if found is None:
-            raise UsageError(f"no option {name!r}: there are {', '.join(sorted(known))}")
-        keyword, read, _ = found
+    for name, value in given(options, known).items():
+        keyword, read, _ = known[name]
         try:
-            # As for QEMU, a name alone switches it on.
-            layout[keyword] = read(value if given else "on")
+            layout[keyword] = read(value)
         except ValueError as error:
             raise UsageError(f"{name} {error}") from None
     for keyword in SECRETS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,48 +76,19 @@ def _draw(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, start:
     from pyimago.cli import _picture
     from pyimago.cli._survey import survey
 
-    images = Images(arguments)
-    with ExitStack() as stack:
-        top = stack.enter_context(images.parts(arguments.image, arguments.format))
-        if isinstance(top.backing, pyimago.SyncFormatAccess):
-            raise UsageError(f"{arguments.image}: a picture is drawn of what images name: leave out backing")
-        layer = stack.enter_context(
-            pyimago.open(
-                top.storage,
-                format=top.format,
-                backing=None,
-                data_file=top.data_file,
-                secret=top.secret,
-                implicit=arguments.implicit,
-                lock=images.lock,
-            )
-        )
-        if top.backing is None:
-            chain = [pyimago.info(top.storage, format=top.format)]
-        else:
-            chain = pyimago.info_chain(top.storage, format=top.format, implicit=arguments.implicit)
+    with (
+        Images(arguments).layers(arguments.image, arguments.format) as layers,
+        show(arguments, result_on_stdout=True) as progress,
+    ):
         if not length:
             raise UsageError(f"{arguments.image}: there is nothing to draw: the disk ends at {image.size}")
-        if arguments.picture and any(
-            _same_file(Path(arguments.picture), Path(link.filename)) for link in chain
-        ):
+        if arguments.picture and any(_same_file(Path(arguments.picture), Path(name)) for name, _ in layers):
             raise UsageError(f"{arguments.picture}: this is the image, not a picture of it")
-        columns = _picture.columns_for(len(chain)) if arguments.picture else _picture.terminal_columns()
-        progress = stack.enter_context(show(arguments, result_on_stdout=True))
-        found = survey(
-            image,
-            chain,
-            layer,
-            start=start,
-            length=length,
-            columns=columns,
-            images=images,
-            progress=progress,
-            secret=top.secret,
-        )
+        columns = _picture.columns_for(len(layers)) if arguments.picture else _picture.terminal_columns()
+        found = survey(image, layers, start=start, length=length, columns=columns, progress=progress)
     title = f"{escape(arguments.image)}: {image.format}, {human_size(image.size)}"
-    if len(chain) > 1:
-        title += f", a chain of {len(chain)} images"
+    if len(layers) > 1:
+        title += f", a chain of {len(layers)} images"
     if arguments.picture == "":
         sys.stdout.write(_picture.text(found, title, sys.stdout))
         return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli._arguments import add_format, add_implicit, add_progress
-from pyimago.cli._images import NAMES_OF_FORMATS, Images, add_cache, add_naming, bypasses_cache
+from pyimago.cli._images import NAMES_OF_FORMATS, Images, add_cache, add_naming, backing_name, bypasses_cache
 from pyimago.cli._progress import show
 from pyimago.cli._text import UsageError
 
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError("Must specify backing file (-b) or use unsafe mode (-u)")
     direct = bypasses_cache(arguments.backing_cache, "source cache")
     lock = Images(arguments).lock
-    backing = arguments.backing or None
+    backing = backing_name(arguments.backing or "", verbatim=arguments.backing_unsafe) or None
     if arguments.backing_format not in {None, *NAMES_OF_FORMATS}:
         raise UsageError(f"Invalid format name: {arguments.backing_format!r}")
     if backing and arguments.backing_format is None:

@@ -12,10 +12,10 @@ from pyimago.cli._text import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
 
-    from pyimago import Extent, ImageInfo, SyncFormatAccess
+    from pyimago import Extent, SyncFormatAccess
     from pyimago._types import Progress
-    from pyimago.cli._images import Images
 
 KINDS = ("data", "compressed", "zeroes", "unallocated")
 DATA, COMPRESSED, ZEROES, UNALLOCATED = range(4)
@@ -54,34 +54,27 @@ class Survey:
 
 def survey(
     image: SyncFormatAccess,
-    chain: Sequence[ImageInfo],
-    top: SyncFormatAccess,
+    layers: Sequence[tuple[str, AbstractContextManager[SyncFormatAccess]]],
     *,
     start: int,
     length: int,
     columns: int,
-    images: Images,
     progress: Progress,
-    secret: bytes | None = None,
 ) -> Survey:
-    """Looks at `length` bytes from `start` on of `image`, whose images are `chain`.
-
-    Each is looked at by itself; the first one so is `top`, the others are opened.
-    """
+    """Looks at `length` bytes from `start` on of `image`, whose chain `layers` is, and of each of these."""
     edges = [start + length * i // columns for i in range(columns + 1)]
-    if len(chain) == 1:
-        return Survey(start, length, [_row(escape(chain[0].filename), image, edges, EXTENTS, progress)])
+    if len(layers) == 1:
+        return Survey(start, length, [_row(escape(layers[0][0]), image, edges, EXTENTS, progress)])
     found: list[Row] = []
 
     def so_far(done: int, _: int) -> None:
-        progress(length * len(found) + done, length * (len(chain) + 1))
+        progress(length * len(found) + done, length * (len(layers) + 1))
 
     found.append(_row("what a guest sees", image, edges, EXTENTS // 2, so_far))
-    share = EXTENTS // 2 // len(chain)
-    found.append(_row(escape(chain[0].filename), top, edges, share, so_far))
-    for link in chain[1:]:
-        with images.layer(link, secret) as layer:
-            found.append(_row(escape(link.filename), layer, edges, share, so_far))
+    share = EXTENTS // 2 // len(layers)
+    for name, layer in layers:
+        with layer as opened:
+            found.append(_row(escape(name), opened, edges, share, so_far))
     return Survey(start, length, found)
 
 

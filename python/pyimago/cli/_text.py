@@ -11,6 +11,11 @@ from pyimago import ImagoError, ImplicitOpenDeniedError
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 SUFFIXES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 SIZES = 2**63
+SIZE = re.compile(
+    r"\s*\+?(?:0x(?P<hexadecimal>[0-9a-f]+)"
+    r"|(?=\.?[0-9])(?P<whole>[0-9]*)(?:\.(?P<fraction>[0-9]*))?(?P<unit>[bkmgtpe]?))",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 class UsageError(Exception):
@@ -32,16 +37,23 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: It spells none, or more than a file can have.
     """
-    match = re.fullmatch(r"0x([0-9a-f]+)|([0-9]+)(?:\.([0-9]*))?([bkmgtpe]?)", text, re.ASCII | re.IGNORECASE)
+    match = SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no size: a number, with k, M, G, T, P or E if wanted")
-    hexadecimal, whole, fraction, suffix = match.groups()
+    hexadecimal, whole, fraction, suffix = (
+        match["hexadecimal"],
+        match["whole"],
+        match["fraction"],
+        match["unit"],
+    )
     if hexadecimal:
         size = int(hexadecimal, 16)
     else:
-        # A fraction of a byte is dropped.
-        fraction = fraction or ""
-        size = (int(whole + fraction) << SUFFIXES[suffix.lower()]) // 10 ** len(fraction)
+        fraction, bits = fraction or "", SUFFIXES[suffix.lower()]
+        if bits == 0 and fraction.strip("0"):
+            raise ValueError(f"{text!r} is no size: there are no parts of a byte")
+        # A fraction of a byte in what is left is dropped.
+        size = (int(whole + fraction) << bits) // 10 ** len(fraction)
     if size >= SIZES:
         raise ValueError(f"{text!r} is too much: sizes are below 8 EiB")
     return size
@@ -72,6 +84,8 @@ def describe(error: Exception, *, named: Iterable[object] = ()) -> str | None:
         case OSError(filename=name, strerror=str(reason)) if name is not None:
             notes = [] if name in named else getattr(error, "__notes__", [])
             return escape(f"{_name(name)}: {reason}" + "".join(f" ({note})" for note in notes))
+        case OSError(filename=None, strerror=str(reason)):  # such as of standard output
+            return escape(": ".join([*getattr(error, "__notes__", []), reason]))
         case ImplicitOpenDeniedError():
             return escape(f"{error} (--allow-implicit)")
         case OSError() | ImagoError() | UsageError() | ValueError():

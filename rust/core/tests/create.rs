@@ -376,6 +376,35 @@ fn a_file_is_replaced_only_where_that_is_asked_for() {
     assert_eq!(names(directory.path()), ["disk", "link", "new"]);
 }
 
+#[test]
+fn a_link_to_where_nothing_is_yet_leads_to_the_new_image() {
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::create_dir(path("below")).unwrap();
+    std::os::unix::fs::symlink("below/other", path("link")).unwrap();
+    std::os::unix::fs::symlink("../disk", path("below/other")).unwrap();
+    let own_data = Qcow2 { size: 1 << 20, data_file: Some("disk".into()), ..Qcow2::default() };
+    assert_eq!(make(&path("link"), own_data, OVERWRITING).unwrap_err().kind(), ErrorKind::InvalidInput);
+    make(&path("link"), Qcow2 { size: 1 << 20, ..Qcow2::default() }, OVERWRITING).unwrap();
+    assert!(fs::symlink_metadata(path("link")).unwrap().is_symlink());
+    assert_eq!(images::open(&path("disk"), false).unwrap().size(), 1 << 20);
+    assert_eq!(names(directory.path()), ["below", "disk", "link"]);
+}
+
+/// Only root may give files away; the group of a test that is not root is its own, in the old file and the new.
+#[test]
+fn what_replaces_a_file_belongs_to_whom_that_did() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("disk");
+    fs::write(&path, b"").unwrap();
+    if std::os::unix::fs::chown(&path, Some(12345), Some(54321)).is_err() {
+        return;
+    }
+    create_with(&path, CreateOptions::raw(100), OVERWRITING, &mut Job::default()).unwrap();
+    let made = fs::metadata(&path).unwrap();
+    assert_eq!((made.len(), made.uid(), made.gid()), (100, 12345, 54321));
+}
+
 /// The guest's data would be gone with the file that the image replaces.
 #[test]
 fn an_image_cannot_be_its_own_data_file_whether_it_is_there_or_not() {

@@ -26,7 +26,8 @@ use crate::transfer::Offset;
 /// How to open a `File`.
 ///
 /// `write`: for writing too. `direct`: past the page cache. `lock`: "auto" takes the locks that keep QEMU and others
-/// out, "off" takes none.
+/// out, "off" takes none. `durable`: False has flushes not wait for the medium: a loss of power may then leave anything of
+/// what was written.
 #[pyclass(frozen, module = "pyimago")]
 pub(crate) struct StorageOpenOptions(EngineOptions);
 
@@ -34,21 +35,24 @@ pub(crate) struct StorageOpenOptions(EngineOptions);
 impl StorageOpenOptions {
     #[new]
     #[pyo3(
-        signature = (*, filename, write = false, direct = false, lock = LockWord::default()),
-        text_signature = "(*, filename, write=False, direct=False, lock='auto')"
+        signature = (*, filename, write = false, direct = false, lock = LockWord::default(), durable = true),
+        text_signature = "(*, filename, write=False, direct=False, lock='auto', durable=True)"
     )]
-    fn new(filename: StrPath, write: bool, direct: bool, lock: LockWord) -> Self {
-        StorageOpenOptions(EngineOptions::new().filename(filename.0).write(write).direct(direct).lock(lock.0))
+    fn new(filename: StrPath, write: bool, direct: bool, lock: LockWord, durable: bool) -> Self {
+        let options = EngineOptions::new().filename(filename.0).write(write).direct(direct);
+        StorageOpenOptions(options.lock(lock.0).durable(durable))
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
         let options = slf.get();
+        let word = |is_so| if is_so { "True" } else { "False" };
         Ok(format!(
-            "StorageOpenOptions(filename={}, write={}, direct={}, lock='{}')",
+            "StorageOpenOptions(filename={}, write={}, direct={}, lock='{}', durable={})",
             options.filename().into_pyobject(slf.py())?.repr()?,
-            if options.write() { "True" } else { "False" },
-            if options.direct() { "True" } else { "False" },
-            options.lock()
+            word(options.write()),
+            word(options.direct()),
+            options.lock(),
+            word(options.durable())
         ))
     }
 
@@ -77,6 +81,12 @@ impl StorageOpenOptions {
             Lock::Auto => "auto",
             Lock::Off => "off",
         }
+    }
+
+    /// Whether flushes wait for the medium.
+    #[getter]
+    fn durable(&self) -> bool {
+        self.0.get_durable()
     }
 }
 

@@ -294,6 +294,7 @@ fn place(path: &Path) -> Option<PathBuf> {
     if let Ok(place) = path.canonicalize() {
         return Some(place);
     }
+    let path = target::led_to(path);
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     Some(directory.unwrap_or(Path::new(".")).canonicalize().ok()?.join(path.file_name()?))
 }

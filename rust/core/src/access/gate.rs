@@ -3,7 +3,9 @@
 //! An image is untrusted bytes, and a name in it could be any file that this process may read. So every name passes
 //! here before anything is done with it.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,7 +32,7 @@ impl fmt::Display for ReferenceKind {
 }
 
 /// A function that decides: it gets the file's name (a relative one made part of the image's directory) and what it is for. Of a backing
-/// file's name with a protocol it gets that as it stands, and after a yes each file that is behind it.
+/// file's name with a protocol (but `file:`) it gets that as it stands, and after a yes each file that is behind it.
 pub type Ask = dyn Fn(&Path, ReferenceKind) -> Result<bool> + Send + Sync;
 
 /// Who decides whether a file that an image names is opened.
@@ -72,6 +74,11 @@ impl Gate {
         };
         let asked = Asked { gate: self, image, name, kind: ReferenceKind::Backing };
         let Some(protocol) = protocol(name) else { return Ok(Node::in_file(asked.pass_file()?, kind)) };
+        if let Some(file) = after_file_protocol(name) {
+            // As for QEMU, a name with a protocol does not start at the image's directory.
+            let file = std::path::absolute(&file).map_err(|e| Error::io("find", e).in_file(file))?;
+            return Ok(Node::in_file(Asked { name: &file, ..asked }.pass_file()?, kind));
+        }
         // A name with a protocol is nothing but a function's to allow.
         let Gate::Ask(ask) = self else {
             return Err(asked.denied(name, &format!("it names the protocol {protocol:?}")));
@@ -181,6 +188,12 @@ pub(super) fn protocol(name: &Path) -> Option<String> {
     (bytes[end] == b':').then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
 }
 
+/// The file that a name with the protocol of files means.
+fn after_file_protocol(name: &Path) -> Option<PathBuf> {
+    let rest = name.as_os_str().as_bytes().strip_prefix(b"file:")?;
+    Some(OsStr::from_bytes(rest).into())
+}
+
 /// Spells a caller's name of a backing file so that every reader takes it for what it is: a description, or else a file.
 pub(super) fn name_as_meant(reference: &mut ImplicitReference) {
     if !reference.name.as_os_str().as_encoded_bytes().starts_with(blockdev::PREFIX.as_bytes()) {
@@ -236,7 +249,7 @@ mod tests {
     fn protocols_pass_by_a_functions_word_only() {
         let image = Path::new("/images/top");
         let json = r#"json:{"driver": "raw", "file": {"filename": "/base"}}"#;
-        for name in [json, "nbd:unix:/x", "http://host/x", "file:beside", ":x"] {
+        for name in [json, "nbd:unix:/x", "http://host/x", "files:beside", ":x"] {
             for gate in [Gate::Beside, Gate::Allow, Gate::Deny, Gate::Ask(Arc::new(|_, _| Ok(false)))] {
                 assert_eq!(kind_of(&gate, Some(image), name), Some(ErrorKind::ImplicitOpenDenied), "{name}");
             }
@@ -246,6 +259,26 @@ mod tests {
         }
         assert_eq!(protocol(Path::new("a/b:c")), None);
         assert_eq!(protocol(Path::new("/a:b")), None);
+    }
+
+    #[test]
+    fn a_name_with_the_protocol_of_files_is_a_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let (image, base) = (directory.path().join("top"), directory.path().join("base"));
+        fs::write(&base, b"").unwrap();
+        let name = format!("file:{}", base.display());
+        for gate in [Gate::Beside, Gate::Allow, Gate::Ask(Arc::new(move |file, _| Ok(file == base)))] {
+            assert_eq!(kind_of(&gate, Some(&image), &name), None);
+        }
+        assert_eq!(kind_of(&Gate::Deny, Some(&image), &name), Some(ErrorKind::ImplicitOpenDenied));
+        for outside in ["file:/etc/passwd", "file:gate.rs"] {
+            let expected = Some(ErrorKind::ImplicitOpenDenied);
+            assert_eq!(kind_of(&Gate::Deny, Some(&image), outside), expected);
+            assert_ne!(kind_of(&Gate::Beside, Some(&image), outside), None);
+        }
+        let here = std::env::current_dir().unwrap().join("base");
+        let passed = backing(&Gate::Allow, Some(&image), "file:base").unwrap();
+        assert_eq!(passed.place.as_file(), Some(here.as_path()));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -51,6 +51,8 @@ pub struct File {
     path: PathBuf,
     kind: Kind,
     writable: bool,
+    /// What is written is to get to the medium when that is asked for.
+    durable: bool,
     direct: bool,
     limits: Limits,
     identity: Identity,
@@ -184,10 +186,15 @@ impl File {
         })
     }
 
-    /// Gives this file the access mode of `other`, in whose place it is to stand.
-    pub fn take_mode_of(&self, other: &File) -> Result<()> {
-        let mode = other.handle.metadata().map(|metadata| metadata.permissions());
-        let taken = mode.and_then(|mode| self.handle.set_permissions(mode));
+    /// Gives this file the access mode of `other`, in whose place it is to stand, and its owner and group as far as this process may.
+    pub fn take_after(&self, other: &File) -> Result<()> {
+        let taken = other.handle.metadata().and_then(|metadata| {
+            let group = Some(metadata.gid());
+            // Few may give files away; a group of one's own everybody may choose.
+            let _ = fchown(&self.handle, Some(metadata.uid()), group)
+                .or_else(|_| fchown(&self.handle, None, group));
+            self.handle.set_permissions(metadata.permissions())
+        });
         taken.map_err(|error| Error::io("set the mode", error).in_file(&self.path))
     }
 
@@ -258,6 +265,7 @@ impl File {
             path: path.to_owned(),
             kind,
             writable,
+            durable: options.get_durable(),
             direct: options.get_direct(),
             limits,
             identity: identity(&metadata),
@@ -636,14 +644,15 @@ impl Storage for File {
     }
 
     fn sync(&self) -> Result<()> {
-        if !self.writable {
+        if !self.writable || !self.durable {
             return Ok(());
         }
         self.handle.sync_data().map_err(|error| Error::io("sync", error).in_file(&self.path))
     }
 
     fn write_out(&self, offset: u64, len: u64) -> Result<()> {
-        let Some((offset, len)) = self.clip(offset, len)?.filter(|_| self.writable) else { return Ok(()) };
+        let wanted = self.writable && self.durable;
+        let Some((offset, len)) = self.clip(offset, len)?.filter(|_| wanted) else { return Ok(()) };
         sys::write_out(&self.handle, offset, len)
             .map_err(|error| Error::io("sync", error).in_file(&self.path))
     }

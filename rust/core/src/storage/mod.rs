@@ -274,6 +274,7 @@ pub struct StorageOpenOptions {
     write: bool,
     direct: bool,
     lock: Lock,
+    unsynced: bool,
 }
 
 /// Whether opening takes the locks that keep QEMU and other users out (OFD locks on QEMU's bytes).
@@ -320,6 +321,14 @@ impl StorageOpenOptions {
         self
     }
 
+    /// Whether [`Storage::sync`] waits for the medium (it does, unless this says no). Without that a loss of power may leave anything
+    /// of what was written: for what can be made again.
+    #[must_use]
+    pub fn durable(mut self, durable: bool) -> Self {
+        self.unsynced = !durable;
+        self
+    }
+
     /// The file name, where one was given.
     pub fn get_filename(&self) -> Option<&Path> {
         self.filename.as_deref()
@@ -338,6 +347,11 @@ impl StorageOpenOptions {
     /// Whether image locks are taken.
     pub fn get_lock(&self) -> Lock {
         self.lock
+    }
+
+    /// Whether [`Storage::sync`] waits for the medium.
+    pub fn get_durable(&self) -> bool {
+        !self.unsynced
     }
 }
 

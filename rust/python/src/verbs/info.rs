@@ -58,7 +58,7 @@ impl Facts {
             document.set_item("encrypted", true)?;
             let specific = PyDict::new(py);
             specific.set_item("type", "luks")?;
-            specific.set_item("data", luks_document(py, luks)?)?;
+            specific.set_item("data", luks_document(py, luks, None)?)?;
             document.set_item("format-specific", specific)?;
         }
         Ok(document)
@@ -110,11 +110,10 @@ fn qcow2_document<'py>(py: Python<'py>, qcow2: &Qcow2Info) -> PyResult<Bound<'py
     set_some(&data, "data-file", qcow2.data_file.as_deref())?;
     set_some(&data, "data-file-raw", qcow2.data_file_raw)?;
     if let Some(encryption) = &qcow2.encrypted {
-        let (method, encrypt) = match encryption {
-            EncryptionInfo::Aes => ("aes", PyDict::new(py)),
-            EncryptionInfo::Luks(luks) => ("luks", luks_document(py, luks)?),
+        let encrypt = match encryption {
+            EncryptionInfo::Aes => PyDict::from_sequence(&[("format", "aes")].into_pyobject(py)?)?,
+            EncryptionInfo::Luks(luks) => luks_document(py, luks, Some("luks"))?,
         };
-        encrypt.set_item("format", method)?;
         data.set_item("encrypt", encrypt)?;
     }
     set_some(&data, "corrupt", newer.map(|qcow2| qcow2.corrupt))?;
@@ -122,17 +121,23 @@ fn qcow2_document<'py>(py: Python<'py>, qcow2: &Qcow2Info) -> PyResult<Bound<'py
     Ok(data)
 }
 
-fn luks_document<'py>(py: Python<'py>, luks: &LuksInfo) -> PyResult<Bound<'py, PyDict>> {
+/// `format` is what another format says of it, within which it is. The order is QEMU's.
+fn luks_document<'py>(
+    py: Python<'py>,
+    luks: &LuksInfo,
+    format: Option<&str>,
+) -> PyResult<Bound<'py, PyDict>> {
     let CipherSpec { algorithm, key_bits, mode, iv } = luks.cipher;
     let data = PyDict::new(py);
     data.set_item("ivgen-alg", iv.name())?;
-    if let IvGenerator::Essiv(hash) = iv {
-        data.set_item("ivgen-hash-alg", hash.name())?;
-    }
     data.set_item("detached-header", false)?;
     data.set_item("hash-alg", luks.hash.name())?;
     data.set_item("cipher-alg", format!("{}-{key_bits}", algorithm.name()))?;
     data.set_item("uuid", &luks.uuid)?;
+    if let IvGenerator::Essiv(hash) = iv {
+        data.set_item("ivgen-hash-alg", hash.name())?;
+    }
+    set_some(&data, "format", format)?;
     data.set_item("cipher-mode", mode.name())?;
     let slots = PyList::empty(py);
     for slot in &luks.slots {
