@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             module.add_arguments(parser)
             parser.set_defaults(command=command, wants_options=False)
-            arguments = parser.parse_args(getattr(module, "prepare", list)(words))
+            arguments = parser.parse_args(getattr(module, "prepare", list)(parser.joined(words)))
             with _tidy_end():
                 return (module.options if arguments.wants_options else module.run)(arguments) or 0
         finally:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from pyimago.cli._arguments import Parser
 
+OPENS = "encrypt.key-secret"
+"""Changes nothing: it opens the image."""
+
 
 def add_arguments(parser: Parser) -> None:
     """What `amend` takes."""
@@ -40,6 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Amend as the command line says."""
     images = Images(arguments)
     bypasses_cache(arguments.cache)
+    for name in _layout.given(arguments.options, _layout.AMENDABLE):
+        if name in _layout.FIXED - {OPENS}:
+            raise UsageError(f"{name} is chosen when an image is created: convert the image to change it")
     changes = _layout.parse(arguments.options, images.secrets, _layout.AMENDABLE)
     if not changes:
         raise UsageError("Must specify options (-o)")

@@ -43,6 +43,24 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: str | None) -> None:
         super().__init__(formatter_class=Help, **options)  # type: ignore[arg-type]
 
+    def joined(self, words: Sequence[str]) -> list[str]:
+        """The same words, where an option has its value in its own if that begins with a dash.
+
+        As for qemu-img it is the value all the same.
+        """
+        found: list[str] = []
+        left = iter(words)
+        for word in left:
+            if word == "--":
+                return [*found, word, *left]
+            action = self._option_string_actions.get(word)
+            value = next(left, None) if action is not None and action.nargs is None else None
+            if value is not None and value.startswith("-") and value != "--":
+                found.append(f"{word}={value}" if word.startswith("--") else word + value)
+            else:
+                found += [word, *([] if value is None else [value])]
+        return found
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end."""
         self.exit(FAILED, f"{name()}: {escape(message)}; see `{self.prog} --help`\n")
@@ -79,6 +97,14 @@ class Options(argparse.Action):
                 action.required = False
             namespace.wants_options = True
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), value])
+
+
+class Change(argparse.Action):
+    """One of the options that say what to do, kept in their order as `changes`."""
+
+    def __call__(self, _: object, namespace: argparse.Namespace, value: object, *__: object) -> None:
+        """Remember it."""
+        namespace.changes = [*namespace.changes, (self.dest, value)]
 
 
 def add_format(parser: Parser) -> None:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pyimago
-from pyimago.cli._arguments import add_format, size
+from pyimago.cli._arguments import Change, add_format, size
 from pyimago.cli._images import Images, add_naming
 from pyimago.cli._text import UsageError
 
 if TYPE_CHECKING:
+    import argparse
+
     from pyimago.cli._arguments import Parser
-
-
-class Change(argparse.Action):
-    """One of the changes, kept in their order."""
-
-    def __call__(self, _: object, namespace: argparse.Namespace, value: object, *__: object) -> None:
-        """Remember it."""
-        namespace.changes = [*namespace.changes, (self.dest, value)]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -57,16 +51,33 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError("Merge bitmap source file only supported with --merge")
     if arguments.source_format is not None and arguments.source_file is None:
         raise UsageError("-F only supported with -b")
-    with Images(arguments).opened(arguments.image, arguments.format, write=True, below="none") as image:
+    with ExitStack() as stack:
+        # Before anything is changed: the source may not be there.
+        source = None
+        if arguments.source_file is not None:
+            images = Images(arguments, image_opts=False)
+            source = stack.enter_context(
+                images.opened(arguments.source_file, arguments.source_format, below="given")
+            )
+        images = Images(arguments)
+        image = stack.enter_context(
+            images.opened(arguments.image, arguments.format, write=True, below="none")
+        )
         for change, value in changes:
-            _change(image, arguments, change, value)
+            _change(image.bitmaps, arguments, change, value, source)
 
 
-def _change(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, change: str, value: str) -> None:
-    name, bitmaps = arguments.name, image.bitmaps
+def _change(
+    bitmaps: pyimago.Bitmaps,
+    arguments: argparse.Namespace,
+    change: str,
+    value: str,
+    source: pyimago.SyncFormatAccess | None,
+) -> None:
+    name = arguments.name
     match change:
         case "add":
-            bitmaps.add(name, granularity=arguments.granularity)
+            bitmaps.add(name, granularity=arguments.granularity or None)
         case "remove":
             bitmaps.remove(name)
         case "clear":
@@ -75,9 +86,5 @@ def _change(image: pyimago.SyncFormatAccess, arguments: argparse.Namespace, chan
             bitmaps.enable(name)
         case "disable":
             bitmaps.disable(name)
-        case _ if arguments.source_file is None:
-            bitmaps.merge(name, value)
         case _:
-            images = Images(arguments, image_opts=False)
-            with images.opened(arguments.source_file, arguments.source_format, below="given") as source:
-                bitmaps.merge(name, value, image=source)
+            bitmaps.merge(name, value, image=source)

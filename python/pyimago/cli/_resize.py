@@ -35,10 +35,11 @@ def add_arguments(parser: Parser) -> None:
 
 
 def prepare(words: list[str]) -> list[str]:
-    """As with qemu-img, a last word like `-10G` is a size and no option."""
-    if words and words[-1][:1] == "-" and words[-1][1:2].isdigit() and "--" not in words:
-        return [*words[:-1], "--", words[-1]]
-    return words
+    """As with qemu-img, a word like `-10G` is a size and no option."""
+    if "--" in words:
+        return words
+    sizes = [word for word in words if word[:1] == "-" and word[1:2].isdigit()]
+    return [*(word for word in words if word not in sizes), *(["--", *sizes] if sizes else [])]
 
 
 def run(arguments: argparse.Namespace) -> None:

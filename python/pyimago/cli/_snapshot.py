@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyimago
 from pyimago.cli import _info
-from pyimago.cli._arguments import add_format, add_output
+from pyimago.cli._arguments import Change, add_format, add_output
 from pyimago.cli._images import Images, add_naming
 from pyimago.cli._text import UsageError
 
@@ -22,31 +22,39 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="the image's file")
     add_format(parser)
     add_naming(parser, share=True)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("-l", "--list", action="store_true", help="list them (the default)")
-    what.add_argument("-c", "--create", metavar="NAME", help="take one")
-    what.add_argument("-a", "--apply", metavar="NAME", help="make the disk what it was, by id or name")
-    what.add_argument("-d", "--delete", metavar="NAME", help="delete one, by name")
-    what.add_argument("--rename", metavar=("NAME", "NEW"), nargs=2, help="give one another name")
+    parser.set_defaults(changes=[])
+    parser.add_argument("-l", "--list", action=Change, nargs=0, help="list them (the default)")
+    for names, text in (
+        (("-c", "--create"), "take one"),
+        (("-a", "--apply"), "make the disk what it was, by id or name"),
+        (("-d", "--delete"), "delete one, by name"),
+    ):
+        parser.add_argument(*names, metavar="NAME", action=Change, help=text)
+    parser.add_argument(
+        "--rename", metavar=("NAME", "NEW"), nargs=2, action=Change, help="give one another name"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line says."""
-    changes = (arguments.create, arguments.apply, arguments.delete, arguments.rename)
-    if not any(change is not None for change in changes):
+    if len(arguments.changes) > 1:
+        raise UsageError("Cannot mix '-l', '-a', '-c', '-d'")
+    change, value = (arguments.changes or [("list", "")])[0]
+    if change == "list":
         _list(arguments)
         return
     with Images(arguments).opened(arguments.image, arguments.format, write=True, below="given") as image:
-        if arguments.create is not None:
-            image.snapshots.create(arguments.create)
-        elif arguments.apply is not None:
-            image.snapshots.apply(arguments.apply)
-        elif arguments.delete is not None:
-            image.snapshots.delete(_id_of(image, arguments.delete))
-        else:
-            image.snapshots.rename(*arguments.rename)
+        match change:
+            case "create":
+                image.snapshots.create(value)
+            case "apply":
+                image.snapshots.apply(value)
+            case "delete":
+                image.snapshots.delete(_id_of(image, value))
+            case _:
+                image.snapshots.rename(*value)
 
 
 def _id_of(image: pyimago.SyncFormatAccess, name: str) -> str:

@@ -9,6 +9,7 @@ use super::job::Job;
 use super::map::parts;
 use super::sweep::{Then, sweep};
 use crate::error::Result;
+use crate::format::preallocation::Preallocation;
 use crate::format::qcow2::create::Version;
 use crate::format::qcow2::measure::{all_bitmaps, fully_allocated};
 use crate::format::{FormatSpecificInfo, luks};
@@ -30,7 +31,7 @@ pub struct Measured {
 /// The size of an image of `target`'s options: an empty one of the size that they say, or with the content (and the size) of `source`.
 ///
 /// As with `qemu-img measure` the tables are counted as if all of the disk were allocated, so that it is an upper bound;
-/// data in less than a cluster counts as a cluster; with a backing file in `target` all of the disk counts.
+/// data in less than a cluster counts as a cluster; with a backing file in `target`, or where it sets space aside for its data, all of the disk counts.
 pub fn measure(source: Option<&Arc<Image>>, target: &CreateOptions, job: &mut Job<'_>) -> Result<Measured> {
     let options = match target {
         CreateOptions::Raw { size, .. } => {
@@ -49,6 +50,7 @@ pub fn measure(source: Option<&Arc<Image>>, target: &CreateOptions, job: &mut Jo
     }
     let (fully_allocated, all_data) = fully_allocated(&options)?;
     let data = match source {
+        _ if matches!(options.preallocation, Preallocation::Falloc | Preallocation::Full) => all_data,
         Some(_) if options.backing.is_some() => all_data,
         Some(source) => allocated(source, u64::from(options.cluster_size), job)?,
         None => 0,
