@@ -145,14 +145,14 @@ ROWS = (
     *(
         Row(
             f"overwrite{suffix}",
-            f"random 4 KiB overwrite of an image that the page cache has in {how}",
+            f"random 4 KiB overwrite of an image that is cached in {how}",
             QEMU_BENCH,
             (Bound("≥", 1.5, "CPU"),),
             partial(writes.overwriting, page=page),
         )
         for suffix, how, page in (
             ("", "pages of 4 KiB, as a guest's writes leave it", 4 * KIB),
-            ("-large", "large pages, as a copy leaves it", MIB),
+            ("-large", "large pages, as a conversion leaves it", MIB),
         )
     ),
     Row(
