@@ -405,6 +405,46 @@ fn what_replaces_a_file_belongs_to_whom_that_did() {
     assert_eq!((made.len(), made.uid(), made.gid()), (100, 12345, 54321));
 }
 
+#[test]
+fn a_name_that_is_taken_meanwhile_is_not_taken_away() {
+    let directory = TempDir::new().unwrap();
+    for taken in ["disk", "data"] {
+        let theirs = directory.path().join(taken);
+        let mut take = |_| drop(fs::write(&theirs, b"precious"));
+        let options = Qcow2 { size: 1 << 20, data_file: Some("data".into()), ..Qcow2::default() };
+        let options = CreateOptions::Qcow2(Qcow2 { preallocation: Preallocation::Full, ..options });
+        let path = directory.path().join("disk");
+        let error =
+            create_with(&path, options, CreateHow::default(), &mut Job::default().progress(&mut take))
+                .unwrap_err();
+        assert_eq!((error.os_error(), error.path()), (Some(17), Some(&*theirs)), "EEXIST: {error}");
+        assert_eq!(fs::read(&theirs).unwrap(), b"precious");
+        assert_eq!(names(directory.path()), [taken]);
+        fs::remove_file(theirs).unwrap();
+    }
+}
+
+/// Numbers of processes come again, soonest in containers.
+#[test]
+fn what_a_killed_process_left_is_in_nobodys_way() {
+    let directory = TempDir::new().unwrap();
+    let left: Vec<_> = (0..1000).map(|n| format!(".disk.{}-{n}.partial", std::process::id())).collect();
+    for name in &left {
+        fs::write(directory.path().join(name), b"left").unwrap();
+    }
+    create(directory.path().join("disk"), &CreateOptions::qcow2(1 << 20)).unwrap();
+    assert_eq!(names(directory.path()).len(), 1 + left.len());
+}
+
+#[test]
+fn names_may_be_as_long_as_the_file_system_takes() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("x".repeat(255));
+    create(&path, &CreateOptions::qcow2(1 << 20)).unwrap();
+    create_with(&path, CreateOptions::raw(1 << 20), OVERWRITING, &mut Job::default()).unwrap();
+    assert_eq!(fs::metadata(path).unwrap().len(), 1 << 20);
+}
+
 /// The guest's data would be gone with the file that the image replaces.
 #[test]
 fn an_image_cannot_be_its_own_data_file_whether_it_is_there_or_not() {

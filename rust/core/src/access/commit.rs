@@ -94,6 +94,9 @@ pub fn commit_into(image: &Arc<Image>, merging: Merging, job: &mut Job<'_>) -> R
     // Durable before what it was made from goes.
     base.flush()?;
     job.finish(image.size())?;
+    for storage in [base.format().storage(), base.format().data_storage()] {
+        storage.check_named().map_err(|error| error.followed_by("the image keeps what it holds"))?;
+    }
     if empties { image.make_empty() } else { Ok(()) }
 }
 

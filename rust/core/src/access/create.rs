@@ -15,7 +15,7 @@ use crate::format::luks;
 use crate::format::preallocation::Preallocation;
 use crate::format::qcow2::create as qcow2;
 use crate::format::steps::Steps;
-use crate::storage::file::{CreateMode, File};
+use crate::storage::file::File;
 use crate::storage::{Lock, Storage, StorageOpenOptions, ZeroMode};
 
 /// What QEMU looks at to tell formats apart is in here.
@@ -162,36 +162,27 @@ pub fn create_with(
     }
     options.check()?;
     let data_path = options.data_file().map(|name| data_path(path, name)).transpose()?;
-    let mut data = None;
-    let mut fill_all = |file: &Arc<dyn Storage>| {
-        if let (CreateOptions::Qcow2(options), Some(data_path)) = (&options, &data_path) {
-            let existing = if options.data_file_raw { Existing::Adopted } else { Existing::Refused };
-            data = Some(DataFile::open(data_path, existing)?);
-        }
-        let data = data.as_ref().map(|data| &data.storage);
-        job.in_steps(|steps| fill(file, data, &options, steps))
-    };
-    if how.overwrite {
-        match replaced(path, &options)? {
-            Some(device) if device.is_block_device() => fill_all(&(Arc::new(device) as Arc<dyn Storage>))?,
-            replaced => {
-                target::make(path, replaced.as_ref(), |file| {
-                    fill_all(&(Arc::new(file) as Arc<dyn Storage>))
-                })?;
-            }
-        }
-    } else {
-        let file: Arc<dyn Storage> = Arc::new(File::create_sync(path, CreateMode::New)?);
-        if let Err(error) = fill_all(&file) {
-            // The failure that led here is the one to report.
-            let _ = File::remove_sync(path);
-            return Err(error);
-        }
+    let replaced = if how.overwrite { replaced(path, &options)? } else { None };
+    if !how.overwrite {
+        File::check_absent(path)?;
     }
-    if let Some(data) = &mut data {
-        data.created = None;
+    let adopted = data_path.as_deref().map(|path| adopted(path, &options)).transpose()?.flatten();
+    let new_data = data_path.as_deref().filter(|_| adopted.is_none());
+    target::make(path, replaced, new_data, |file, data| {
+        let data = data.map(|data| data as Arc<dyn Storage>).or(adopted);
+        let file = file as Arc<dyn Storage>;
+        job.in_steps(|steps| fill(&file, data.as_ref(), &options, steps))
+    })
+}
+
+/// The file at `path`, where it is there and becomes the data file with what is in it.
+fn adopted(path: &Path, options: &CreateOptions) -> Result<Option<Arc<dyn Storage>>> {
+    let adopts = matches!(options, CreateOptions::Qcow2(options) if options.data_file_raw);
+    if !adopts || !path.exists() {
+        return Ok(None);
     }
-    Ok(())
+    let file = File::open_sync(StorageOpenOptions::new().filename(path).write(true))?;
+    Ok(Some(Arc::new(file)))
 }
 
 /// Makes `file` the image that `options` describe, durably. `data` is its external data file, where it has one.
@@ -315,39 +306,6 @@ fn replaced(path: &Path, options: &CreateOptions) -> Result<Option<File>> {
         }
     }
     File::open_to_replace(path).map(Some)
-}
-
-/// What becomes of a data file that is there already.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Existing {
-    Adopted,
-    Refused,
-}
-
-struct DataFile {
-    storage: Arc<dyn Storage>,
-    /// Where it is, as long as it was not there before and the image is not whole: it goes with the attempt.
-    created: Option<PathBuf>,
-}
-
-impl DataFile {
-    /// The file at `path`: a new one, or, as what is in it becomes the disk's content, the one that is there.
-    fn open(path: &Path, existing: Existing) -> Result<Self> {
-        if existing == Existing::Adopted && path.exists() {
-            let file = File::open_sync(StorageOpenOptions::new().filename(path).write(true))?;
-            return Ok(DataFile { storage: Arc::new(file), created: None });
-        }
-        let file = File::create_sync(path, CreateMode::New)?;
-        Ok(DataFile { storage: Arc::new(file), created: Some(path.to_owned()) })
-    }
-}
-
-impl Drop for DataFile {
-    fn drop(&mut self) {
-        if let Some(path) = &self.created {
-            let _ = File::remove_sync(path);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -184,6 +184,10 @@ impl Storage for Encrypted {
         self.inner.identity()
     }
 
+    fn check_named(&self) -> Result<()> {
+        self.inner.check_named()
+    }
+
     fn unlock(&self) {
         self.inner.unlock();
     }

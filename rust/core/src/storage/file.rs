@@ -79,6 +79,17 @@ enum Kind {
 #[derive(Debug)]
 struct Support(AtomicU8);
 
+fn failed_to_rename(from: &Path, to: &Path, error: io::Error) -> Error {
+    let name = to.display().to_string();
+    Error::io(format!("rename to {}", name.escape_debug()), error).in_file(from)
+}
+
+/// Whether this file system does not know what it was asked for.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM))
+        || error.kind() == io::ErrorKind::Unsupported
+}
+
 /// A descriptor of the file at `path`, if it is one whose removal takes a while.
 fn large(path: &Path) -> Option<fs::File> {
     let file = fs::OpenOptions::new().read(true).custom_flags(sys::OPEN_FLAGS).open(path).ok()?;
@@ -180,10 +191,24 @@ impl File {
     /// Gives the file at `from` the name `to`, in place of what has that name.
     pub fn rename_sync(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
         let (from, to) = (from.as_ref(), to.as_ref());
-        fs::rename(from, to).map_err(|error| {
-            let name = to.display().to_string();
-            Error::io(format!("rename to {}", name.escape_debug()), error).in_file(from)
-        })
+        fs::rename(from, to).map_err(|error| failed_to_rename(from, to, error))
+    }
+
+    /// The same where nothing has the name `to`; otherwise it is an error (`EEXIST`).
+    pub fn rename_new_sync(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+        let (from, to) = (from.as_ref(), to.as_ref());
+        let renamed = match sys::rename_new(from, to) {
+            // Then it has two names for a moment.
+            Err(error) if is_missing(&error) => fs::hard_link(from, to).and_then(|()| fs::remove_file(from)),
+            renamed => renamed,
+        };
+        match renamed {
+            Err(error) if is_missing(&error) => {
+                Self::check_absent(to)?;
+                Self::rename_sync(from, to)
+            }
+            renamed => renamed.map_err(|error| failed_to_rename(from, to, error)),
+        }
     }
 
     /// Gives this file the access mode of `other`, in whose place it is to stand, and its owner and group as far as this process may.
@@ -714,6 +739,16 @@ impl Storage for File {
 
     fn identity(&self) -> Option<Identity> {
         Some(self.identity.clone())
+    }
+
+    fn check_named(&self) -> Result<()> {
+        match self.handle.metadata() {
+            Ok(metadata) if metadata.nlink() == 0 => {
+                let removed = io::Error::from_raw_os_error(libc::ENOENT);
+                Err(Error::io("removed meanwhile", removed).in_file(&self.path))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn unlock(&self) {

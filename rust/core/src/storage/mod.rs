@@ -31,6 +31,10 @@ macro_rules! answers_of_inner {
             self.inner.identity()
         }
 
+        fn check_named(&self) -> $crate::error::Result<()> {
+            self.inner.check_named()
+        }
+
         fn unlock(&self) {
             self.inner.unlock();
         }
@@ -239,6 +243,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// What of which file it is, where that can be told, for the detection of cycles.
     fn identity(&self) -> Option<Identity> {
         None
+    }
+
+    /// An error (`ENOENT`) if what is written here is lost with the last descriptor: the file behind it was removed meanwhile.
+    fn check_named(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Lets go of the image locks, where it holds any: the image was closed and nothing is written through this

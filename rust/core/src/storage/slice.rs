@@ -173,6 +173,10 @@ impl Storage for Slice {
         Some(self.inner.identity()?.part(self.base, self.size))
     }
 
+    fn check_named(&self) -> Result<()> {
+        self.inner.check_named()
+    }
+
     fn unlock(&self) {
         self.inner.unlock();
     }

@@ -103,27 +103,6 @@ pub(super) fn make(
             }
         })
     };
-    match data_path {
-        None => make_file(path, replaced, |file| fill_all(file, None))?,
-        Some(data_path) => {
-            File::check_absent(&data_path)?;
-            // The data file gets its name first: an image never names one that is not there.
-            let made = make_file(path, replaced, |file| {
-                make_file(&data_path, None, |data| fill_all(file, Some(data)))
-            });
-            if made.is_err() && !data_path.exists() {
-                return made.map(|()| converted);
-            }
-            made.inspect_err(|_| drop(File::remove_sync(&data_path)))?;
-        }
-    }
+    target::make(path, replaced, data_path.as_deref(), fill_all)?;
     Ok(converted)
-}
-
-/// Has `fill` fill the block device that is there, or a new file that takes its place at `path`, see [`target::make`].
-fn make_file(path: &Path, replaced: Option<File>, fill: impl FnOnce(Arc<File>) -> Result<()>) -> Result<()> {
-    match replaced {
-        Some(device) if device.is_block_device() => fill(Arc::new(device)),
-        replaced => target::make(path, replaced.as_ref(), |file| fill(Arc::new(file))),
-    }
 }

@@ -2,9 +2,14 @@
 //!
 //! Offsets are below `i64::MAX`, the largest that files have. What a platform lacks answers [`io::ErrorKind::Unsupported`]; callers then go the portable way.
 
+#[cfg(target_os = "linux")]
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
+#[cfg(target_os = "linux")]
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::buffer::{IoVector, IoVectorMut};
 use crate::storage::{Limits, RawRange};
@@ -209,6 +214,30 @@ pub(super) fn copy(file: &fs::File, source: RawRange, to: u64) -> io::Result<u64
 
 #[cfg(not(target_os = "linux"))]
 pub(super) fn copy(_: &fs::File, _: RawRange, _: u64) -> io::Result<u64> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Gives the file at `from` the name `to` where nothing has it.
+#[cfg(target_os = "linux")]
+pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (CString::new(from.as_os_str().as_bytes())?, CString::new(to.as_os_str().as_bytes())?);
+    // By its number: not every C library has a function for it.
+    // SAFETY: both are C strings.
+    let renamed = unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            libc::AT_FDCWD,
+            from.as_ptr(),
+            libc::AT_FDCWD,
+            to.as_ptr(),
+            libc::RENAME_NOREPLACE,
+        )
+    };
+    count(renamed as isize).map(drop)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn rename_new(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
