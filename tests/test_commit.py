@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conftest import MakeImage, Qemu, let_go, pattern
+from tests.conftest import MakeImage, Qemu, pattern
 
 import pyimago
 
@@ -79,50 +77,6 @@ async def test_a_base_in_use_is_left_alone(face: Face, make_image: MakeImage) ->
     with pyimago.open(base), pytest.raises(pyimago.ImageLockedError, match=r"base\.qcow2"):
         await face.call("commit", top)
     assert base.read_bytes() == before
-
-
-@pytest.mark.parametrize("verb", ["commit", "rebase"])
-async def test_a_cancelled_task_leaves_what_was_shown_and_it_can_be_done_again(
-    verb: str, tmp_path: Path, qemu: Qemu
-) -> None:
-    size, changes = 256 << 20, {at << 20: pattern(at, 1 << 20) for at in range(0, 256, 2)}
-    base = tmp_path / "base.qcow2"
-    pyimago.create(base, size, format="qcow2")
-    top = over(base, "top.qcow2", changes if verb == "commit" else {})
-    if verb == "rebase":
-        with pyimago.open(base, format="qcow2", write=True) as image:
-            image.write_many([(data, at) for at, data in changes.items()])
-    loop, begun = asyncio.get_running_loop(), asyncio.Event()
-
-    def progress(done: int, _: int) -> None:
-        if done:
-            loop.call_soon_threadsafe(begun.set)
-            # However fast the other threads are, it does not end before it is told to.
-            time.sleep(0.1)
-
-    async def run() -> None:
-        if verb == "commit":
-            await pyimago.aio.commit(top, progress=progress)
-        else:
-            await pyimago.aio.rebase(top, None, progress=progress)
-
-    shown = await asyncio.to_thread(content, top)
-    task = asyncio.create_task(run())
-    begin = asyncio.create_task(begun.wait())
-    await asyncio.wait({task, begin}, return_when=asyncio.FIRST_COMPLETED)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await let_go(top, "qcow2")
-    assert pyimago.info(top).backing_filename == "base.qcow2"
-    assert content(top) == shown
-    if verb == "commit":
-        assert own(top) == 128 << 20
-    qemu.assert_clean(base)
-    qemu.assert_clean(top)
-    await run()
-    assert content(top) == shown
-    assert (own(top) == 0) == (verb == "commit")
 
 
 async def test_a_rebase_onto_itself_is_told_for_what_it_is(face: Face, make_image: MakeImage) -> None:

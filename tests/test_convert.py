@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
-import os
-import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +12,6 @@ import pyimago
 import pyimago.aio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .face import Face
 
 MIB = 1 << 20
@@ -254,38 +248,6 @@ async def test_dd_copies_blocks(face: Face, disk: Path, tmp_path: Path) -> None:
         assert out.read_bytes() == content(disk)[start:end]
     await face.call("dd", disk, out, block_size=MIB, skip=100, format="qcow2")
     assert pyimago.info(out).virtual_size == 0
-
-
-def wait_for(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-async def test_a_cancelled_task_leaves_nothing(disk: Path, tmp_path: Path) -> None:
-    begun = threading.Event()
-    task = asyncio.ensure_future(
-        pyimago.aio.convert(disk, tmp_path / "out", rate=1, progress=lambda *_: begun.set())
-    )
-    await asyncio.to_thread(begun.wait, 30)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await asyncio.to_thread(wait_for, lambda: {path.name for path in tmp_path.iterdir()} == {"disk.qcow2"})
-
-
-async def test_a_target_that_is_removed_meanwhile(face: Face, disk: Path, tmp_path: Path) -> None:
-    """The half image is taken away in the middle: an error that names the target, and nothing left."""
-
-    def remove(*_: int) -> None:
-        for path in tmp_path.glob(".out.*.partial"):
-            path.unlink()
-
-    with pytest.raises(FileNotFoundError) as error:
-        await face.call("convert", disk, tmp_path / "out", progress=remove)
-    assert error.value.filename == os.fspath(tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"disk.qcow2"}
 
 
 async def test_an_end_in_the_middle_leaves_an_open_target_usable(
