@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import pyimago.aio
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from types import ModuleType
 
     Progress = Callable[[int, int], None]
 
@@ -126,7 +128,7 @@ WORKS = {
         "create", ("out", SIZE), {"format": "raw", "preallocation": "full"}, ("out",), room=SIZE // 2
     ),
     "create raw, falloc": Work(
-        "create", ("out", 3 * GIB), {"format": "raw", "preallocation": "falloc"}, ("out",)
+        "create", ("out", 2 * GIB), {"format": "raw", "preallocation": "falloc"}, ("out",)
     ),
     "create qcow2, full": Work(
         "create", ("out", SIZE), {**QCOW2, "preallocation": "full"}, ("out",), room=SIZE // 2
@@ -201,12 +203,53 @@ WORKS = {
 }
 
 
+BRIEF = {
+    "snapshot, create": ("snapshot.create", "now"),
+    "snapshot, apply": ("snapshot.apply", "before"),
+    "snapshot, delete": ("snapshot.delete", "before"),
+    "bitmap, merge": ("bitmap.merge", "one", "two"),
+}
+"""What tells no progress: a verb and what it gets beside the image."""
+
+
+def brief(name: str, api: ModuleType) -> Any:
+    """Do it to `marked.qcow2`, on a slow medium."""
+    verb, *arguments = BRIEF[name]
+    file = pyimago.File.open_sync(pyimago.StorageOpenOptions(filename="marked.qcow2", write=True))
+    return attrgetter(verb)(api)(pyimago.Throttled(file, latency=0.002), *arguments)
+
+
+def once_written(act: Callable[[], object]) -> threading.Thread:
+    """A thread that does `act` as soon as `marked.qcow2` is written to."""
+    os.utime("marked.qcow2", ns=(0, 0))
+
+    def watch() -> None:
+        deadline = time.monotonic() + 60
+        while Path("marked.qcow2").stat().st_mtime_ns == 0 and time.monotonic() < deadline:
+            time.sleep(0.0002)
+        act()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    return watching
+
+
 def die() -> None:
     """In a child process: do the work that the command line names, and be killed in the middle."""
     if hasattr(os, "sched_setaffinity"):
         # By one thread: what it has not told of is not done.
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    WORKS[sys.argv[1]].now(slowly(lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    name = sys.argv[1]
+    if name in BRIEF:
+        once_written(kill)
+        brief(name, pyimago)
+        time.sleep(60)
+    WORKS[name].now(slowly(kill))
+
+
+def kill() -> None:
+    """This process."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

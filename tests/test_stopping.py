@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import resource
 import shutil
@@ -10,19 +11,22 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import nullcontext
+import time
+from contextlib import contextmanager, nullcontext, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests import stopping
 from tests.conftest import installed, pattern
-from tests.stopping import KIB, MIB, SIZE, WORKS, Work, slowly
+from tests.stopping import BRIEF, KIB, MIB, SIZE, WORKS, Work, brief, once_written, slowly
 
 import pyimago
+import pyimago.aio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 DATA = pattern(1, SIZE)
 EVEN, ODD = range(0, SIZE, 512 * KIB), range(256 * KIB, SIZE, 512 * KIB)
@@ -229,19 +233,21 @@ def test_kill(folder: Folder) -> None:
     folder.assert_can_be_done_again()
 
 
-@of(lambda work: work.room)
-def test_a_full_medium(folder: Folder) -> None:
+@contextmanager
+def medium() -> Iterator[Callable[[int], None]]:
+    """One that is full where a file would be longer than is said by then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit = folder.work.room + max([Path(name).stat().st_size for name in folder.images], default=0)
-
-    def fill(*_: int) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-
     try:
-        with pytest.raises(OSError, match="File too large"):
-            folder.work.now(fill)
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@of(lambda work: work.room)
+def test_a_full_medium(folder: Folder) -> None:
+    size = folder.work.room + max([Path(name).stat().st_size for name in folder.images], default=0)
+    with medium() as end_at, pytest.raises(OSError, match="File too large"):
+        folder.work.now(lambda *_: end_at(size))
     assert not folder.in_use()
     folder.assert_left()
     folder.assert_can_be_done_again()
@@ -276,3 +282,85 @@ def test_an_image_that_is_removed(folder: Folder, images: Path) -> None:
     if folder.becomes is None:
         folder.assert_left()
     folder.assert_can_be_done_again()
+
+
+class Marked:
+    """An image with a snapshot and bitmaps, to which something brief is done."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        pyimago.create("marked.qcow2", SIZE, format="qcow2", cluster_size=4096)
+        with pyimago.open("marked.qcow2", format="qcow2", write=True) as image:
+            image.write(DATA, 0)
+            image.snapshots.create("before")
+            image.bitmaps.add("one")
+            image.bitmaps.add("two")
+            image.write(b"\7" * SIZE, 0)
+            # Those that record are inconsistent after a kill.
+            image.bitmaps.disable("one")
+            image.bitmaps.disable("two")
+            image.bitmaps.clear("one")
+        shutil.copyfile("marked.qcow2", "done.qcow2")
+        verb, *arguments = BRIEF[name]
+        attrgetter(verb)(pyimago)("done.qcow2", *arguments)
+        self.either = [self._state("marked.qcow2"), self._state("done.qcow2")]
+
+    def _state(self, name: str) -> tuple[object, ...]:
+        snapshots = [(snapshot.id, snapshot.name) for snapshot in pyimago.snapshot.list(name)]
+        with pyimago.open(name, format="qcow2") as image:
+            ranges = [[*image.bitmaps.ranges(bitmap)] for bitmap in ("one", "two")]
+        return (snapshots, ranges, shown(name))
+
+    def assert_done_or_not(self) -> None:
+        """Nothing between, and it is done once more, or has been."""
+        with pyimago.open("marked.qcow2", format="qcow2", write=True):
+            pass
+        assert_sound("marked.qcow2")
+        assert self._state("marked.qcow2") in self.either
+        with nullcontext() if self._state("marked.qcow2") == self.either[0] else suppress(ValueError):
+            brief(self.name, pyimago)
+        assert_sound("marked.qcow2")
+
+
+@pytest.fixture(params=BRIEF)
+def marked(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Marked:
+    """In the working directory."""
+    installed("qemu-img")
+    monkeypatch.chdir(tmp_path)
+    return Marked(request.param)
+
+
+def test_what_is_brief_and_cancelled_is_done_or_not(marked: Marked) -> None:
+    async def cancelled() -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(brief(marked.name, pyimago.aio))
+        watching = once_written(lambda: loop.call_soon_threadsafe(task.cancel))
+        with suppress(asyncio.CancelledError):
+            await task
+        watching.join()
+
+    asyncio.run(cancelled())
+    marked.assert_done_or_not()
+
+
+def test_what_is_brief_and_interrupted_is_done_or_not(marked: Marked) -> None:
+    watching = once_written(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it may come behind it
+        brief(marked.name, pyimago)
+        watching.join()
+        time.sleep(10)
+    watching.join()
+    marked.assert_done_or_not()
+
+
+def test_what_is_brief_and_killed_is_done_or_not(marked: Marked) -> None:
+    done = subprocess.run([sys.executable, stopping.__file__, marked.name], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    marked.assert_done_or_not()
+
+
+def test_what_is_brief_and_has_no_room_is_done_or_not(marked: Marked) -> None:
+    with medium() as end_at, suppress(OSError):  # some finds room in the file
+        end_at(Path("marked.qcow2").stat().st_size)
+        brief(marked.name, pyimago)
+    marked.assert_done_or_not()
