@@ -185,6 +185,7 @@ FAILURES: dict[str, tuple[str, ...]] = {
     "a node's name": ("info", 'json:{"driver": "qcow2", "file": "x"}'),
     "no JSON": ("info", 'json:{"driver": '),
     "no object": ("info", "json:[1]"),
+    "one key twice": ("info", 'json:{"driver": "raw", "driver": "qcow2", "file.filename": "data.qcow2"}'),
     "both": ("info", "-f", "qcow2", "--image-opts", QCOW2),
     "format": ("info", "-f", "bogus", "data.qcow2"),
     "protocol": ("info", "nbd:unix:/nowhere"),

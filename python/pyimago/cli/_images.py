@@ -613,12 +613,20 @@ def backing_name(word: str, *, verbatim: bool) -> str:
 def _parsed(word: str) -> dict[str, Any]:
     """The options of `json:{...}`."""
     try:
-        options = json.loads(QUOTED.sub(_double_quoted, word.removeprefix("json:")))
+        options = json.loads(QUOTED.sub(_double_quoted, word.removeprefix("json:")), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{word}: Could not parse the JSON options: {error}") from None
     if not isinstance(options, dict):
         raise UsageError(f"{word}: Invalid JSON object given")
     return cast("dict[str, Any]", options)
+
+
+def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON: which of two members of one name counts is nobody's guess."""
+    options = dict(members)
+    if len(options) < len(members):
+        raise ValueError("duplicate key")
+    return options
 
 
 def _double_quoted(quoted: re.Match[str]) -> str:
