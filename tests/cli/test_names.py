@@ -538,6 +538,12 @@ def test_an_image_that_qemu_writes_is_left_alone(
         writer.communicate(b"quit\n")
 
 
+def test_who_gives_no_secret_is_told_how(images: Path) -> None:
+    run = commands(images)[0]
+    told = run("map", "vault.qcow2", check=False).stderr
+    assert "give the secret that opens it (--object secret,id=ID,file=KEY; --image-opts" in told
+
+
 def test_an_image_that_is_written_here_is_left_alone(images: Path, tmp_path: Path, qemu_img: Run) -> None:
     folder = shutil.copytree(images, tmp_path / "images")
     ours, theirs = commands(folder)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from pyimago import ImagoError, ImplicitOpenDeniedError
+from pyimago import ImagoError, ImplicitOpenDeniedError, WrongSecretError
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 SUFFIXES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
@@ -16,6 +16,8 @@ SIZE = re.compile(
     r"|(?=\.?[0-9])(?P<whole>[0-9]*)(?:\.(?P<fraction>[0-9]*))?(?P<unit>[bkmgtpe]?))",
     re.ASCII | re.IGNORECASE,
 )
+GIVEN = "--object secret,id=ID,file=KEY; --image-opts ...,encrypt.key-secret=ID, of luks key-secret=ID"
+"""How a secret is given."""
 
 
 class UsageError(Exception):
@@ -88,6 +90,8 @@ def describe(error: Exception, *, named: Iterable[object] = ()) -> str | None:
             return escape(": ".join([*getattr(error, "__notes__", []), reason]))
         case ImplicitOpenDeniedError():
             return escape(f"{error} (--allow-implicit)")
+        case WrongSecretError():
+            return escape(f"{error} ({GIVEN})")
         case OSError() | ImagoError() | UsageError() | ValueError():
             return escape(error)
         case _:
