@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::chain::{Opener, named};
+use super::convert::Durability;
 use super::gate::{Gate, as_file, name_as_meant};
 use super::info::info_storage;
 use super::job::Job;
@@ -168,7 +169,7 @@ pub fn create_with(
     }
     let adopted = data_path.as_deref().map(|path| adopted(path, &options)).transpose()?.flatten();
     let new_data = data_path.as_deref().filter(|_| adopted.is_none());
-    target::make(path, replaced, new_data, |file, data| {
+    target::make(path, replaced, new_data, Durability::Synced, |file, data| {
         let data = data.map(|data| data as Arc<dyn Storage>).or(adopted);
         let file = file as Arc<dyn Storage>;
         job.in_steps(|steps| fill(&file, data.as_ref(), &options, steps))

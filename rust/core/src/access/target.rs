@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::convert::Durability;
 use crate::error::{Error, Result};
 use crate::storage::file::{CreateMode, File};
 
@@ -21,15 +22,16 @@ pub(super) fn make(
     path: &Path,
     replaced: Option<File>,
     new_data: Option<&Path>,
+    durability: Durability,
     fill: impl FnOnce(Arc<File>, Option<Arc<File>>) -> Result<()>,
 ) -> Result<()> {
     let Some(data_path) = new_data else {
-        return make_file(path, replaced, |file| fill(file, None));
+        return make_file(path, replaced, durability, |file| fill(file, None));
     };
     File::check_absent(data_path)?;
     let mut named = false;
-    let made = make_file(path, replaced, |file| {
-        make_file(data_path, None, |data| fill(file, Some(data)))?;
+    let made = make_file(path, replaced, durability, |file| {
+        make_file(data_path, None, durability, |data| fill(file, Some(data)))?;
         named = true;
         Ok(())
     });
@@ -42,11 +44,12 @@ pub(super) fn make(
 
 /// Has `fill` fill a file under another name beside `target`, which gets the name `target` afterwards.
 ///
-/// `replaced` is what is there now, held open (and locked) meanwhile; the new file takes its place and mode, and its owner where this process may. A block device is filled where it stands.
-/// Without it the name has to be free, at the end as well.
+/// `replaced` is what is there now, held open (and locked) meanwhile; the new file takes its place and mode, and its owner where this process may. A block
+/// device is filled where it stands. Without it the name has to be free, at the end as well.
 fn make_file(
     target: &Path,
     replaced: Option<File>,
+    durability: Durability,
     fill: impl FnOnce(Arc<File>) -> Result<()>,
 ) -> Result<()> {
     let replaced = match replaced {
@@ -56,7 +59,7 @@ fn make_file(
     // A symbolic link stays; what it leads to is replaced, or made.
     let place = if replaced.is_some() { resolve(target)? } else { led_to(target) };
     let (partial, made) = Partial::create(&place).map_err(|error| error.about(target))?;
-    let done = (|| {
+    let done: Result<()> = (|| {
         if let Some(replaced) = &replaced {
             made.take_after(replaced)?;
         }
@@ -64,7 +67,11 @@ fn make_file(
         match replaced {
             Some(_) => File::rename_sync(&partial.0, &place),
             None => File::rename_new_sync(&partial.0, &place),
+        }?;
+        if durability == Durability::Synced {
+            File::sync_name_of(&place);
         }
+        Ok(())
     })();
     done.map_err(|error| if error.path() == Some(&partial.0) { error.about(target) } else { error })
 }

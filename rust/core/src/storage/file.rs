@@ -211,6 +211,14 @@ impl File {
         }
     }
 
+    /// Makes the name of the file at `path` durable, as far as the file system can.
+    pub(crate) fn sync_name_of(path: &Path) {
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        // Without it the file may have its old name after a loss of power, but it is whole.
+        let _ =
+            fs::File::open(directory.unwrap_or(Path::new("."))).and_then(|directory| directory.sync_all());
+    }
+
     /// Gives this file the access mode of `other`, in whose place it is to stand, and its owner and group as far as this process may.
     pub fn take_after(&self, other: &File) -> Result<()> {
         let taken = other.handle.metadata().and_then(|metadata| {

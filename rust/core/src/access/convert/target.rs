@@ -103,6 +103,6 @@ pub(super) fn make(
             }
         })
     };
-    target::make(path, replaced, data_path.as_deref(), fill_all)?;
+    target::make(path, replaced, data_path.as_deref(), durability, fill_all)?;
     Ok(converted)
 }
