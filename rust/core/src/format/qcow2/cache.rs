@@ -162,6 +162,12 @@ impl SliceCache {
         1 << self.slice_bits
     }
 
+    /// Counts a look-up of the slice at offset `key` that somebody holds.
+    #[inline]
+    pub(super) fn hit(&self, key: u64) {
+        self.shard(key).hit();
+    }
+
     fn shard(&self, key: u64) -> &Counted {
         &self.shards[(key >> self.slice_bits) as usize % SHARDS]
     }

@@ -102,6 +102,11 @@ impl Geometry {
         guest.within(self.table_span()) / self.slice_span() * self.slice_bytes()
     }
 
+    /// Number of the slice that maps `guest`, counted over the disk.
+    pub(super) fn slice_index(self, guest: GuestOffset) -> usize {
+        (guest.0 / self.slice_span()) as usize
+    }
+
     /// Index of the entry for `guest` inside its slice.
     pub(super) fn entry_index(self, guest: GuestOffset) -> usize {
         (guest.within(self.slice_span()) >> self.cluster_bits) as usize

@@ -1,7 +1,7 @@
 //! Reading the mapping: which run of guest bytes is where.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use super::Driver;
 use super::cache::Slice;
@@ -121,13 +121,23 @@ impl Driver {
         lookup: Lookup,
         f: impl Fn(&Slice) -> Result<T>,
     ) -> Result<Option<T>> {
+        let slot = self.in_order.get(self.geometry.slice_index(guest));
+        if let Some(slice) = slot.and_then(OnceLock::get) {
+            self.slices.hit(table.0);
+            return f(slice).map(Some);
+        }
         let key = table + self.geometry.slice_offset(guest);
         if let Some(found) = self.slices.peek(key.0, &f) {
             return found.map(Some);
         }
         match lookup {
             Lookup::Cached => Ok(None),
-            Lookup::Load => f(&*self.slice(table, guest)?).map(Some),
+            Lookup::Load => {
+                let slice = self.slice(table, guest)?;
+                let found = f(&slice).map(Some);
+                slot.map(|slot| slot.set(slice));
+                found
+            }
         }
     }
 

@@ -33,15 +33,16 @@ mod tables;
 mod write;
 mod zero;
 
+use std::iter;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashSet;
 
 use self::bitmaps::{Bitmap, Recorder};
-use self::cache::SliceCache;
+use self::cache::{Slice, SliceCache};
 use self::header::{Encryption, Header};
 use self::l2::Geometry;
 use self::pending::{Pending, Quarantine};
@@ -112,6 +113,9 @@ pub struct Driver {
     /// disk after the next flush.
     l1: Box<[AtomicU64]>,
     slices: SliceCache,
+    /// Of an image that is only read and whose tables the cache holds all: its slices in the order of the disk, once they were looked up.
+    /// Nothing takes one of them away, so that a look-up needs no lock.
+    in_order: Box<[OnceLock<Arc<Slice>>]>,
     /// Of an image that is only read: where its tables are empty.
     scans: scan::Scans,
     /// What the caller wants `slices` to hold; otherwise the size of the disk decides.
@@ -218,6 +222,10 @@ impl Driver {
         } else {
             (Refcounts::absent(), Vec::new(), FxHashSet::default())
         };
+        let slices =
+            SliceCache::new(geometry.l2_bytes(header.size).min(L2_CACHE_BYTES), geometry.slice_bits());
+        let stay = !writable && slices.covers(geometry.l2_bytes(header.size));
+        let in_order = if stay { header.size.div_ceil(geometry.slice_span()) } else { 0 };
         let crypt = match header.encryption {
             Some(Encryption::Luks(place)) => {
                 let volume = luks::Volume::inside(Arc::clone(&storage), place.offset, place.len)?;
@@ -235,10 +243,8 @@ impl Driver {
             data: (!geometry.external_data && crypt.is_none()).then(|| Arc::clone(&storage)),
             crypt,
             l1,
-            slices: SliceCache::new(
-                geometry.l2_bytes(header.size).min(L2_CACHE_BYTES),
-                geometry.slice_bits(),
-            ),
+            slices,
+            in_order: iter::repeat_with(OnceLock::new).take(in_order as usize).collect(),
             scans: scan::Scans::default(),
             l2_cache_size: None,
             inflight: Inflight::default(),
@@ -263,6 +269,7 @@ impl Driver {
         if let Some(bytes) = sizes.l2 {
             self.l2_cache_size = Some(bytes);
             self.slices = SliceCache::new(bytes, self.geometry.slice_bits());
+            self.in_order = Box::default();
         }
         if let Some(bytes) = sizes.refcount {
             self.refcounts.get_mut().set_budget(bytes);
