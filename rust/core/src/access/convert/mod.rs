@@ -15,7 +15,7 @@ use self::copy::{Copy, Zeroes, piece_size};
 pub use self::input::{Input, OnError};
 use self::input::{Layer, Reader};
 pub use self::stream::convert_to_stream;
-use super::create::CreateOptions;
+use super::create::{CreateOptions, SECTOR};
 use super::gate::name_as_meant;
 use super::image::Image;
 use super::job::Job;
@@ -23,8 +23,8 @@ use super::pack::{CompressionLevel, Packer};
 use super::pool::cores;
 use super::sweep::{Ahead, Hands, Pace};
 use crate::error::{Error, Result};
-use crate::format::FormatKind;
 use crate::format::preallocation::Preallocation;
+use crate::format::{FormatKind, ZeroIntent};
 use crate::storage::Offload;
 use crate::storage::file::File;
 
@@ -168,9 +168,19 @@ pub fn convert(
         (None, FormatKind::Qcow2) => Zeroes::Skip,
         _ => Zeroes::Write,
     };
+    // What these add to a disk that does not end with a sector reads as zeroes, too.
+    let rounded = match create.kind() {
+        FormatKind::Raw => input.size(),
+        FormatKind::Qcow2 | FormatKind::Luks => input.size().next_multiple_of(SECTOR),
+    };
     target::make(path, replaced, &create, backing.as_ref(), durability, job, |image, job| {
         let input = if backing.is_some() { input.clone().of_layer(Layer::Top) } else { input.clone() };
-        fill(&input, image, zeroes_of(&copying, zeroes), backing.as_ref(), &copying, durability, job)
+        let how = zeroes_of(&copying, zeroes);
+        let converted = fill(&input, image, how, backing.as_ref(), &copying, durability, job)?;
+        if zeroes == Zeroes::Write && rounded > input.size() {
+            image.write_zeroes(input.size(), rounded - input.size(), ZeroIntent::Unmap)?;
+        }
+        Ok(converted)
     })
 }
 
