@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use imago_core::access::job::{Job, Progress};
@@ -12,6 +13,8 @@ use crate::operation::{Face, Venue};
 
 /// How often `progress` is called, beside the start and the end.
 const INTERVAL: Duration = Duration::from_millis(50);
+/// How often signals are looked for.
+const SIGNALS: Duration = Duration::from_millis(10);
 
 /// Carries `run` out as a job that tells `progress`, a callable, how far it is. What that raises ends the job, as Ctrl-C does
 /// and the cancelling of the task that awaits it.
@@ -29,18 +32,30 @@ where
 {
     let cancel = Arc::new(AtomicBool::new(false));
     let unwanted = Arc::clone(&cancel);
+    let caller = thread::current().id();
     let run = move || {
         let mut raised = None;
         let mut next = Instant::now();
+        let mut look = next;
+        // A synchronous caller's thread is here all the while: this is where Ctrl-C gets through. Another thread never has a signal to handle.
+        let signals = thread::current().id() == caller;
+        // Who takes the interpreter may be off the processor before it is given back, and with many operations at once for long: the event loop
+        // waits all the while. So it is taken only for what is due.
         let mut report = |Progress { done, total }| {
+            let now = Instant::now();
+            let due = now >= next || done == 0 || done == total;
+            let tell = progress.as_ref().filter(|_| due);
+            let look_up = signals && now >= look;
+            if tell.is_none() && !look_up {
+                return;
+            }
             let reported = Python::try_attach(|py| {
-                // A synchronous caller's thread is here all the while: this is where Ctrl-C gets through.
-                py.check_signals()?;
-                let Some(progress) = &progress else { return Ok(()) };
-                if done != 0 && done != total && Instant::now() < next {
-                    return Ok(());
+                if look_up {
+                    look = now + SIGNALS;
+                    py.check_signals()?;
                 }
-                next = Instant::now() + INTERVAL;
+                let Some(progress) = tell else { return Ok(()) };
+                next = now + INTERVAL;
                 progress.call1(py, (done, total)).map(drop)
             });
             if !matches!(reported, Some(Ok(()))) {
