@@ -132,6 +132,8 @@ async def test_what_a_stream_cannot_have(face: Face, disk: Path, options: dict[s
         ({"offload": "copy", "compress": True, "format": "qcow2"}, "goes with none of"),
         ({"compression_level": 3}, "without compress"),
         ({"format": "qcow2", "backing": "base"}, "explicit backing format"),
+        ({"layer": True}, "layer is for an open target"),
+        ({"target_is_zero": True}, "target_is_zero is for an open target"),
     ],
 )
 async def test_what_cannot_be_is_refused_first(
@@ -248,6 +250,46 @@ async def test_dd_copies_blocks(face: Face, disk: Path, tmp_path: Path) -> None:
         assert out.read_bytes() == content(disk)[start:end]
     await face.call("dd", disk, out, block_size=MIB, skip=100, format="qcow2")
     assert pyimago.info(out).virtual_size == 0
+
+
+@pytest.mark.parametrize("options", [{"block_size": 0}, {"block_size": -1}, {"count": -1}, {"skip": -1}])
+async def test_dd_takes_no_blocks_that_cannot_be(
+    face: Face, disk: Path, tmp_path: Path, options: dict[str, int]
+) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} is"):
+        await face.call("dd", disk, tmp_path / "out", **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"disk.qcow2"}
+
+
+@pytest.mark.parametrize("sparse", [None, 0])
+async def test_what_rounding_adds_to_an_encrypted_disk_is_zeroes(
+    face: Face, tmp_path: Path, sparse: int | None
+) -> None:
+    odd, out = tmp_path / "odd.raw", tmp_path / "out.luks"
+    odd.write_bytes(b"x" * 5005)
+    options: dict[str, Any] = {"format": "luks", "secret": "s", "iterations": 1000, "sparse": sparse}
+    await face.call("convert", odd, out, source_format="raw", **options)
+    with pyimago.open(out, format="luks", secret="s") as image:
+        assert image.pread(image.size, 0) == b"x" * 5005 + bytes(115)
+
+
+async def test_an_open_target_keeps_its_layout(face: Face, disk: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target.qcow2"
+    pyimago.create(target, SIZE, format="qcow2")
+    async with face.open(target, write=True) as image:
+        with pytest.raises(ValueError, match="stays what it is: it takes no cluster_size"):
+            await face.call("convert", disk, image.raw, format="qcow2", cluster_size=4096)
+
+
+@pytest.mark.parametrize("taken", [-1, 1 << 40])
+async def test_a_stream_takes_no_more_than_it_gets(face: Face, disk: Path, taken: int) -> None:
+    class Stream:
+        def write(self, data: bytes) -> int:
+            return taken
+
+    with pytest.raises(ValueError, match=f"it took {taken} bytes of the"):
+        await face.call("convert", disk, Stream(), format="raw")
 
 
 async def test_an_end_in_the_middle_leaves_an_open_target_usable(

@@ -238,10 +238,19 @@ async def test_qemu_respects_the_lock(face: Face, path: Path, qemu: Qemu) -> Non
     qemu.io(path, "read 0 512")
 
 
+class Broken:
+    """A path that cannot be asked for."""
+
+    def __fspath__(self) -> str:
+        raise KeyError("no path today")
+
+
 WRONG_PATHS: list[tuple[Any, type[Exception], str]] = [
     (b"image.qcow2", TypeError, "str or os.PathLike, not bytes"),
     (5, TypeError, "str or os.PathLike, not int"),
     ("image\0.qcow2", ValueError, "null"),
+    ("image\ud800.qcow2", UnicodeEncodeError, "surrogates not allowed"),
+    (Broken(), KeyError, "no path today"),
 ]
 
 
@@ -256,6 +265,10 @@ async def test_what_is_no_path_says_what_is_one(
         pyimago.StorageOpenOptions(filename=wrong)
     with pytest.raises(error, match=words):
         pyimago.info(wrong)
+    with pytest.raises(
+        error, match=words if error is not TypeError else "path is a path, a storage or an open"
+    ):
+        await face.call("bench", wrong)
 
 
 async def test_a_backing_that_is_no_image_says_what_is_one(face: Face, path: Path) -> None:
@@ -355,6 +368,34 @@ async def test_wrong_options_name_themselves(face: Face, path: Path, options: di
     with pytest.raises(ValueError, match=next(iter(options.values()))):
         async with face.open(path, **options):
             pass
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("check", {"deep": "yes"}),
+        ("convert", {"threads": "two"}),
+        ("convert", {"format": "qcow2", "extended_l2": "yes"}),
+        ("amend", {"lazy_refcounts": "yes"}),
+        ("bench", {"request_size": -1}),
+        ("bench", {"pattern": 256, "write": True}),
+    ],
+)
+async def test_what_is_wrong_is_called_what_the_program_called_it(
+    face: Face, path: Path, verb: str, options: dict[str, Any]
+) -> None:
+    target = ["out"] if verb == "convert" else []
+    with pytest.raises((TypeError, ValueError)) as raised:
+        await face.call(verb, path, *target, **options)
+    assert any(name in note for name in options for note in raised.value.__notes__)
+    assert not isinstance(raised.value, OverflowError)
+
+
+async def test_a_refused_shrink_names_the_image(face: Face, path: Path) -> None:
+    with pytest.raises(ValueError, match=r"image\.qcow2: a disk of 512 bytes would lose"):
+        await face.call("resize", path, 512)
+    with pytest.raises(TypeError):
+        await face.call("resize", path, 0.5)
 
 
 async def test_options_are_keyword_only(face: Face, path: Path) -> None:

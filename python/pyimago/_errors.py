@@ -62,8 +62,9 @@ for _error in (ImagoError, *ImagoError.__subclasses__()):
     _error.__module__ = "pyimago"
 
 
-def shrinks(now: int, size: int) -> ValueError:
+def shrinks(filename: str | None, now: int, size: int) -> ValueError:
     """What resizing a disk of `now` bytes to fewer raises where nobody allowed it."""
     return ValueError(
-        f"a disk of {size} bytes would lose what lies behind them, as it has {now}: shrink=True allows it"
+        f"{filename or 'the image'}: a disk of {size} bytes would lose what lies behind them, "
+        f"as it has {now}: shrink=True allows it"
     )

@@ -501,9 +501,9 @@ def create_awaited(
     unchecked: bool,
     progress: Progress | None,
 ) -> Awaitable[None]: ...
-def info(place: Place, format: Format | None, chain: Implicit | None, lock: Lock) -> list[dict[str, Any]]: ...
+def info(path: Place, format: Format | None, chain: Implicit | None, lock: Lock) -> list[dict[str, Any]]: ...
 def info_awaited(
-    place: Place, format: Format | None, chain: Implicit | None, lock: Lock
+    path: Place, format: Format | None, chain: Implicit | None, lock: Lock
 ) -> Awaitable[list[dict[str, Any]]]: ...
 def convert(
     source: Sources,
@@ -528,7 +528,7 @@ def convert_awaited(
     layout: Mapping[str, object],
 ) -> Awaitable[tuple[list[tuple[int, int]], list[str]]]: ...
 def check(
-    place: Place,
+    path: Place,
     format: Format | None,
     repair: Repair,
     deep: bool,
@@ -538,7 +538,7 @@ def check(
     progress: Progress | None,
 ) -> tuple[dict[str, Any], list[tuple[str, str, int | None, int | None, str]]]: ...
 def check_awaited(
-    place: Place,
+    path: Place,
     format: Format | None,
     repair: Repair,
     deep: bool,
@@ -644,7 +644,7 @@ def measure_awaited(
     layout: Mapping[str, object],
 ) -> Awaitable[tuple[int, int, int | None]]: ...
 def amend(
-    place: Place,
+    path: Place,
     format: Format | None,
     implicit: Implicit,
     secret: Secret | None,
@@ -655,7 +655,7 @@ def amend(
     changes: Mapping[str, object],
 ) -> None: ...
 def amend_awaited(
-    place: Place,
+    path: Place,
     format: Format | None,
     implicit: Implicit,
     secret: Secret | None,
@@ -666,7 +666,7 @@ def amend_awaited(
     changes: Mapping[str, object],
 ) -> Awaitable[None]: ...
 def rebase(
-    place: Place,
+    path: Place,
     backing: StrPath | None,
     backing_format: str | None,
     format: Format | None,
@@ -682,7 +682,7 @@ def rebase(
     progress: Progress | None,
 ) -> None: ...
 def rebase_awaited(
-    place: Place,
+    path: Place,
     backing: StrPath | None,
     backing_format: str | None,
     format: Format | None,
@@ -698,7 +698,7 @@ def rebase_awaited(
     progress: Progress | None,
 ) -> Awaitable[None]: ...
 def commit(
-    image: Source,
+    path: Source,
     base: StrPath | None,
     format: Format | None,
     keep: bool,
@@ -708,7 +708,7 @@ def commit(
     progress: Progress | None,
 ) -> None: ...
 def commit_awaited(
-    image: Source,
+    path: Source,
     base: StrPath | None,
     format: Format | None,
     keep: bool,
@@ -718,7 +718,7 @@ def commit_awaited(
     progress: Progress | None,
 ) -> Awaitable[None]: ...
 def bench(
-    image: Source,
+    path: Source,
     format: Format | None,
     pattern: int | None,
     count: int,
@@ -735,7 +735,7 @@ def bench(
     progress: Progress | None,
 ) -> float: ...
 def bench_awaited(
-    image: Source,
+    path: Source,
     format: Format | None,
     pattern: int | None,
     count: int,
@@ -752,7 +752,7 @@ def bench_awaited(
     progress: Progress | None,
 ) -> Awaitable[float]: ...
 def map(
-    place: Place,
+    path: Place,
     offset: int,
     length: int | None,
     format: Format | None,
@@ -762,7 +762,7 @@ def map(
     progress: Progress | None,
 ) -> list[Extent]: ...
 def map_awaited(
-    place: Place,
+    path: Place,
     offset: int,
     length: int | None,
     format: Format | None,

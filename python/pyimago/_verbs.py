@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING
 
 from pyimago import _native
@@ -158,7 +159,7 @@ def convert(
             it gets the image first byte to last (raw or qcow2), and is not closed.
         source_format: The source's format; probed unless given. With an open source neither this nor
             `source_secret` may be given.
-        format: The target's format.
+        format: The target's format, if it is new.
         implicit: Which files that the source (and `backing`) names may be opened, as in `open`.
         source_secret: What opens an encrypted source, as `secret` of `open`.
         progress: Called now and then with the bytes done and all bytes; what it raises ends the conversion.
@@ -194,7 +195,13 @@ def dd(
     progress: Progress | None = None,
     **options: Unpack[Conversion],
 ) -> Plan[Converted]:
-    """As `convert`, of `count` blocks (None: all) of `block_size` bytes, behind the first `skip` ones."""
+    """As `convert`, of `count` blocks (None: all) of `block_size` bytes, behind the first `skip` ones.
+
+    What passes the end of the disk is left out.
+    """
+    for name, number, least in (("block_size", block_size, 1), ("count", count, 0), ("skip", skip, 0)):
+        if number is not None and index(number) < least:
+            raise ValueError(f"{name} is {least} at least, not {number}")
     more = {"part": (skip * block_size, None if count is None else count * block_size)}
     return _converted(source, target, source_format, format, implicit, source_secret, progress, options, more)
 
@@ -610,8 +617,8 @@ def resize(
     """
 
     def do(image: Image) -> Awaitable[None] | None:
-        if size < image.size and not shrink:
-            raise shrinks(image.size, size)
+        if not shrink and 0 <= index(size) < image.size:
+            raise shrinks(image.filename, image.size, size)
         return image.resize(size, preallocation=preallocation, progress=progress)
 
     return within(path, do, backing="implicit", format=format, implicit=implicit, secret=secret)

@@ -7,7 +7,8 @@ use pyo3::prelude::*;
 
 use crate::buffers::kind;
 
-/// The path of a file: a `str` or `os.PathLike`. Anything else is a `TypeError`, what no file can be called a `ValueError`.
+/// The path of a file: a `str` or `os.PathLike`, of which what it raises comes out. Anything else is a `TypeError`, what no file can be called a
+/// `ValueError`.
 pub(crate) struct StrPath(pub(crate) PathBuf);
 
 impl<'py> FromPyObject<'_, 'py> for StrPath {
@@ -15,7 +16,10 @@ impl<'py> FromPyObject<'_, 'py> for StrPath {
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let py = object.py();
-        let path: PathBuf = object.extract().map_err(|cause| {
+        let path: PathBuf = object.extract().map_err(|cause: PyErr| {
+            if !cause.is_instance_of::<PyTypeError>(py) {
+                return cause;
+            }
             let error =
                 PyTypeError::new_err(format!("a path is a str or os.PathLike, not {}", kind(&object)));
             error.set_cause(py, Some(cause));

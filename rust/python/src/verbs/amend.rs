@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::Format;
-use super::create::{QcowVersion, small};
+use super::create::{QcowVersion, of_option, small};
 use super::encryption::cost;
 use super::job::run_job;
 use super::open::{Below, DataFile};
@@ -95,8 +95,7 @@ fn amend_options(changes: &Bound<'_, PyDict>) -> PyResult<(AmendOptions, Option<
     let mut options = AmendOptions::default();
     let (mut size, mut key_slots) = (None, KeySlots::default());
     let mut backing_format = None;
-    for (name, value) in changes {
-        let name = name.extract::<&str>()?;
+    let mut take = |name: &str, value: &Bound<'_, PyAny>| {
         match name {
             "backing" if value.is_none() => options.backing = Some(BackingChange::Drop),
             "backing" => {
@@ -109,10 +108,10 @@ fn amend_options(changes: &Bound<'_, PyDict>) -> PyResult<(AmendOptions, Option<
             "backing_format" => backing_format = Some(value.extract::<String>()?),
             "version" => options.version = Some(value.extract::<QcowVersion>()?.0),
             "lazy_refcounts" => options.lazy_refcounts = Some(value.extract()?),
-            "refcount_bits" => options.refcount_bits = Some(small("refcount_bits", &value)?),
+            "refcount_bits" => options.refcount_bits = Some(small(name, value)?),
             "data_file_raw" => options.data_file_raw = Some(value.extract()?),
             "size" => size = Some(value.extract::<Offset>()?.0),
-            _ if key_slots.take(name, &value)? => {}
+            _ if key_slots.take(name, value)? => {}
             "cluster_size" | "extended_l2" | "compression_type" | "preallocation" => {
                 return Err(PyValueError::new_err(format!(
                     "{name} is chosen when an image is created: convert the image to change it"
@@ -120,6 +119,11 @@ fn amend_options(changes: &Bound<'_, PyDict>) -> PyResult<(AmendOptions, Option<
             }
             _ => return Err(PyTypeError::new_err(format!("there is no {name} to amend"))),
         }
+        Ok(())
+    };
+    for (name, value) in changes {
+        let name = name.extract::<&str>()?;
+        take(name, &value).map_err(|error| of_option(&value, name, error))?;
     }
     options.backing = match (options.backing, backing_format) {
         (backing, None) => backing,
@@ -135,9 +139,9 @@ fn amend_options(changes: &Bound<'_, PyDict>) -> PyResult<(AmendOptions, Option<
 }
 
 faces! {
-    /// Amend the image at `place`; `changes` has the keyword arguments of `pyimago.amend` that were given.
+    /// Amend the image at `path`; `changes` has the keyword arguments of `pyimago.amend` that were given.
     amend, amend_awaited: Amend<'py> {
-        place: Place,
+        path: Place,
         format: Option<Format>,
         implicit: PyGate,
         secret: Option<PySecret>,
@@ -152,7 +156,7 @@ faces! {
 impl Amend<'_> {
     fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let Amend {
-            place,
+            path: place,
             format,
             implicit,
             secret,

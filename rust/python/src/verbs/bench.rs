@@ -12,17 +12,30 @@ use crate::gate::PyGate;
 use crate::operation::Face;
 use crate::secret::PySecret;
 use crate::storages::LockWord;
-use crate::transfer::Offset;
+use crate::transfer::{Count, Offset};
+
+/// The byte to write.
+pub(crate) struct Pattern(u8);
+
+impl<'py> FromPyObject<'_, 'py> for Pattern {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let Count(number) = object.extract()?;
+        let byte = u8::try_from(number);
+        byte.map(Pattern).map_err(|_| PyValueError::new_err(format!("a byte is 0 to 255, not {number}")))
+    }
+}
 
 faces! {
     /// Seconds that the requests took; `pattern` is the byte to write, None to read.
     bench, bench_awaited: Bench<'py> {
-        image: &'py Bound<'py, PyAny>,
+        path: &'py Bound<'py, PyAny>,
         format: Option<Format>,
-        pattern: Option<u8>,
+        pattern: Option<Pattern>,
         count: Offset,
-        depth: u32,
-        request_size: u32,
+        depth: Count,
+        request_size: Count,
         offset: Offset,
         step: Offset,
         flush_interval: Option<Offset>,
@@ -38,7 +51,7 @@ faces! {
 impl Bench<'_> {
     fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let Bench {
-            image,
+            path,
             format,
             pattern,
             count,
@@ -59,6 +72,7 @@ impl Bench<'_> {
             (Some(every), true) => Flush::Every(every.0),
             (Some(every), false) => Flush::Beside(every.0),
         };
+        let pattern = pattern.map(|Pattern(byte)| byte);
         let work = match pattern {
             None if flush != Flush::Never => {
                 return Err(PyValueError::new_err("flush_interval is for writing only"));
@@ -66,9 +80,15 @@ impl Bench<'_> {
             None => Work::Read,
             Some(pattern) => Work::Write { pattern, flush },
         };
-        let options =
-            BenchOptions { count: count.0, depth, request_size, offset: offset.0, step: step.0, work };
-        let source = Source::new("image", image, format, secret)?;
+        let options = BenchOptions {
+            count: count.0,
+            depth: depth.0,
+            request_size: request_size.0,
+            offset: offset.0,
+            step: step.0,
+            work,
+        };
+        let source = Source::new("path", path, format, secret)?;
         if let Source::Open(lease) = &source
             && pattern.is_some()
         {

@@ -66,9 +66,9 @@ fn finding(finding: Finding) -> FindingTuple {
 }
 
 faces! {
-    /// Check the image at `place`: the document of `qemu-img check`, and the findings as tuples.
+    /// Check the image at `path`: the document of `qemu-img check`, and the findings as tuples.
     check, check_awaited: Check {
-        place: Place,
+        path: Place,
         format: Option<Format>,
         repair: WhatToRepair,
         deep: bool,
@@ -81,7 +81,7 @@ faces! {
 
 impl Check {
     fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let Check { place, format, repair, deep, data_file, implicit, lock, progress } = self;
+        let Check { path: place, format, repair, deep, data_file, implicit, lock, progress } = self;
         if repair.0 != Repair::None && lock.0 == Lock::Off {
             return Err(PyValueError::new_err("a repair without locks could meet another writer"));
         }

@@ -15,9 +15,9 @@ use crate::secret::PySecret;
 use crate::transfer::Offset;
 
 faces! {
-    /// Write what `image` holds into the one below it; see `pyimago.commit`.
+    /// Write what the image at `path` holds into the one below it; see `pyimago.commit`.
     commit, commit_awaited: Commit<'py> {
-        image: &'py Bound<'py, PyAny>,
+        path: &'py Bound<'py, PyAny>,
         base: Option<StrPath>,
         format: Option<Format>,
         keep: bool,
@@ -30,12 +30,12 @@ faces! {
 
 impl Commit<'_> {
     fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let Commit { image, base, format, keep, implicit, secret, rate_limit, progress } = self;
-        let source = Source::new("image", image, format, secret)?;
+        let Commit { path, base, format, keep, implicit, secret, rate_limit, progress } = self;
+        let source = Source::new("path", path, format, secret)?;
         if let Source::Open(lease) = &source {
             if base.is_some() {
                 return Err(PyValueError::new_err(
-                    "image is open: its base is the image below that is open for writing, see write_backing of open",
+                    "the image is open: its base is the image below that is open for writing, see write_backing of open",
                 ));
             }
             if !keep {

@@ -15,15 +15,16 @@ use imago_core::access::pack::CompressionLevel;
 use imago_core::error::{Error, ErrorKind};
 use imago_core::format::FormatKind;
 use imago_core::storage::Offload;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use super::Format;
-use super::create::{Layout, create_options};
+use super::create::{Layout, create_options, is_given, of_option};
 use super::job::run_job;
 use super::source::{Reading, Source};
 use crate::access::Lease;
+use crate::buffers::kind;
 use crate::errors::Failure;
 use crate::gate::PyGate;
 use crate::image::leased_image;
@@ -59,8 +60,37 @@ impl Target {
         match object.extract::<StrPath>() {
             Ok(path) => Ok(Target::New(path.0)),
             Err(_) if object.hasattr("write")? => Ok(Target::Stream(object.clone().unbind())),
+            Err(error) if error.is_instance_of::<PyTypeError>(object.py()) => {
+                Err(PyTypeError::new_err(format!(
+                    "target is a path, an open image (SyncFormatAccess or FormatAccess) or what has a method write, not {}",
+                    kind(object)
+                )))
+            }
             Err(error) => Err(error),
         }
+    }
+
+    /// Refuses what only another target could be.
+    fn check(&self, how: &How, layout: &Bound<'_, PyDict>) -> PyResult<()> {
+        if !matches!(self, Target::Open(_)) {
+            return match how {
+                How { target_is_zero: true, .. } => {
+                    Err(PyValueError::new_err("target_is_zero is for an open target"))
+                }
+                How { layer: true, .. } => Err(PyValueError::new_err(
+                    "layer is for an open target; into a new one backing= copies one layer",
+                )),
+                _ => Ok(()),
+            };
+        }
+        for (name, value) in layout {
+            if is_given(&value) {
+                return Err(PyValueError::new_err(format!(
+                    "the target is open and stays what it is: it takes no {name}"
+                )));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -70,7 +100,9 @@ where
     T: for<'a> FromPyObject<'a, 'py, Error: Into<PyErr>>,
 {
     match how.get_item(name)? {
-        Some(value) if !value.is_none() => value.extract::<T>().map(Some).map_err(Into::into),
+        Some(value) if !value.is_none() => {
+            value.extract::<T>().map(Some).map_err(|error| of_option(&value, name, error))
+        }
         _ => Ok(None),
     }
 }
@@ -245,11 +277,20 @@ fn write(stream: &Bound<'_, PyAny>, mut bytes: &[u8]) -> PyResult<()> {
     let py = stream.py();
     while !bytes.is_empty() {
         let taken = stream.call_method1("write", (PyBytes::new(py, bytes),))?;
-        let taken = if taken.is_none() { bytes.len() } else { taken.extract::<usize>()?.min(bytes.len()) };
-        if taken == 0 {
-            return Err(PyValueError::new_err("the stream took nothing of what it was to write"));
+        if taken.is_none() {
+            return Ok(());
         }
-        bytes = &bytes[taken..];
+        let taken = taken.extract::<i64>()?;
+        bytes = match usize::try_from(taken) {
+            Ok(0) => return Err(PyValueError::new_err("the stream took nothing of what it was to write")),
+            Ok(taken) if taken <= bytes.len() => &bytes[taken..],
+            _ => {
+                let given = bytes.len();
+                return Err(PyValueError::new_err(format!(
+                    "the stream says that it took {taken} bytes of the {given} that it got"
+                )));
+            }
+        };
     }
     Ok(())
 }
@@ -298,12 +339,14 @@ impl Convert<'_> {
     fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let Convert { source, target, source_format, format, implicit, source_secret, progress, how, layout } =
             self;
+        let (target, how) = (Target::new(target)?, How::new(how)?);
+        target.check(&how, layout)?;
         let conversion = Conversion {
             sources: sources(source, source_format, source_secret)?,
-            target: Target::new(target)?,
+            target,
             layout: create_options(format.0, 0, layout)?,
             implicit,
-            how: How::new(how)?,
+            how,
         };
         run_job::<F, _, _, _>(
             py,

@@ -100,6 +100,19 @@ impl Layout {
     }
 }
 
+/// Whether an option says anything: None and False are what is taken where it is absent.
+pub(super) fn is_given(value: &Bound<'_, PyAny>) -> bool {
+    !value.is_none() && !value.is(PyBool::new(value.py(), false))
+}
+
+/// What was wrong with the value of the option `name`, which the error need not say itself: as for a function's arguments.
+pub(super) fn of_option(value: &Bound<'_, PyAny>, name: &str, error: impl Into<PyErr>) -> PyErr {
+    let error = error.into();
+    // An error that takes no note is told without it.
+    let _ = error.add_note(value.py(), format!("while processing '{name}'"));
+    error
+}
+
 /// What a new image shall be: `layout` has keyword arguments of `pyimago.create`; those that are None or False are what
 /// `qemu-img` takes where nothing is said.
 pub(super) fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, PyDict>) -> PyResult<Layout> {
@@ -110,17 +123,13 @@ pub(super) fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, P
     let mut options = qcow2::CreateOptions { size, ..qcow2::CreateOptions::default() };
     let mut backing_format = None;
     let mut preallocation = Preallocation::Off;
-    for (name, value) in layout {
-        if value.is_none() || value.is(PyBool::new(layout.py(), false)) {
-            continue;
+    let mut take = |name: &str, value: &Bound<'_, PyAny>| {
+        if encryption.take(name, value)? {
+            first_of_encryption = first_of_encryption.take().or(Some(name.to_owned()));
+            of_luks = of_luks.take().or((name != "secret").then(|| name.to_owned()));
+            return Ok(());
         }
-        let name_text = name.extract::<&str>()?;
-        if encryption.take(name_text, &value)? {
-            first_of_encryption = first_of_encryption.or(Some(name.to_string()));
-            of_luks = of_luks.or((name_text != "secret").then(|| name.to_string()));
-            continue;
-        }
-        if name_text == "encryption" {
+        if name == "encryption" {
             match value.extract::<&str>()? {
                 "luks" => encrypted = true,
                 "aes" => (encrypted, encryption.aes) = (true, true),
@@ -130,15 +139,13 @@ pub(super) fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, P
                     )));
                 }
             }
-            continue;
+            return Ok(());
         }
-        if format == FormatKind::Luks || format == FormatKind::Raw && name_text != "preallocation" {
-            return Err(PyValueError::new_err(format!("a {format} image has no {name}")));
-        }
-        match name_text {
+        match name {
+            "preallocation" => preallocation = value.extract::<PreallocationMode>()?.0,
             "version" => options.version = value.extract::<QcowVersion>()?.0,
-            "cluster_size" => options.cluster_size = small(name_text, &value)?,
-            "refcount_bits" => options.refcount_bits = small(name_text, &value)?,
+            "cluster_size" => options.cluster_size = small(name, value)?,
+            "refcount_bits" => options.refcount_bits = small(name, value)?,
             "lazy_refcounts" => options.lazy_refcounts = value.extract()?,
             "extended_l2" => options.extended_l2 = value.extract()?,
             "compression_type" => options.compression = value.extract::<CompressionType>()?.0,
@@ -147,12 +154,19 @@ pub(super) fn create_options(format: FormatKind, size: u64, layout: &Bound<'_, P
                     Some(ImplicitReference { name: value.extract::<StrPath>()?.0, format: None });
             }
             "backing_format" => backing_format = Some(value.extract::<String>()?),
-            "data_file" => {
-                options.data_file = Some(value.extract::<StrPath>()?.0);
-            }
-            "preallocation" => preallocation = value.extract::<PreallocationMode>()?.0,
+            "data_file" => options.data_file = Some(value.extract::<StrPath>()?.0),
             "data_file_raw" => options.data_file_raw = value.extract()?,
             _ => return Err(PyTypeError::new_err(format!("a new image has no option {name}"))),
+        }
+        if format == FormatKind::Luks || format == FormatKind::Raw && name != "preallocation" {
+            return Err(PyValueError::new_err(format!("a {format} image has no {name}")));
+        }
+        Ok(())
+    };
+    for (name, value) in layout {
+        if is_given(&value) {
+            let name = name.extract::<&str>()?;
+            take(name, &value).map_err(|error| of_option(&value, name, error))?;
         }
     }
     match (&mut options.backing, backing_format) {

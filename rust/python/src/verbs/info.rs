@@ -159,9 +159,9 @@ fn luks_document<'py>(
 }
 
 faces! {
-    /// The documents of the image at `place` and, with `chain` (as `implicit` of `open`), of those below it.
+    /// The documents of the image at `path` and, with `chain` (as `implicit` of `open`), of those below it.
     info, info_awaited: Info {
-        place: Place,
+        path: Place,
         format: Option<Format>,
         chain: Option<PyGate>,
         lock: LockWord,
@@ -170,7 +170,7 @@ faces! {
 
 impl Info {
     fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let Info { place, format, chain, lock } = self;
+        let Info { path: place, format, chain, lock } = self;
         let (kind, lock) = (format.map(|format| format.0), lock.0);
         let read = move || {
             let storage = place.storage(StorageOpenOptions::new().lock(lock))?;

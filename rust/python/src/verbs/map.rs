@@ -16,9 +16,9 @@ use crate::secret::PySecret;
 use crate::transfer::Offset;
 
 faces! {
-    /// The extents of `length` bytes (None: all) at `offset` of the image at `place`; see `pyimago.map`.
+    /// The extents of `length` bytes (None: all) at `offset` of the image at `path`; see `pyimago.map`.
     map, map_awaited: Map {
-        place: Place,
+        path: Place,
         offset: Offset,
         length: Option<Offset>,
         format: Option<Format>,
@@ -31,7 +31,7 @@ faces! {
 
 impl Map {
     fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let Map { place, offset, length, format, snapshot, implicit, secret, progress } = self;
+        let Map { path: place, offset, length, format, snapshot, implicit, secret, progress } = self;
         run_job::<F, _, _, _>(
             py,
             progress,

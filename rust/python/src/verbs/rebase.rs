@@ -20,9 +20,9 @@ use crate::storages::LockWord;
 use crate::transfer::Level;
 
 faces! {
-    /// Put `backing` below the image at `place`; see `pyimago.rebase`.
+    /// Put `backing` below the image at `path`; see `pyimago.rebase`.
     rebase, rebase_awaited: Rebase {
-        place: Place,
+        path: Place,
         backing: Option<StrPath>,
         backing_format: Option<String>,
         format: Option<Format>,
@@ -42,7 +42,7 @@ faces! {
 impl Rebase {
     fn carry_out<F: Face>(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let Rebase {
-            place,
+            path: place,
             backing,
             backing_format,
             format,
