@@ -179,7 +179,7 @@ def test_a_little_is_never_too_little_to_be_seen(tmp_path: Path) -> None:
     path = tmp_path / "huge.qcow2"
     pyimago.create(path, 1 << 46, format="qcow2", cluster_size=2 * MIB)
     with pyimago.open(path, write=True) as image:
-        image.write(b"x", 1 << 45)
+        image.write(b"x" * (2 * MIB), 1 << 45)
     image_ = pixels(_picture.png(_picture.draw(surveyed(path, 1000), "")))
     assert sum(line.count(_picture.COLOURS[DATA]) for line in image_[:100]) == _picture.TALL // 8
     assert any("D" in line or "d" in line for line in _text(path).splitlines()[2:3])

@@ -124,7 +124,7 @@ def _write(lines: Iterator[str], before: Callable[[], None]) -> None:
 def _human(extents: Iterable[pyimago.Extent]) -> Iterator[str]:
     yield f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n"
     for extent in extents:
-        if not extent.data:
+        if not extent.data or extent.zero:
             continue
         if extent.host_offset is None:
             raise UsageError("File contains external, encrypted or compressed clusters.")

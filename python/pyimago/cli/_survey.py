@@ -122,6 +122,6 @@ def _sample(image: SyncFormatAccess, start: int, end: int, share: int) -> list[i
 def _kind(extent: Extent) -> int:
     if extent.compressed:
         return COMPRESSED
-    if extent.data:
+    if extent.data and not extent.zero:
         return DATA
     return ZEROES if extent.allocated else UNALLOCATED

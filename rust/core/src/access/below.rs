@@ -118,7 +118,7 @@ impl Below {
             let mapping = image.format.map(GuestOffset(start), within, lookup).map_err(|e| image.name(e))?;
             let Some(Mapping { len: run, place }) = mapping else { return Ok(None) };
             let whole = run & !(granule - 1);
-            if !matches!(place, Place::Unallocated) || whole == 0 {
+            if !matches!(place, Place::Unallocated { .. }) || whole == 0 {
                 return Ok(Some((level, whole.max(granule))));
             }
             len = whole;

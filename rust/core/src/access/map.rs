@@ -1,6 +1,7 @@
 //! Where things are: extents for people and converters, and direct reads for a ring.
 
 use std::iter;
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -11,7 +12,7 @@ use crate::format::{FormatKind, Lookup, Mapping, Place};
 use crate::interrupt;
 #[cfg(unix)]
 use crate::storage::RawRange;
-use crate::storage::Storage;
+use crate::storage::{Run, Storage};
 use crate::units::{GuestOffset, HostOffset};
 
 use super::below::Answer;
@@ -51,7 +52,18 @@ struct Level {
     image: Arc<Image>,
     /// It is known to hold nothing from the iteration's offset up to here: it is not asked again for every run of another.
     empty_until: u64,
+    seen: Seen,
 }
+
+/// The run of a data storage that was asked for last, of an image that is only read: the next extents may lie in it, too.
+#[derive(Debug, Default)]
+struct Seen {
+    range: Range<u64>,
+    data: bool,
+}
+
+/// How far a storage is asked beyond an extent: what it answers for more serves the next ones.
+const AHEAD: u64 = 1 << 30;
 
 /// Parts of a disk that one thread goes through: no smaller than this, a multiple of every cluster size, and no more than so many.
 const PART: u64 = 1 << 30;
@@ -95,7 +107,9 @@ impl Image {
         self.check_range(offset, len)?;
         drop(self.enter()?);
         let chain = iter::successors(Some(self), |image| image.backing());
-        let levels = chain.map(|image| Level { image: Arc::clone(image), empty_until: 0 }).collect();
+        let levels = chain
+            .map(|image| Level { image: Arc::clone(image), empty_until: 0, seen: Seen::default() })
+            .collect();
         Ok(Extents { levels, offset, end: offset + len, pending: None })
     }
 
@@ -128,7 +142,7 @@ impl Image {
                     reads.memory_alignment = reads.memory_alignment.max(limits.memory_alignment);
                     reads.segments.push(RawRange { fd, offset: at, len });
                 }
-                Place::Unallocated => {
+                Place::Unallocated { .. } => {
                     if !self.direct_below(offset, len, reads)? {
                         return Ok(false);
                     }
@@ -157,34 +171,38 @@ impl Image {
     }
 
     /// The run at `offset` of which `mapping` says that this image, number `depth` of the chain, holds it.
-    fn extent(&self, offset: u64, depth: u32, mapping: Mapping<'_>) -> Result<Extent> {
+    fn extent(&self, offset: u64, depth: u32, mapping: Mapping<'_>, seen: &mut Seen) -> Result<Extent> {
         let Mapping { len, place } = mapping;
         let mut extent = Extent { allocated: true, zero: false, ..Extent::nothing(offset, len, depth) };
         match place {
             Place::Data { storage, offset: host } => {
                 extent.data = true;
                 self.place_in_file(&mut extent, storage, host);
-                // Only raw asks its file for holes: in other formats the metadata has the say.
-                if self.kind() == FormatKind::Raw {
-                    let run = storage.run_at(host.0, len).map_err(|e| self.name(e))?;
+                if self.format.may_be_hollow().map_err(|e| self.name(e))? {
+                    let run = seen.run_at(self, storage, host.0, len)?;
                     extent.length = run.len.clamp(1, len);
-                    extent.data = run.data;
                     extent.zero = !run.data;
+                    // In other formats than raw the metadata has the say whether there is anything.
+                    extent.data = run.data || self.kind() != FormatKind::Raw;
                 }
             }
             Place::Zero { reserved } => {
                 extent.zero = true;
-                if let Some(host) = reserved {
-                    self.place_in_file(&mut extent, self.format.data_storage(), host);
-                }
+                self.place_reserved(&mut extent, reserved);
             }
             Place::Compressed { .. } => {
                 extent.data = true;
                 extent.compressed = true;
             }
-            Place::Unallocated => return Ok(Extent::nothing(offset, len, depth)),
+            Place::Unallocated { .. } => return Ok(Extent::nothing(offset, len, depth)),
         }
         Ok(extent)
+    }
+
+    fn place_reserved(&self, extent: &mut Extent, reserved: Option<HostOffset>) {
+        if let Some(host) = reserved {
+            self.place_in_file(extent, self.format.data_storage(), host);
+        }
     }
 
     fn place_in_file(&self, extent: &mut Extent, storage: &Arc<dyn Storage>, host: HostOffset) {
@@ -197,6 +215,21 @@ impl Image {
     }
 }
 
+impl Seen {
+    /// Data or hole at `host` of the data storage of `image`, and how far that goes.
+    fn run_at(&mut self, image: &Image, storage: &Arc<dyn Storage>, host: u64, len: u64) -> Result<Run> {
+        if !self.range.contains(&host) {
+            let run = storage.run_at(host, len.max(AHEAD)).map_err(|e| image.name(e))?;
+            if image.writable() {
+                // What is written meanwhile fills holes.
+                return Ok(run);
+            }
+            *self = Seen { range: host..host.saturating_add(run.len), data: run.data };
+        }
+        Ok(Run { len: self.range.end - host, data: self.data })
+    }
+}
+
 impl Extents {
     /// The run at the offset, as far as one image of the chain answers.
     ///
@@ -204,32 +237,38 @@ impl Extents {
     /// small the runs of the others are.
     fn run(&mut self) -> Result<Extent> {
         let (offset, mut end) = (self.offset, self.end);
-        for (depth, Level { image, empty_until }) in (0..).zip(&mut self.levels) {
+        // What shows where nobody below holds anything: the last level that was asked, and the space that it has there.
+        let mut last = (0, None);
+        for (depth, Level { image, empty_until, seen }) in (0..).zip(&mut self.levels) {
             if offset < *empty_until {
                 end = end.min(*empty_until);
+                last = (depth, None);
                 continue;
             }
             let Some(within) = image.size().checked_sub(offset).filter(|within| *within > 0) else {
                 // Behind the end of a disk nothing below it shows.
-                return Ok(Extent::nothing(offset, end - offset, u32::saturating_sub(depth, 1)));
+                break;
             };
             let _operation = image.enter()?;
             let mut mapping = image.map(offset, within.min(self.end - offset))?;
-            if let Place::Unallocated = mapping.place {
-                if let Base::Unopened(_) = &image.base {
-                    return Err(image.unopened_base());
-                }
-                end = end.min(offset + mapping.len);
-                // What is written meanwhile may fill it.
-                if !image.writable() {
-                    *empty_until = offset + mapping.len;
-                }
-                continue;
+            let Place::Unallocated { reserved } = mapping.place else {
+                mapping.len = mapping.len.min(end - offset);
+                return image.extent(offset, depth, mapping, seen);
+            };
+            if let Base::Unopened(_) = &image.base {
+                return Err(image.unopened_base());
             }
-            mapping.len = mapping.len.min(end - offset);
-            return image.extent(offset, depth, mapping);
+            end = end.min(offset + mapping.len);
+            // What is written meanwhile may fill it.
+            if !image.writable() && reserved.is_none() {
+                *empty_until = offset + mapping.len;
+            }
+            last = (depth, reserved);
         }
-        Ok(Extent::nothing(offset, end - offset, self.levels.len() as u32 - 1))
+        let (depth, reserved) = last;
+        let mut extent = Extent::nothing(offset, end - offset, depth);
+        self.levels[depth as usize].image.place_reserved(&mut extent, reserved);
+        Ok(extent)
     }
 }
 

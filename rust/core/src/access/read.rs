@@ -53,7 +53,7 @@ impl Image {
                     self.read_data(&**storage, part, host, offset).map_err(|e| self.name(e))?;
                 }
                 Place::Zero { .. } => part.fill_zero(),
-                Place::Unallocated => self.read_base(part, offset)?,
+                Place::Unallocated { .. } => self.read_base(part, offset)?,
                 Place::Compressed { storage, cluster } => {
                     let skip = (offset - cluster.guest.0) as usize;
                     if packed.is_empty() && bufs.is_empty() {
@@ -176,7 +176,7 @@ impl Image {
                     }
                     None => 0,
                 },
-                Place::Unallocated => self.try_read_base(part, at)?,
+                Place::Unallocated { .. } => self.try_read_base(part, at)?,
             };
             filled += done;
             if done < len {
@@ -243,7 +243,7 @@ impl Image {
             let zero = match place {
                 Place::Zero { .. } => true,
                 Place::Data { .. } | Place::Compressed { .. } => false,
-                Place::Unallocated => self.base_reads_zero(offset, len)?,
+                Place::Unallocated { .. } => self.base_reads_zero(offset, len)?,
             };
             if !zero {
                 return Ok(false);

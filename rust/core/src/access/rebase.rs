@@ -117,9 +117,11 @@ enum Known {
 fn judge(start: u64, image: Option<&Extent>, below: Option<&Extent>) -> Known {
     let zero = |extent: Option<&Extent>| extent.is_none_or(|extent| extent.zero);
     let own = image.is_some_and(|extent| extent.depth == 0 && extent.allocated);
-    // One place in one file.
-    let place =
-        |extent: &Extent| Some((extent.host_file.clone()?, extent.host_offset? + (start - extent.offset)));
+    // One place in one file, which both have something in.
+    let place = |extent: &Extent| {
+        let at = extent.host_offset.filter(|_| extent.allocated)? + (start - extent.offset);
+        Some((extent.host_file.clone()?, at))
+    };
     let shared = image.and_then(place).is_some_and(|here| below.and_then(place) == Some(here));
     if own || shared || (zero(image) && zero(below)) { Known::Same } else { Known::Nothing }
 }
@@ -218,7 +220,7 @@ fn holds(image: &Image, offset: u64, len: u64) -> Result<bool> {
     let (mut at, end) = (offset, offset + len);
     while at < end {
         let Mapping { len, place } = image.map(at, end - at)?;
-        if let Place::Unallocated = place {
+        if let Place::Unallocated { .. } = place {
             return Ok(false);
         }
         at += len;

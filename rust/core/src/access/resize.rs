@@ -125,7 +125,7 @@ impl Image {
             let shown = match place {
                 Place::Data { .. } | Place::Compressed { .. } => len,
                 Place::Zero { .. } => 0,
-                Place::Unallocated => below.saturating_sub(at).min(len),
+                Place::Unallocated { .. } => below.saturating_sub(at).min(len),
             };
             if shown > 0 {
                 // To the end of the cluster, where metadata can say it of whole ones only.

@@ -116,8 +116,12 @@ pub enum Place<'a> {
         /// The cluster.
         cluster: CompressedCluster,
     },
-    /// In the backing file at the same guest offset; zeroes where there is none or it is shorter.
-    Unallocated,
+    /// In the backing file at the same guest offset; zeroes where there is none or it is shorter. `reserved` is the space set
+    /// aside for them all the same, where there is any.
+    Unallocated {
+        /// The space set aside for them in the image's data storage.
+        reserved: Option<HostOffset>,
+    },
 }
 
 /// Where the bytes from the offset asked about are.
@@ -542,6 +546,12 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// Where [`map`](Format::map) can answer anew: at multiples of this (bytes, a power of two), but for the end of the disk.
     fn mapping_unit(&self) -> u64 {
         1
+    }
+
+    /// Whether what [`map`](Format::map) calls data may well be a hole of its storage, which reads as zeroes: who looks for zeroes without
+    /// reading asks the storage, too. Found out once; a hint.
+    fn may_be_hollow(&self) -> Result<bool> {
+        Ok(false)
     }
 
     /// The next step of writing `len` bytes at `offset`.

@@ -133,6 +133,10 @@ impl Format for Raw {
         1 << 63
     }
 
+    fn may_be_hollow(&self) -> Result<bool> {
+        Ok(self.luks.is_none())
+    }
+
     fn prepare_write(&self, offset: GuestOffset, len: u64) -> Result<WriteStep<'_>> {
         self.place(offset, len).map(WriteStep::InPlace)
     }

@@ -148,8 +148,8 @@ impl Unit {
     pub(super) fn continues(self, next: Unit, unit_size: u64) -> bool {
         let follows = |a: Option<HostOffset>, b: Option<HostOffset>| a.map(|a| a + unit_size) == b;
         match (self, next) {
-            (Unit::Unallocated { .. }, Unit::Unallocated { .. }) => true,
-            (Unit::Zero { reserved: a }, Unit::Zero { reserved: b }) => follows(a, b),
+            (Unit::Unallocated { reserved: a }, Unit::Unallocated { reserved: b })
+            | (Unit::Zero { reserved: a }, Unit::Zero { reserved: b }) => follows(a, b),
             (Unit::Data { host: a }, Unit::Data { host: b }) => a + unit_size == b,
             _ => false,
         }

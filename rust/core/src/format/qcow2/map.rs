@@ -161,7 +161,10 @@ impl Driver {
         lookup: Lookup,
     ) -> Result<Option<Mapping<'_>>> {
         let Some(table) = self.table(guest)? else {
-            return Ok(Some(Mapping { len: self.without_table(guest, len)?, place: Place::Unallocated }));
+            return Ok(Some(Mapping {
+                len: self.without_table(guest, len)?,
+                place: Place::Unallocated { reserved: None },
+            }));
         };
         let all = |slice: &Slice| self.units(slice, table.host, guest, len).run(|_, _| Ok(true));
         let Some(run) = self.look_up(table.host, guest, lookup, all)? else {
@@ -173,13 +176,16 @@ impl Driver {
         let place = match run.unit {
             Unit::Data { host } => Place::Data { storage: self.data_at(guest, host)?, offset: host + within },
             Unit::Zero { reserved } => Place::Zero { reserved: reserved.map(|host| host + within) },
-            Unit::Unallocated { .. } => {
+            Unit::Unallocated { reserved: Some(host) } => {
+                Place::Unallocated { reserved: Some(host + within) }
+            }
+            Unit::Unallocated { reserved: None } => {
                 let span = self.geometry.slice_span();
                 // Who asks for more than a slice goes through all of the disk.
                 if !self.writable && len > span && end == guest.align_down(span) + span {
                     end = self.empty_until(table.host, end, guest + len)?;
                 }
-                Place::Unallocated
+                Place::Unallocated { reserved: None }
             }
             Unit::Compressed => {
                 let start = guest.align_down(self.geometry.cluster_size());

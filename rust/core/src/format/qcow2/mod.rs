@@ -15,6 +15,7 @@ mod extensions;
 mod features;
 mod flush;
 mod header;
+mod hollow;
 mod info;
 mod l2;
 mod map;
@@ -118,6 +119,8 @@ pub struct Driver {
     in_order: Box<[OnceLock<Arc<Slice>>]>,
     /// Of an image that is only read: where its tables are empty.
     scans: scan::Scans,
+    /// The file may have holes where the metadata has space set aside, once that was looked at.
+    hollow: OnceLock<bool>,
     /// What the caller wants `slices` to hold; otherwise the size of the disk decides.
     l2_cache_size: Option<u64>,
     inflight: Inflight,
@@ -246,6 +249,7 @@ impl Driver {
             slices,
             in_order: iter::repeat_with(OnceLock::new).take(in_order as usize).collect(),
             scans: scan::Scans::default(),
+            hollow: OnceLock::new(),
             l2_cache_size: None,
             inflight: Inflight::default(),
             started: AtomicBool::new(false),
@@ -435,6 +439,10 @@ impl Format for Driver {
 
     fn mapping_unit(&self) -> u64 {
         self.geometry.unit_size()
+    }
+
+    fn may_be_hollow(&self) -> Result<bool> {
+        self.is_hollow()
     }
 
     fn in_place(&self, offset: GuestOffset, len: u64) -> Result<Option<InPlace<'_>>> {
