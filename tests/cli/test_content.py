@@ -55,6 +55,21 @@ def test_a_comparison_that_fails_is_no_difference(pyimago: Run, qemu_img: Run) -
     assert ours.stderr == "pyimago: missing: No such file or directory\n"
 
 
+@pytest.mark.parametrize("names", [("same.raw", "same.qcow2"), ("same.raw", "other.qcow2")])
+@pytest.mark.usefixtures("images")
+def test_the_verdict_stands_where_qemu_img_puts_it(
+    pyimago: Run, qemu_img: Run, names: tuple[str, str]
+) -> None:
+    ours = pyimago("compare", "-p", *names, check=False)
+    theirs = qemu_img("compare", "-p", *names, check=False)
+    assert (ours.returncode, last_line(ours.stdout)) == (theirs.returncode, last_line(theirs.stdout))
+
+
+def last_line(text: str) -> str:
+    """What is behind the last percentage, whose carriage return the runner has made a line's end of."""
+    return text.rpartition("100%)\n")[2]
+
+
 def test_quiet_compares_in_silence(pyimago: Run, images: Path) -> None:
     done = pyimago("compare", "-q", "-p", images / "same.raw", images / "other.qcow2", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FAILED = 1
 UPSTREAM = "10.0.0"
+OBJECTS_HELP = ("List of user creatable objects:", "  secret")
+SECRET_HELP = ("secret options:", "  data=<string>", "  file=<string>", "  format=<QCryptoSecretFormat>")
 ID = re.compile(r"[a-z][a-z0-9._-]*", re.ASCII | re.IGNORECASE)
 
 
@@ -53,6 +55,11 @@ class Parser(argparse.ArgumentParser):
         for word in left:
             if word == "--":
                 return [*found, word, *left]
+            if "=" in word and not word.startswith("--") and self._takes(word.partition("=")[0]):
+                # The value of a short option is all behind its letter.
+                letters, _, behind = word.partition("=")
+                found += [letters, f"={behind}"]
+                continue
             action = self._option_string_actions.get(word)
             value = next(left, None) if action is not None and action.nargs is None else None
             if value is not None and value.startswith("-") and value != "--":
@@ -60,6 +67,12 @@ class Parser(argparse.ArgumentParser):
             else:
                 found += [word, *([] if value is None else [value])]
         return found
+
+    def _takes(self, letters: str) -> bool:
+        """Whether the last of the short options in `-abc`, and only that, takes a value."""
+        actions = [self._option_string_actions.get(f"-{letter}") for letter in letters[1:]]
+        *others, last = [action is None or action.nargs is None for action in actions] or [False]
+        return letters.startswith("-") and None not in actions and last and True not in others
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end."""
@@ -97,6 +110,23 @@ class Options(argparse.Action):
                 action.required = False
             namespace.wants_options = True
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), value])
+
+
+class Objects(argparse.Action):
+    """`--object`, any number of times; `help` in one ends the command, as for qemu-img."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: object, *_: object
+    ) -> None:
+        """Gather them."""
+        from pyimago.cli import _layout
+
+        text = str(value)
+        if not text.startswith("{") and _layout.help_asked([text]):
+            of_secrets = _layout.split([text])[0] in {"secret", "qom-type=secret"}
+            print("\n".join(SECRET_HELP if of_secrets else OBJECTS_HELP))
+            parser.exit()
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), text])
 
 
 class Change(argparse.Action):
@@ -161,7 +191,7 @@ def add_objects(parser: Parser) -> None:
     parser.add_argument(
         "--object",
         metavar="secret,id=ID,...",
-        action="append",
+        action=Objects,
         default=[],
         help="a secret for options to name: file=NAME has it, or data=TEXT; format=base64 if it is",
     )
@@ -214,8 +244,13 @@ def _object(text: str) -> dict[str, str]:
     if not text.startswith("{"):
         from pyimago.cli import _layout
 
-        members = _layout.members(text) if text.strip(",") else {"": ""}
-        return {"qom-type": members.pop("")} | members
+        members = [part.partition("=") for part in _layout.split([text])]
+        if members and not members[0][1]:
+            members[0] = ("qom-type", "=", members[0][0])
+        for name, equals, _ in members:
+            if not equals:
+                raise UsageError(f"Expected '=' after parameter '{name}'")
+        return {name: value for name, _, value in members}
     import json
 
     try:

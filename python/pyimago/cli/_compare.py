@@ -41,14 +41,17 @@ def run(arguments: argparse.Namespace) -> int:
             show(arguments) as progress,
         ):
             compared = pyimago.compare(first, second, strict=arguments.strict, progress=progress)
+            if not arguments.quiet:
+                progress.conclude(_lines(compared, strict=arguments.strict))
     except Exception as error:
         error.exit_status = FAILED  # type: ignore[attr-defined]
         raise
-    if not arguments.quiet:
-        if compared.sizes_differ and not arguments.strict:
-            print("Warning: Image size mismatch!")
-        print(_verdict(compared))
     return 0 if compared.identical else DIFFERENT
+
+
+def _lines(compared: pyimago.Comparison, *, strict: bool) -> list[str]:
+    warning = ["Warning: Image size mismatch!"] if compared.sizes_differ and not strict else []
+    return [*warning, _verdict(compared)]
 
 
 def _verdict(compared: pyimago.Comparison) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyimago
 from pyimago.cli import _layout
-from pyimago.cli._arguments import add_objects, read_secrets
+from pyimago.cli._arguments import ID, add_objects, read_secrets
 from pyimago.cli._text import UsageError, parse_size
 
 if TYPE_CHECKING:
@@ -94,19 +94,18 @@ QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 QUOTE = re.compile(r"""\\.|\"""", re.DOTALL)
 DEPTH_MAX = 64
 """Trees within trees: each is opened by a call within a call."""
-QCOW2_OPTIONS = (
-    "cache-clean-interval",
-    "cache-size",
-    "discard-no-unref",
-    "l2-cache-entry-size",
-    "lazy-refcounts",
-    "overlap-check",
-    "pass-discard-other",
-    "pass-discard-request",
+SIZES = ("l2-cache-size", "refcount-cache-size")
+SWITCHES = (
+    *("discard-no-unref", "lazy-refcounts", "pass-discard-other", "pass-discard-request"),
     "pass-discard-snapshot",
 )
-"""What changes how QEMU goes about it, and nothing that is seen here."""
-SIZES = ("l2-cache-size", "refcount-cache-size")
+OVERLAP_CHECKS = ("none", "constant", "cached", "all")
+OVERLAPS = (
+    *("main-header", "active-l1", "active-l2", "refcount-table", "refcount-block", "snapshot-table"),
+    *("inactive-l1", "inactive-l2", "bitmap-directory"),
+)
+"""The kinds of metadata that QEMU does not write over by mistake."""
+CLUSTER_MAX = 2 << 20
 
 
 class Tree:
@@ -167,9 +166,26 @@ class Tree:
         return self.driver in {driver, None}
 
     def skip(self, *names: str) -> None:
-        """Options that make no difference here."""
+        """Options that are not looked at here."""
         for name in names:
             self.options.pop(name, None)
+
+    def choice(self, name: str, *choices: str) -> str | None:
+        """An option that is one of some words."""
+        value = self.text(name)
+        if value is not None and value not in choices:
+            raise UsageError(f"{self.where}{name} is one of {', '.join(choices)}, not {value!r}")
+        return value
+
+    def number(self, name: str, most: int) -> int | None:
+        """An option that is a whole number."""
+        value = self.options.pop(name, None)
+        if value is None:
+            return None
+        text = str(value)
+        if not (text.isascii() and text.isdecimal()) or int(text) > most:
+            raise UsageError(f"{self.where}{name} is a number up to {most}, not {value!r}")
+        return int(text)
 
     def end(self) -> None:
         """Refuse what nobody has looked at."""
@@ -309,7 +325,9 @@ class Images:
             tree = self.tree(word, format)
             opening.general(tree, write=False)
             opening.nothing_below(tree)
-            tree.skip(*(["encrypt", "data-file", *SIZES] if tree.maybe("qcow2") else []))
+            if tree.maybe("qcow2"):
+                opening.tuning(tree)
+                tree.skip("encrypt", "data-file")
             tree.skip(*(["key-secret"] if tree.maybe("luks") else []))
             kind, storage = opening.container(tree, write=False)
             tree.end()
@@ -381,14 +399,20 @@ class _Opening:
             raise UsageError("--force-share/-U conflicts with image options")
         if tree.switch("read-only") and write:
             raise UsageError(f"{tree.where}read-only is on: the image cannot be written")
-        if (zeroes := tree.text("detect-zeroes")) not in {None, "off"}:
-            raise UsageError(f"{tree.where}detect-zeroes can be off only, not {zeroes!r}")
+        discard = tree.choice("discard", "ignore", "off", "unmap", "on")
+        zeroes = tree.choice("detect-zeroes", "off", "on", "unmap")
+        if zeroes == "unmap" and discard not in {"unmap", "on"}:
+            raise UsageError(f"{tree.where}detect-zeroes=unmap goes with discard=unmap only")
+        if zeroes not in {None, "off"} and write:
+            raise UsageError(f"{tree.where}detect-zeroes can be off only for an image that is written")
         if (cache := tree.child("cache")) is not None:
             direct = cache.switch("direct")
             self.direct = self.direct if direct is None else direct
-            cache.skip("no-flush", "writeback")
+            cache.switch("no-flush")
             cache.end()
-        tree.skip("node-name", "auto-read-only", "discard", *QCOW2_OPTIONS)
+        if (node := tree.text("node-name")) is not None and not (ID.fullmatch(node) and len(node) < 32):
+            raise UsageError(f"{tree.where}node-name: {node!r} is no name of a node")
+        tree.switch("auto-read-only")
 
     def image(
         self,
@@ -430,12 +454,43 @@ class _Opening:
             self.nothing_below(tree) if below == "none" else self.backing(tree, write_backing=write_backing)
         )
         if tree.maybe("qcow2"):
-            parts.caches = {name.replace("-", "_"): tree.size(name) for name in SIZES}
+            parts.caches = self.tuning(tree)
             if (data := tree.child("data-file")) is not None:
                 parts.data_file = self.storage(data, write=write)
         parts.format, parts.storage = self.container(tree, write=write)
         tree.end()
         return parts
+
+    def tuning(self, tree: Tree) -> Mapping[str, int | None]:
+        """How a qcow2 image is worked with: the sizes of its caches, as `pyimago.open` takes them.
+
+        The others change how QEMU goes about it and nothing that is seen here; what they say is checked
+        all the same.
+        """
+        sizes = {name: tree.size(name) for name in SIZES}
+        if (both := tree.size("cache-size")) is not None:
+            if None not in sizes.values():
+                raise UsageError(f"{tree.where}cache-size and {' and '.join(SIZES)} exclude each other")
+            for name, size in sizes.items():
+                if size is not None and size > both:
+                    raise UsageError(f"{tree.where}{name} may not exceed cache-size")
+        entry = tree.size("l2-cache-entry-size")
+        if entry is not None and (entry.bit_count() != 1 or not 512 <= entry <= CLUSTER_MAX):
+            raise UsageError(
+                f"{tree.where}l2-cache-entry-size is a power of two from 512 to the cluster size"
+            )
+        tree.number("cache-clean-interval", 2**32 - 1)
+        for name in SWITCHES:
+            tree.switch(name)
+        if isinstance(tree.options.get("overlap-check"), dict):
+            overlap = cast("Tree", tree.child("overlap-check"))
+            overlap.choice("template", *OVERLAP_CHECKS)
+            for name in OVERLAPS:
+                overlap.switch(name)
+            overlap.end()
+        else:
+            tree.choice("overlap-check", *OVERLAP_CHECKS)
+        return {name.replace("-", "_"): size for name, size in sizes.items()}
 
     def nothing_below(self, tree: Tree) -> Literal["implicit"] | None:
         """Refuse an image that is given as backing: none is looked at."""
@@ -507,10 +562,12 @@ class _Opening:
         filename = tree.text("filename")
         if filename is None:
             raise UsageError(f"{tree.where}filename is missing: it is the name of a file")
-        locking = tree.text("locking")
-        if locking not in {None, "auto", "on", "off"}:
-            raise UsageError(f"{tree.where}locking is on, off or auto, not {locking!r}")
-        tree.skip("aio", "aio-max-batch", "drop-cache", "x-check-cache-dropped")
+        locking = tree.choice("locking", "on", "off", "auto")
+        if tree.choice("aio", "threads", "native", "io_uring") == "native" and not self.direct:
+            raise UsageError(f"{tree.where}aio=native goes with cache.direct=on only")
+        tree.number("aio-max-batch", 2**63 - 1)
+        tree.switch("drop-cache")
+        tree.switch("x-check-cache-dropped")
         tree.end()
         return filename, "off" if locking == "off" else self.lock
 
@@ -541,8 +598,7 @@ class SnapshotName:
         self.text = text
         self.wanted: dict[str, str] = {}
         if text.startswith("snapshot."):
-            parts = [part.partition("=") for part in _layout.split([text])]
-            self.wanted = {name: value if given else "on" for name, given, value in parts}
+            self.wanted = dict(_layout.member(part) for part in _layout.split([text]))
             if not self.wanted.keys() <= {"snapshot.id", "snapshot.name"}:
                 raise UsageError(f"Failed in parsing snapshot param '{text}'")
 
@@ -639,11 +695,11 @@ def _double_quoted(quoted: re.Match[str]) -> str:
 
 
 def _flat(word: str) -> dict[str, Any]:
-    """The options of `name=value,...`; as for QEMU, a name alone switches it on."""
-    parts = [part.partition("=") for part in _layout.split([word])]
-    if not parts or not parts[0][1]:
+    """The options of `name=value,...`."""
+    parts = _layout.split([word])
+    if not parts or "=" not in parts[0]:
         raise UsageError(f"{word}: with --image-opts an image is driver=...,file.filename=NAME")
-    return {name: value if given else "on" for name, given, value in parts}
+    return dict(_layout.member(part) for part in parts)
 
 
 def _nested(options: dict[str, Any], depth: int = 0) -> dict[str, Any]:

@@ -126,12 +126,12 @@ def given(options: Sequence[str], known: Known = OPTIONS) -> dict[str, str]:
     """
     values: dict[str, str] = {}
     for option in split(options):
-        name, equals, value = option.partition("=")
+        name, value = member(option)
         full = name if name in known else LUKS + name
         if full not in known:
-            raise UsageError(f"no option {name!r}: there are {', '.join(sorted(known))}")
-        # As for QEMU, a name alone switches it on.
-        values[full] = value if equals else "on"
+            typed = option.partition("=")[0]
+            raise UsageError(f"no option {typed!r}: there are {', '.join(sorted(known))}")
+        values[full] = value
     return values
 
 
@@ -206,7 +206,9 @@ def split(options: Sequence[str]) -> list[str]:
     return [part.replace("\0", ",") for part in parts if part]
 
 
-def members(text: str) -> dict[str, str]:
-    """The members of `type,name=value,...`; the first word has the name `""`."""
-    kind, *rest = split([text])
-    return {"": kind} | {name: value for name, _, value in (part.partition("=") for part in rest)}
+def member(option: str) -> tuple[str, str]:
+    """The name and value of `name=value`; as for QEMU, `name` alone switches it on, and `noname` off."""
+    name, equals, value = option.partition("=")
+    if equals:
+        return name, value
+    return (name[2:], "off") if name.startswith("no") else (name, "on")

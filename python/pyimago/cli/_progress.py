@@ -70,6 +70,7 @@ class Meter:
         self._view = view
         self._done = self._total = 0
         self._asked = False
+        self._told = False
 
     def __call__(self, done: int, total: int) -> None:
         """`done` of `total` bytes."""
@@ -81,13 +82,25 @@ class Meter:
         """A part of the result is written to standard output."""
         self._view.hide()
 
+    def conclude(self, lines: Iterable[str]) -> None:
+        """The operation has ended: print its result.
+
+        qemu-img ends its line of progress behind that; others are ended before.
+        """
+        self._told = isinstance(self._view, Line)
+        if not self._told:
+            self.close(finished=True)
+            self._view = View()
+        for line in lines:
+            print(line)
+
     def ask(self, *_: object) -> None:
         """A signal handler. The answer waits for the next call: a handler may run in the middle of a line."""
         self._asked = True
 
     def close(self, *, finished: bool) -> None:
         """The operation has ended; where it needed no work, or found its answer early, it is done, too."""
-        if finished and (self._done != self._total or not self._total):
+        if finished and not self._told and (self._done != self._total or not self._total):
             self._view.show(self._total, self._total)
         self._view.close(finished=finished)
         self._answer()

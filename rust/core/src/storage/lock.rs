@@ -61,10 +61,16 @@ pub(super) fn acquire(file: &fs::File, writable: bool) -> Result<()> {
     match result {
         Ok(None) => Ok(()),
         Ok(Some(Conflict { what, byte })) => {
-            let who = holder(file, byte)
-                .map_or_else(|| " (a running virtual machine?)".to_owned(), |who| format!(", by {who}"));
-            let text = format!("the image is locked: {what}{who}; end that use first");
-            Err(Error::new(ErrorKind::Locked, text))
+            let text = match holder(file, byte) {
+                Some(Holder::Ourselves) => {
+                    "this very process has it open already, and one of the two uses is for writing: was it \
+                     named twice?"
+                        .to_owned()
+                }
+                Some(Holder::Process(who)) => format!("{what}, by {who}; end that use first"),
+                None => format!("{what} (a running virtual machine?); end that use first"),
+            };
+            Err(Error::new(ErrorKind::Locked, format!("the image is locked: {text}")))
         }
         Err(error) => match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => Err(Error::new(
@@ -115,12 +121,19 @@ fn lock_then_check(file: &fs::File, held: &[Permission]) -> io::Result<Option<Co
     Ok(None)
 }
 
-/// Which process has a lock on that byte, in words, where this one may know.
+/// Who has a lock.
+enum Holder {
+    Ourselves,
+    /// Another process, in words.
+    Process(String),
+}
+
+/// Who has a lock on that byte, where this process may know.
 ///
 /// The kernel names no owner of such a lock: any process with the descriptor has it. So it is looked for in what `/proc` tells of
 /// descriptors, which touches no file itself (one on a dead network file system would never answer).
 #[cfg(target_os = "linux")]
-fn holder(file: &fs::File, byte: u64) -> Option<String> {
+fn holder(file: &fs::File, byte: u64) -> Option<Holder> {
     use std::os::unix::fs::MetadataExt;
 
     let metadata = file.metadata().ok()?;
@@ -137,14 +150,14 @@ fn holder(file: &fs::File, byte: u64) -> Option<String> {
         .filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok())
         .find(|pid| has_it(*pid))?;
     if pid == std::process::id() {
-        return Some("this very process".to_owned());
+        return Some(Holder::Ourselves);
     }
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Some(format!("the process {pid} ({})", name.trim_end().escape_debug()))
+    Some(Holder::Process(format!("the process {pid} ({})", name.trim_end().escape_debug())))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn holder(_: &fs::File, _: u64) -> Option<String> {
+fn holder(_: &fs::File, _: u64) -> Option<Holder> {
     None
 }
 
