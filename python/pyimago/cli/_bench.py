@@ -75,19 +75,23 @@ def run(arguments: argparse.Namespace) -> None:
                 _announce(arguments, step)
             progress(done, total)
 
-        result = pyimago.bench(
-            image,
-            write=arguments.write,
-            count=arguments.count,
-            depth=arguments.depth,
-            request_size=arguments.buffer_size,
-            offset=arguments.offset,
-            step=step,
-            pattern=arguments.pattern,
-            flush_interval=interval,
-            drain=not (arguments.no_drain or durable),
-            progress=told,
-        )
+        try:
+            result = pyimago.bench(
+                image,
+                write=arguments.write,
+                count=arguments.count,
+                depth=arguments.depth,
+                request_size=arguments.buffer_size,
+                offset=arguments.offset,
+                step=step,
+                pattern=arguments.pattern,
+                flush_interval=interval,
+                drain=not (arguments.no_drain or durable),
+                progress=told,
+            )
+        finally:
+            # Nobody misses what was written.
+            image.close(durable=False)
     print(f"Run completed in {result.seconds:.3f} seconds.")
 
 

@@ -188,3 +188,23 @@ fn writes_wait_for_no_barrier_while_all_tables_of_the_disk_have_room_in_the_cach
     let crowded = barriers_of_scattered_writes(Some(32 * 512));
     assert!(crowded >= 2 * (127 / 17), "{crowded}");
 }
+
+#[test]
+fn an_image_that_is_left_waits_for_no_guest_data_and_loses_nothing() {
+    let content = pattern(1, 0, 1 << 20);
+    let storage = Arc::new(SimStorage::from(empty_image(&Config::plain(16, 1 << 20))));
+    let image = open(storage.clone(), None);
+    image.write(&content[..], 0).unwrap();
+    image.leave().unwrap();
+    // There was metadata that waited for it.
+    assert_holds(&Memory::from(storage.contents()), &content);
+
+    let content = pattern(2, 0, 1 << 20);
+    let image = open(storage.clone(), None);
+    image.write(&content[..], 0).unwrap();
+    let before = storage.epoch();
+    image.leave().unwrap();
+    assert_eq!(storage.epoch(), before);
+    assert!(image.is_closed());
+    assert_holds(&Memory::from(storage.contents()), &content);
+}

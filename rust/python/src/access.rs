@@ -192,10 +192,18 @@ impl Access {
 
     /// Waits for the operations in flight, flushes, leaves the image clean and lets it go. Closing again does nothing.
     pub(crate) fn close(&self) -> imago_core::Result<()> {
+        self.close_by(Image::close)
+    }
+
+    /// The same with a way of its own to close the image.
+    pub(crate) fn close_by(
+        &self,
+        close: impl FnOnce(&Image) -> imago_core::Result<()>,
+    ) -> imago_core::Result<()> {
         self.closing.store(true, Ordering::SeqCst);
         self.idle.wait_while(&mut self.leases.lock(), |leases| *leases > 0);
         let Some(image) = self.image.read().clone() else { return Ok(()) };
-        let result = image.close();
+        let result = close(&image);
         self.forget_unflushed();
         *self.image.write() = None;
         result

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use imago_core::access::convert::Durability;
 use imago_core::access::image::Image;
 use imago_core::access::job::Job;
 use imago_core::format::preallocation::Preallocation;
@@ -66,10 +67,14 @@ fn cache_stats<'py>(py: Python<'py>, access: &Arc<Access>) -> PyResult<Option<Bo
     types.getattr("CacheStats")?.call1((usage(stats.l2)?, usage(stats.refcount)?)).map(Some)
 }
 
-fn close<F: Face>(py: Python<'_>, access: &Arc<Access>) -> PyResult<Py<PyAny>> {
+fn close<F: Face>(py: Python<'_>, access: &Arc<Access>, durability: Durability) -> PyResult<Py<PyAny>> {
     let closed = Arc::clone(access);
+    let close = match durability {
+        Durability::Synced => Image::close,
+        Durability::Unsynced => Image::leave,
+    };
     // A thread of its own: it waits for operations that the pool may have yet to begin.
-    let run = move || if closed.is_ours() { closed.close().map_err(Failure::from) } else { Ok(()) };
+    let run = move || if closed.is_ours() { closed.close_by(close).map_err(Failure::from) } else { Ok(()) };
     let closing = F::call(py, Venue::Thread, run, |py, ()| Ok(py.None()))?;
     // It comes, whoever waits for it.
     access.forget_unflushed();
@@ -174,8 +179,12 @@ macro_rules! image_class {
             }
 
             /// Wait for the operations in flight, flush, and let the image go. Closing again does nothing.
-            fn close(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-                close::<$face>(py, &self.access)
+            ///
+            /// `durable`: with False guest data that no metadata waits for is left to the system, and a loss of power soon afterwards may take
+            /// it away: for what can be made again.
+            #[pyo3(signature = (*, durable = true))]
+            fn close(&self, py: Python<'_>, durable: bool) -> PyResult<Py<PyAny>> {
+                close::<$face>(py, &self.access, if durable { Durability::Synced } else { Durability::Unsynced })
             }
 
             /// The persistent dirty bitmaps.
@@ -278,7 +287,7 @@ image_class!(
 
         #[pyo3(signature = (*_args))]
         fn __exit__(&self, py: Python<'_>, _args: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<Py<PyAny>> {
-            self.close(py)
+            self.close(py, true)
         }
     }
 );
@@ -297,7 +306,7 @@ image_class!(
 
         #[pyo3(signature = (*_args))]
         fn __aexit__(&self, py: Python<'_>, _args: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<Py<PyAny>> {
-            self.close(py)
+            self.close(py, true)
         }
     }
 );

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
 use super::image::Image;
-use super::job::{Job, Wanted};
+use super::job::Job;
 use crate::error::{Error, ErrorKind, Result};
+use crate::interrupt;
 
 /// Buffers start at multiples of this, as direct I/O wants it.
 const PAGE: usize = 4096;
@@ -78,8 +80,8 @@ struct Bench<'a> {
     done: AtomicU64,
     /// Shared by requests, held alone by a flush that waits for them.
     under_way: RwLock<()>,
-    failed: AtomicBool,
-    wanted: Wanted<'a>,
+    /// Shared with what threads ask while a request takes long.
+    stopped: Arc<AtomicBool>,
 }
 
 /// Does as many requests as `options` says, `depth` threads with one each at a time, and tells how long they took, opening and closing
@@ -111,19 +113,37 @@ pub fn bench(image: &Arc<Image>, options: &BenchOptions, job: &mut Job<'_>) -> R
         begun: AtomicU64::new(0),
         done: AtomicU64::new(0),
         under_way: RwLock::new(()),
-        failed: AtomicBool::new(false),
-        wanted: job.wanted(),
+        stopped: Arc::default(),
     };
     let total = options.count.saturating_mul(u64::from(options.request_size));
     job.report(0, total);
     let start = Instant::now();
     thread::scope(|scope| {
-        let others = u64::from(options.depth).min(options.count) - 1;
-        let helpers: Vec<_> = (0..others).map(|_| scope.spawn(|| bench.run(|_| {}))).collect();
-        let mut result = bench.run(|done| job.report(done, total));
-        for helper in helpers {
+        let (working, ends) = channel::<()>();
+        let workers: Vec<_> = (0..u64::from(options.depth).min(options.count))
+            .map(|_| {
+                let working = working.clone();
+                let stopped = Arc::clone(&bench.stopped);
+                scope.spawn(|| {
+                    let _until_it_ends = working;
+                    interrupt::while_wanted(move || !stopped.load(Ordering::Relaxed), || bench.run())
+                })
+            })
+            .collect();
+        drop(working);
+        let mut result = Ok(());
+        // This thread sleeps: one that works waits for its turn among all of them before it notices anything.
+        while ends.recv_timeout(TELL) == Err(RecvTimeoutError::Timeout) {
+            job.report(bench.done.load(Ordering::Relaxed) * u64::from(options.request_size), total);
+            result = result.and_then(|()| job.wanted().check());
+            if result.is_err() {
+                bench.stopped.store(true, Ordering::Relaxed);
+            }
+        }
+        for worker in workers {
             let lost = |_| Err(Error::new(ErrorKind::Io, "a thread that worked on the image died"));
-            result = result.and(helper.join().unwrap_or_else(lost));
+            // Of several failures the first counts; those that only stopped have none.
+            result = result.and(worker.join().unwrap_or_else(lost));
         }
         result
     })?;
@@ -133,32 +153,21 @@ pub fn bench(image: &Arc<Image>, options: &BenchOptions, job: &mut Job<'_>) -> R
 }
 
 impl Bench<'_> {
-    /// Does requests until there are none left; tells the bytes of all that are done now and then.
-    fn run(&self, tell: impl FnMut(u64)) -> Result<()> {
-        let result = self.run_requests(tell);
-        if result.is_err() {
-            self.failed.store(true, Ordering::Relaxed);
-        }
-        result
-    }
-
-    fn run_requests(&self, mut tell: impl FnMut(u64)) -> Result<()> {
+    /// Does requests until there are none left.
+    fn run(&self) -> Result<()> {
         let len = self.options.request_size as usize;
         let fill = if let Work::Write { pattern, .. } = self.options.work { pattern } else { 0 };
         let mut buffer = vec![fill; len + PAGE];
         let first = buffer.as_ptr().align_offset(PAGE).min(PAGE);
         let buffer = &mut buffer[first..first + len];
-        let mut told = Instant::now();
-        while !self.failed.load(Ordering::Relaxed) {
+        while !self.stopped.load(Ordering::Relaxed) {
             let index = self.begun.fetch_add(1, Ordering::Relaxed);
             if index >= self.options.count {
                 break;
             }
-            self.request(index, buffer)?;
-            if told.elapsed() > TELL {
-                told = Instant::now();
-                self.wanted.check()?;
-                tell(self.done.load(Ordering::Relaxed) * len as u64);
+            if let Err(error) = self.request(index, buffer) {
+                // What fails because somebody has stopped is not the failure to tell of.
+                return if self.stopped.swap(true, Ordering::Relaxed) { Ok(()) } else { Err(error) };
             }
         }
         Ok(())

@@ -268,31 +268,39 @@ impl Image {
     /// Waits for the operations in flight, flushes, leaves the image clean and lets its locks go. What comes later is
     /// [`ErrorKind::Closed`]. Closing again does nothing and returns what the first time came to.
     pub fn close(&self) -> Result<()> {
-        let mut closed = self.closed.lock();
-        if let Some(result) = &*closed {
-            return result.clone();
-        }
-        let result = self.end(&mut closed);
-        self.format.storage().unlock();
-        self.format.data_storage().unlock();
-        result
+        self.end(make_clean, Self::unlock)
+    }
+
+    /// The same for who does not need what it wrote last, as work that was stopped: guest data is left to the system where no metadata waits for it.
+    pub fn leave(&self) -> Result<()> {
+        self.end(|format| if format.is_settled() { Ok(()) } else { make_clean(format) }, Self::unlock)
     }
 
     /// The same for who goes on with the image's storage: that stays locked.
     pub(super) fn close_locked(&self) -> Result<()> {
-        let mut closed = self.closed.lock();
-        match &*closed {
-            Some(result) => result.clone(),
-            None => self.end(&mut closed),
-        }
+        self.end(make_clean, |_| ())
     }
 
-    fn end(&self, closed: &mut Option<Result<()>>) -> Result<()> {
+    fn unlock(&self) {
+        self.format.storage().unlock();
+        self.format.data_storage().unlock();
+    }
+
+    /// Closes it, unless it is closed: has `make_clean` leave the file as it should be, and `let_go` what holds others off.
+    fn end(
+        &self,
+        make_clean: impl FnOnce(&dyn Format) -> Result<()>,
+        let_go: impl FnOnce(&Self),
+    ) -> Result<()> {
+        let mut closed = self.closed.lock();
+        if let Some(result) = &*closed {
+            return result.clone();
+        }
         self.state.store(CLOSED, Ordering::SeqCst);
         self.wait_idle();
         let mut result = Ok(());
         if self.writable() {
-            result = self.format.flush().and_then(|()| self.format.close()).map_err(|e| self.name(e));
+            result = make_clean(&*self.format).map_err(|e| self.name(e));
         }
         self.unpacked.forget(0, u64::MAX);
         if let Base::Image { image, owned: true } = &self.base {
@@ -302,6 +310,7 @@ impl Image {
             result = result.and(image.close());
         }
         *closed = Some(result.clone());
+        let_go(self);
         result
     }
 
@@ -395,6 +404,10 @@ impl Image {
             None => error,
         }
     }
+}
+
+fn make_clean(format: &dyn Format) -> Result<()> {
+    format.flush().and_then(|()| format.close())
 }
 
 impl Drop for Operation {

@@ -591,6 +591,9 @@ pub trait Format: fmt::Debug + Send + Sync {
     /// Makes everything that was written durable, data before metadata in the format's order.
     fn flush(&self) -> Result<()>;
 
+    /// Whether there is nothing but guest data for [`flush`](Format::flush) and [`close`](Format::close) to write. Nothing is under way.
+    fn is_settled(&self) -> bool;
+
     /// Leaves the image clean, after a flush; nothing is written afterwards.
     fn close(&self) -> Result<()> {
         Ok(())

@@ -155,6 +155,10 @@ impl Format for Raw {
         self.place(offset, len).map(ZeroStep::InPlace)
     }
 
+    fn is_settled(&self) -> bool {
+        self.storage.len().is_ok_and(|len| len <= self.size())
+    }
+
     fn flush(&self) -> Result<()> {
         self.cut_carried()?;
         self.flushed.sync()

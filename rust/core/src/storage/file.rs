@@ -50,7 +50,7 @@ pub struct File {
     kind: Kind,
     writable: bool,
     /// What is written is to get to the medium when that is asked for.
-    durable: bool,
+    durable: AtomicBool,
     direct: bool,
     limits: Limits,
     identity: Identity,
@@ -159,6 +159,16 @@ impl File {
         self.kind != Kind::Regular
     }
 
+    /// Whether [`sync`](Storage::sync) waits for the medium from now on, for all that was ever written: who makes a file that nobody sees before it is
+    /// whole needs no barrier until then. It is given when the file is opened, see [`StorageOpenOptions::durable`].
+    pub(crate) fn set_durable(&self, durable: bool) {
+        self.durable.store(durable, Ordering::Relaxed);
+    }
+
+    fn is_durable(&self) -> bool {
+        self.writable && self.durable.load(Ordering::Relaxed)
+    }
+
     /// Whether there is a block device at `path`.
     pub(crate) fn is_device(path: &Path) -> bool {
         fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
@@ -216,7 +226,7 @@ impl File {
             path: path.to_owned(),
             kind,
             writable,
-            durable: options.get_durable(),
+            durable: AtomicBool::new(options.get_durable()),
             direct: options.get_direct(),
             limits,
             identity: identity(&metadata),
@@ -595,15 +605,16 @@ impl Storage for File {
     }
 
     fn sync(&self) -> Result<()> {
-        if !self.writable || !self.durable {
+        if !self.is_durable() {
             return Ok(());
         }
         self.handle.sync_data().map_err(|error| Error::io("sync", error).in_file(&self.path))
     }
 
     fn write_out(&self, offset: u64, len: u64) -> Result<()> {
-        let wanted = self.writable && self.durable;
-        let Some((offset, len)) = self.clip(offset, len)?.filter(|_| wanted) else { return Ok(()) };
+        let Some((offset, len)) = self.clip(offset, len)?.filter(|_| self.is_durable()) else {
+            return Ok(());
+        };
         sys::write_out(&self.handle, offset, len)
             .map_err(|error| Error::io("sync", error).in_file(&self.path))
     }

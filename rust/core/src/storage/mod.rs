@@ -51,7 +51,6 @@ pub mod memory;
 pub mod null;
 pub mod slice;
 pub mod throttled;
-pub(crate) mod unsynced;
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 pub mod uring;
 

@@ -102,7 +102,7 @@ impl Bench<'_> {
                     OpenOptions { write: pattern.is_some(), direct, lock: lock.0, ..OpenOptions::default() };
                 let image = source.open_as(&implicit, how)?;
                 let took = bench_image(image.image(), &options, job);
-                Ok(image.close().and(took)?)
+                Ok(image.leave().and(took)?)
             },
             |py, took| Ok(took.as_secs_f64().into_pyobject(py)?.into_any().unbind()),
         )

@@ -128,4 +128,9 @@ impl Reading {
     pub(crate) fn close(self) -> imago_core::Result<()> {
         if self.lease.is_some() { Ok(()) } else { self.image.close() }
     }
+
+    /// The same of what nobody will miss that was written.
+    pub(crate) fn leave(self) -> imago_core::Result<()> {
+        if self.lease.is_some() { Ok(()) } else { self.image.leave() }
+    }
 }

@@ -14,7 +14,6 @@ use crate::error::{Error, Result};
 use crate::format::FormatKind;
 use crate::format::steps::Steps;
 use crate::storage::file::File;
-use crate::storage::unsynced::Unsynced;
 use crate::storage::{Identity, Lock, Storage, StorageOpenOptions, ZeroMode};
 
 /// The file that is at `path` already, open so that its users are noticed; not one of `sources`.
@@ -71,8 +70,10 @@ pub(super) fn make(
     let mut converted = Converted::default();
     let data_path = create.data_file().map(|name| create::data_path(path, name)).transpose()?;
     let fill_all = |main: Arc<File>, data: Option<Arc<File>>| {
-        let unsynced = |file: &Arc<File>| Arc::new(Unsynced::new(Arc::clone(file) as _)) as Arc<dyn Storage>;
-        let (image, data_file) = (unsynced(&main), data.as_ref().map(unsynced));
+        let files = || data.iter().chain([&main]);
+        files().for_each(|file| file.set_durable(false));
+        let storage = |file: &Arc<File>| Arc::clone(file) as Arc<dyn Storage>;
+        let (image, data_file) = (storage(&main), data.as_ref().map(storage));
         let wanted = job.wanted();
         create::fill(&image, data_file.as_ref(), create, &mut Steps::new(&mut |_, _| wanted.check()))?;
         let open = OpenOptions {
@@ -89,9 +90,10 @@ pub(super) fn make(
             image.close()?;
             let size = create.size();
             job.report(size, size);
-            for file in data.iter().chain([&main]) {
-                if durability == Durability::Synced {
-                    settle::sync(&(Arc::clone(file) as Arc<dyn Storage>), job)?;
+            if durability == Durability::Synced {
+                for file in files() {
+                    file.set_durable(true);
+                    settle::sync(&storage(file), job)?;
                 }
             }
             job.wanted().check()

@@ -61,6 +61,14 @@ impl Driver {
         self.take_off_dropped(quarantine)
     }
 
+    /// Whether no table has changed since it was written last, and nothing is to be freed.
+    pub(super) fn has_written_back(&self) -> bool {
+        let quarantine = self.flushing.lock();
+        let pending = self.pending.lock();
+        let refcounts = self.refcounts.lock();
+        quarantine.is_empty() && pending.is_empty() && !refcounts.is_dirty() && !refcounts.has_freed()
+    }
+
     fn write_ordered(
         &self,
         refcounts: &RefcountWrites,

@@ -482,6 +482,10 @@ impl Format for Driver {
         self.write_back().map_err(|e| self.failed_write(e))
     }
 
+    fn is_settled(&self) -> bool {
+        !self.bitmaps.lock().iter().any(Bitmap::is_held) && self.has_written_back()
+    }
+
     fn record(&self, offset: GuestOffset, len: u64) -> Result<()> {
         self.mark_written(offset.0, len).map_err(|e| self.located(e))
     }

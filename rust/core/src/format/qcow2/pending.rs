@@ -27,6 +27,12 @@ pub(super) struct Pending {
     pub(super) dropped: Vec<Dropped>,
 }
 
+impl Pending {
+    pub(super) fn is_empty(&self) -> bool {
+        self.slices.is_empty() && self.l1.is_empty() && self.dropped.is_empty()
+    }
+}
+
 /// References whose removal is durable, but that operations in flight may still follow.
 #[derive(Debug, Default)]
 pub(super) struct Quarantine {
@@ -36,6 +42,10 @@ pub(super) struct Quarantine {
 }
 
 impl Quarantine {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.draining.is_none()
+    }
+
     pub(super) fn add(&mut self, dropped: Vec<Dropped>) {
         self.waiting.extend(dropped);
     }

@@ -612,6 +612,11 @@ impl Refcounts {
         writes
     }
 
+    /// Whether there are changes to [take](Self::take_dirty).
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.dirty_entries.is_empty() || self.blocks.values().any(|block| !block.dirty.is_empty())
+    }
+
     /// All that was taken is written: blocks may be dropped from memory again.
     pub(super) fn landed(&mut self) {
         self.blocks.values_mut().for_each(|block| block.landing = false);

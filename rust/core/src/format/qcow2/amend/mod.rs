@@ -267,6 +267,7 @@ impl<'a> Amendment<'a> {
         let resized =
             Resized::plan(&mut old, storage, order, clusters.collect(), &mut || steps.advance(cluster_size))?;
         resized.write(&mut old, storage, &mut || steps.advance(cluster_size))?;
+        steps.settle(storage)?;
         storage.sync()?;
         self.area.raw.refcount_table_offset = resized.structure.table_offset().0.into();
         self.area.raw.refcount_table_clusters = resized.structure.table_clusters().into();

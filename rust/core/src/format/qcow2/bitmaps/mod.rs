@@ -65,6 +65,10 @@ impl Bitmap {
     fn is_inconsistent(&self) -> bool {
         self.held.is_none() && self.entry.is_in_use()
     }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
 }
 
 /// Reads the bitmaps of an image that is to be written.

@@ -59,7 +59,6 @@ impl Refcounts {
         self.set(storage, cluster, count)
     }
 
-    /// Calls `f` with every cluster in use and its refcount, in ascending order, and `step` after each block.
     /// Refuses a table in which one block counts several parts of the file.
     fn refuse_shared_blocks(&self) -> Result<()> {
         let mut blocks: Vec<_> =
@@ -74,6 +73,7 @@ impl Refcounts {
         }
     }
 
+    /// Calls `f` with every cluster in use and its refcount, in ascending order, and `step` after each block.
     fn for_each_used(
         &mut self,
         storage: &dyn Storage,
