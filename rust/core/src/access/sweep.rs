@@ -113,7 +113,7 @@ impl Ahead {
 }
 
 /// Bytes that are sent on their way at once: enough to be written in long runs.
-const AHEAD: u64 = 32 << 20;
+const AHEAD: u64 = 16 << 20;
 
 /// So many bytes a second, at most.
 #[derive(Debug)]
