@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -90,6 +92,52 @@ def test_replaces_a_target_and_keeps_its_mode(pyimago: Run, guest: Path) -> None
     pyimago("convert", guest, "out")
     assert hashlib.sha256(target.read_bytes()).hexdigest() == CONTENT
     assert target.stat().st_mode & 0o777 == 0o640
+
+
+def access_list(user: int, permissions: int) -> bytes:
+    """What `setfacl -m u:USER:...` stores on a file of mode 0640."""
+    nobody = 0xFFFFFFFF
+    entries = [(1, 6, nobody), (2, permissions, user), (4, 4, nobody), (16, 4, nobody), (32, 0, nobody)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+def attributes(path: Path) -> dict[str, bytes]:
+    return {name: os.getxattr(path, name) for name in os.listxattr(path) if name != "security.selinux"}
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A file with extended attributes, in a folder whose new files get an access list of their own."""
+    target = tmp_path / "out"
+    target.write_bytes(b"of no use" * 100_000)
+    try:
+        os.setxattr(target, "user.owner", b"accounting")
+        os.setxattr(target, "user.empty", b"")
+        os.setxattr(target, "user.long", bytes(range(256)) * 8)
+        os.setxattr(tmp_path, "system.posix_acl_default", access_list(4321, 6))
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error}")
+    return target
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's extended attributes")
+@pytest.mark.parametrize("listed", [True, False], ids=["access list", "no access list"])
+@pytest.mark.parametrize(
+    "words", [("convert", "guest.qcow2"), ("create", "-f", "qcow2")], ids=lambda words: words[0]
+)
+@pytest.mark.usefixtures("guest")
+def test_a_replaced_target_keeps_its_attributes(
+    pyimago: Run, labelled: Path, words: tuple[str, ...], *, listed: bool
+) -> None:
+    labelled.chmod(0o640)
+    if listed:
+        os.setxattr(labelled, "system.posix_acl_access", access_list(1234, 4))
+    before, inode = attributes(labelled), labelled.stat().st_ino
+    assert ("system.posix_acl_access" in before) == listed
+    pyimago(*words, labelled, *(["1M"] if words[0] == "create" else []))
+    assert labelled.stat().st_ino != inode
+    assert attributes(labelled) == before
+    assert labelled.stat().st_mode & 0o777 == 0o640
 
 
 def test_failure_leaves_the_target_alone(pyimago: Run, guest: Path) -> None:

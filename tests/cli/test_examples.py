@@ -27,7 +27,7 @@ def folder(pyimago: Run, tmp_path: Path) -> Path:
     pyimago("create", "-f", "qcow2", "base.qcow2", "1M")
     pyimago("create", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "disk.qcow2")
     with open_image(tmp_path / "disk.qcow2", write=True) as image:
-        image.write(b"content", 70_000)
+        image.write(b"content!" * 8192, 65536)
     pyimago("convert", "disk.qcow2", "disk.raw")
     pyimago("convert", "-O", "qcow2", "disk.qcow2", "copy.qcow2")
     pyimago("convert", "-O", "qcow2", "base.qcow2", "newbase.qcow2")

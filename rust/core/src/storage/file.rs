@@ -1,5 +1,6 @@
 //! Files and block devices: positional system calls straight on the caller's memory.
 
+mod attributes;
 mod names;
 pub(in crate::storage) mod sys;
 
@@ -137,14 +138,18 @@ impl File {
         Ok(file)
     }
 
-    /// Gives this file the access mode of `other`, in whose place it is to stand, and its owner and group as far as this process may.
+    /// Gives this file the access mode of `other`, in whose place it is to stand, and, as far as this process may, its owner and group, its access
+    /// list, its security label and the user's extended attributes.
     pub fn take_after(&self, other: &File) -> Result<()> {
         let taken = other.handle.metadata().and_then(|metadata| {
             let group = Some(metadata.gid());
             // Few may give files away; a group of one's own everybody may choose.
             let _ = fchown(&self.handle, Some(metadata.uid()), group)
                 .or_else(|_| fchown(&self.handle, None, group));
-            self.handle.set_permissions(metadata.permissions())
+            self.handle.set_permissions(metadata.permissions())?;
+            // After the mode, which changes what an access list lets groups do, and after the owner, who decides whom the list is beside.
+            attributes::take_over(&other.handle, &self.handle);
+            Ok(())
         });
         taken.map_err(|error| Error::io("set the mode", error).in_file(&self.path))
     }
