@@ -160,7 +160,7 @@ async def test_an_open_image_is_measured_and_stays_open(face: Face, make_image: 
         assert (await face.call("bench", image.raw, count=3)).count == 3
         with pytest.raises(OSError, match="open for reading only"):
             await face.call("bench", image.raw, count=1, write=True)
-        with pytest.raises(ValueError, match="image is open"):
+        with pytest.raises(ValueError, match="path is open"):
             await face.call("bench", image.raw, count=1, format="qcow2")
         assert await image.content() == CONTENT
     async with face.open(path, format="qcow2", write=True) as image:
