@@ -8,6 +8,8 @@
 
 use std::fs;
 use std::io;
+#[cfg(target_os = "linux")]
+use std::time::{Duration, Instant};
 
 use super::file::sys;
 use crate::error::{Error, ErrorKind, Result};
@@ -128,6 +130,11 @@ enum Holder {
     Process(String),
 }
 
+/// How long to look for who has a lock: where processes have many thousands of files open, or the lock is gone by now, all of them would take seconds, and
+/// who waits for an image asks again and again.
+#[cfg(target_os = "linux")]
+const PATIENCE: Duration = Duration::from_millis(50);
+
 /// Who has a lock on that byte, where this process may know.
 ///
 /// The kernel names no owner of such a lock: any process with the descriptor has it. So it is looked for in what `/proc` tells of
@@ -139,19 +146,21 @@ fn holder(file: &fs::File, byte: u64) -> Option<Holder> {
     let metadata = file.metadata().ok()?;
     let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
     let file = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let end = Instant::now() + PATIENCE;
     let has_it = |pid: u32| {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
         descriptors
+            .take_while(|_| Instant::now() < end)
             .filter_map(|descriptor| fs::read_to_string(descriptor.path()).ok())
             .any(|told| told.lines().any(|line| is_lock_on(line, &file, byte)))
     };
+    if has_it(std::process::id()) {
+        return Some(Holder::Ourselves);
+    }
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let pid = processes
         .filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok())
         .find(|pid| has_it(*pid))?;
-    if pid == std::process::id() {
-        return Some(Holder::Ourselves);
-    }
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(Holder::Process(format!("the process {pid} ({})", name.trim_end().escape_debug())))
 }
