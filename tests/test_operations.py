@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 import threading
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from tests.conftest import MakeImage, let_go, pattern
@@ -179,6 +181,41 @@ async def test_an_image_is_not_its_own_backing_file(
     with pytest.raises(pyimago.InvalidImageError, match="comes back to this file"):
         await face.call("rebase", path, "top.qcow2", backing_format="qcow2")
     assert path.read_bytes() == before
+
+
+def test_results_can_be_sent_to_another_process(make_image: MakeImage, raw: Path, tmp_path: Path) -> None:
+    path = make_image(CONTENT)
+    pyimago.snapshot.create(path, "a")
+    pyimago.bitmap.add(path, "b", enabled=False)
+    results: list[Any] = [
+        *pyimago.map(path),
+        *pyimago.snapshot.list(path),
+        *pyimago.bitmap.list(path),
+        pyimago.info(path),
+        pyimago.check(path),
+        pyimago.compare(path, raw),
+        pyimago.convert(path, tmp_path / "out"),
+        pyimago.measure(path),
+        pyimago.bench(path, count=1),
+        *pyimago.luks.key_slots(encrypted(tmp_path)),
+        pyimago.Snapshot("1", "x", vm_clock_sec=5, vm_clock_nsec=6, icount=7),
+        pyimago.Bitmap("x", 512, ["in-use", "auto"], None),
+        pyimago.Extent(0, 512, True, False, True, True, 3, "/a\udcff\"'", 7),
+    ]
+    for result in results:
+        for other in (pickle.loads(pickle.dumps(result)), copy.copy(result), copy.deepcopy(result)):
+            assert other == result
+            assert hash(other) == hash(result)
+            assert repr(other) == repr(result)
+            if not isinstance(result, (pyimago.Comparison, pyimago.Converted, pyimago.KeySlot)):
+                assert other.to_dict() == result.to_dict()
+    assert {"Extent", "Snapshot", "Bitmap", "ImageInfo"} < {type(result).__name__ for result in results}
+
+
+def encrypted(folder: Path) -> Path:
+    path = folder / "encrypted.luks"
+    pyimago.create(path, 512, format="luks", secret="s", iterations=1000)
+    return path
 
 
 async def test_a_raw_disk_that_no_file_can_be_is_refused(face: Face, tmp_path: Path) -> None:

@@ -116,6 +116,19 @@ class Extent:
         "host_file",
         "host_offset",
     )
+    def __new__(
+        cls,
+        offset: int,
+        length: int,
+        data: bool,
+        zero: bool,
+        allocated: bool,
+        compressed: bool = False,
+        depth: int = 0,
+        host_file: StrPath | None = None,
+        host_offset: int | None = None,
+    ) -> Self: ...
+    def __getnewargs__(self) -> tuple[object, ...]: ...
     @property
     def offset(self) -> int: ...
     @property
@@ -151,6 +164,10 @@ class AsyncExtentIterator:
 @final
 class Bitmap:
     __match_args__ = ("name", "granularity", "flags", "count")
+    def __new__(
+        cls, name: str, granularity: int, flags: list[Literal["in-use", "auto"]], count: int | None
+    ) -> Self: ...
+    def __getnewargs__(self) -> tuple[object, ...]: ...
     @property
     def name(self) -> str: ...
     @property
@@ -210,6 +227,18 @@ class Snapshot:
         "vm_clock_sec",
         "vm_clock_nsec",
     )
+    def __new__(
+        cls,
+        id: str,
+        name: str,
+        vm_state_size: int = 0,
+        date_sec: int = 0,
+        date_nsec: int = 0,
+        vm_clock_sec: int = 0,
+        vm_clock_nsec: int = 0,
+        icount: int | None = None,
+    ) -> Self: ...
+    def __getnewargs__(self) -> tuple[object, ...]: ...
     @property
     def id(self) -> str: ...
     @property

@@ -441,9 +441,9 @@ class ImageInfo:
     backing_filename: str | None
     full_backing_filename: str | None
     backing_filename_format: str | None
-    snapshots: tuple[Mapping[str, Any], ...]
-    format_specific: Mapping[str, Any] | None
-    children: tuple[Mapping[str, Any], ...]
+    snapshots: tuple[Mapping[str, Any], ...] = field(hash=False)
+    format_specific: Mapping[str, Any] | None = field(hash=False)
+    children: tuple[Mapping[str, Any], ...] = field(hash=False)
     _document: Mapping[str, Any] = field(repr=False, compare=False)
 
     @classmethod

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use imago_core::Result;
 use imago_core::access::image::Image;
 use imago_core::format::{DirtyBitmap, DirtyRange, DirtyRanges, Recording};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
@@ -22,6 +23,26 @@ pub(crate) struct Bitmap(DirtyBitmap);
 
 #[pymethods]
 impl Bitmap {
+    #[new]
+    fn new(name: String, granularity: u64, flags: Vec<String>, count: Option<u64>) -> PyResult<Self> {
+        if let Some(other) = flags.iter().find(|flag| !matches!(flag.as_str(), "in-use" | "auto")) {
+            return Err(PyValueError::new_err(format!("flags are 'in-use' and 'auto', not {other:?}")));
+        }
+        let is_set = |name| flags.iter().any(|flag| flag == name);
+        Ok(Bitmap(DirtyBitmap {
+            name,
+            granularity,
+            enabled: is_set("auto"),
+            inconsistent: is_set("in-use"),
+            count,
+        }))
+    }
+
+    /// For pickle and copy.
+    fn __getnewargs__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        (self.name(), self.granularity(), self.flags(), self.count()).into_pyobject(py)
+    }
+
     #[classattr]
     fn __match_args__(py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
         PyTuple::new(py, ["name", "granularity", "flags", "count"])

@@ -12,6 +12,7 @@ use pyo3::types::{PyDict, PyTuple};
 use crate::access::Access;
 use crate::cursor::{Cursor, Item, iterator_classes};
 use crate::errors::exception;
+use crate::path::StrPath;
 use crate::transfer::Offset;
 
 /// One run of the disk with one answer; the facts are those of `qemu-img map`.
@@ -20,6 +21,40 @@ pub(crate) struct Extent(Facts);
 
 #[pymethods]
 impl Extent {
+    #[new]
+    #[pyo3(signature = (offset, length, data, zero, allocated, compressed=false, depth=0, host_file=None, host_offset=None))]
+    #[expect(clippy::fn_params_excessive_bools, clippy::too_many_arguments, reason = "the fields, by name")]
+    fn new(
+        offset: u64,
+        length: u64,
+        data: bool,
+        zero: bool,
+        allocated: bool,
+        compressed: bool,
+        depth: u32,
+        host_file: Option<StrPath>,
+        host_offset: Option<u64>,
+    ) -> Self {
+        Extent(Facts {
+            offset,
+            length,
+            data,
+            zero,
+            allocated,
+            compressed,
+            depth,
+            host_file: host_file.map(|path| path.0.into()),
+            host_offset,
+        })
+    }
+
+    /// For pickle and copy.
+    fn __getnewargs__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let Facts { offset, length, data, zero, allocated, compressed, depth, host_offset, .. } = self.0;
+        (offset, length, data, zero, allocated, compressed, depth, self.host_file(), host_offset)
+            .into_pyobject(py)
+    }
+
     #[classattr]
     fn __match_args__(py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
         let names = [
@@ -118,22 +153,19 @@ impl Extent {
         hasher.finish()
     }
 
-    fn __repr__(&self) -> String {
-        let Facts { offset, length, data, zero, allocated, compressed, depth, host_file, host_offset } =
-            &self.0;
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let Facts { offset, length, data, zero, allocated, compressed, depth, host_offset, .. } = &self.0;
+        let host_file = self.host_file().into_pyobject(py)?.repr()?;
         let python = |fact: bool| if fact { "True" } else { "False" };
-        format!(
+        Ok(format!(
             "Extent(offset={offset}, length={length}, data={}, zero={}, allocated={}, compressed={}, depth={depth}, \
-             host_file={}, host_offset={})",
+             host_file={host_file}, host_offset={})",
             python(*data),
             python(*zero),
             python(*allocated),
             python(*compressed),
-            host_file
-                .as_ref()
-                .map_or_else(|| "None".to_owned(), |path| format!("{:?}", path.display().to_string())),
             host_offset.map_or_else(|| "None".to_owned(), |offset| offset.to_string()),
-        )
+        ))
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use imago_core::access::image::Image;
 use imago_core::format::qcow2_info::SnapshotInfo;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
@@ -19,6 +20,33 @@ pub(crate) struct Snapshot(SnapshotInfo);
 
 #[pymethods]
 impl Snapshot {
+    #[new]
+    #[pyo3(signature = (id, name, vm_state_size=0, date_sec=0, date_nsec=0, vm_clock_sec=0, vm_clock_nsec=0, icount=None))]
+    #[expect(clippy::too_many_arguments, clippy::similar_names, reason = "the fields, by name")]
+    fn new(
+        id: String,
+        name: String,
+        vm_state_size: u64,
+        date_sec: u32,
+        date_nsec: u32,
+        vm_clock_sec: u64,
+        vm_clock_nsec: u64,
+        icount: Option<u64>,
+    ) -> PyResult<Self> {
+        let clock = vm_clock_sec.checked_mul(NANOSECONDS).and_then(|clock| clock.checked_add(vm_clock_nsec));
+        let too_late = || PyValueError::new_err("vm_clock_sec is past what 64 bits of nanoseconds hold");
+        let vm_clock_nsec = clock.ok_or_else(too_late)?;
+        Ok(Snapshot(SnapshotInfo { id, name, vm_state_size, date_sec, date_nsec, vm_clock_nsec, icount }))
+    }
+
+    /// For pickle and copy.
+    fn __getnewargs__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let SnapshotInfo { vm_state_size, date_sec, date_nsec, icount, .. } = self.0;
+        let clock = (self.vm_clock_sec(), self.vm_clock_nsec());
+        (self.id(), self.name(), vm_state_size, date_sec, date_nsec, clock.0, clock.1, icount)
+            .into_pyobject(py)
+    }
+
     #[classattr]
     fn __match_args__(py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
         PyTuple::new(
