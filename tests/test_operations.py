@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import pickle
 import threading
 import time
@@ -210,6 +211,14 @@ def test_results_can_be_sent_to_another_process(make_image: MakeImage, raw: Path
             if not isinstance(result, (pyimago.Comparison, pyimago.Converted, pyimago.KeySlot)):
                 assert other.to_dict() == result.to_dict()
     assert {"Extent", "Snapshot", "Bitmap", "ImageInfo"} < {type(result).__name__ for result in results}
+
+
+async def test_the_extents_of_a_map_are_nothing_that_the_garbage_collector_goes_through(
+    face: Face, make_image: MakeImage
+) -> None:
+    found = await face.call("map", make_image(CONTENT))
+    assert found
+    assert not any(gc.is_tracked(extent) for extent in found)
 
 
 def encrypted(folder: Path) -> Path:

@@ -338,10 +338,10 @@ def hash(
     The source is a path, a storage, or an image that is open and stays so (which takes neither format nor
     secret).
 
-    Equal content has an equal hash, whatever the formats and what is allocated; the disk's size counts.
-    Ranges that are known to be zero cost nothing. It is BLAKE3 over the size and the BLAKE3 digests of the
-    blocks of 2 MiB that are not all zeroes, each after its number; the engine's documentation has the exact
-    definition.
+    Equal content has an equal hash, whatever the formats and what is allocated; the disk's size counts, which
+    qcow2 and LUKS round up to 512 bytes. Ranges that are known to be zero cost nothing. It is BLAKE3 over the
+    size and the BLAKE3 digests of the blocks of 2 MiB that are not all zeroes, each after its number; the
+    user guide has the exact definition ("Compare and hash").
 
     Raises:
         ImagoError: A file cannot be read as an image.
@@ -638,7 +638,8 @@ def map(
 ) -> Plan[list[Extent]]:
     """Where the bytes of the image at `path` are: what `qemu-img map` tells, as a list.
 
-    Of an image with very many extents an open image's `extents` is better: it does not gather them.
+    Of an untrusted image, or one with very many extents, an open image's `extents` is better: it does not
+    gather them. A file of 1 MB can have a billion of them, for which no memory is enough.
 
     Args:
         path: The image, with its backing chain.

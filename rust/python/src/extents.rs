@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::access::Access;
+use crate::bridge::interpreter::untrack;
 use crate::cursor::{Cursor, Item, iterator_classes};
 use crate::errors::exception;
 use crate::path::StrPath;
@@ -169,15 +170,18 @@ impl Extent {
     }
 }
 
-impl From<Facts> for Extent {
-    fn from(facts: Facts) -> Self {
-        Extent(facts)
+impl Extent {
+    /// The extent as an object of Python's.
+    pub(crate) fn object(py: Python<'_>, facts: Facts) -> PyResult<Py<Self>> {
+        let object = Bound::new(py, Extent(facts))?;
+        untrack(&object);
+        Ok(object.unbind())
     }
 }
 
 impl Item for Facts {
     fn object(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        Ok(Py::new(py, Extent(self))?.into_any())
+        Ok(Extent::object(py, self)?.into_any())
     }
 }
 

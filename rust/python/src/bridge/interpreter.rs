@@ -1,8 +1,15 @@
-//! Which interpreter of the process this is.
+//! Which interpreter of the process this is, and what its collector is spared.
 
 use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
 use pyo3::prelude::*;
+
+/// Leaves `object` out of what the garbage collector goes through, again and again while there are many. For classes that refer to no object of Python's
+/// and so are part of no cycle.
+pub(crate) fn untrack<T>(object: &Bound<'_, T>) {
+    // SAFETY: every `#[pyclass]` is made for the collector, which leaves out what is left out already.
+    unsafe { ffi::PyObject_GC_UnTrack(object.as_ptr().cast()) }
+}
 
 /// Refuses to be loaded by any but the main interpreter: what is looked up once and kept here are its objects.
 pub(crate) fn refuse_subinterpreter(_: Python<'_>) -> PyResult<()> {
