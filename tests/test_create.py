@@ -44,6 +44,23 @@ async def test_metadata_is_preallocated_as_qemu_does(face: Face, tmp_path: Path,
         assert all(extent.data and extent.depth == 0 for extent in await image.extents())
 
 
+async def test_space_that_was_only_set_aside_is_known_to_be_zero(face: Face, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    await create(face, path, 64 * MIB, format="qcow2", preallocation="metadata")
+    async with face.open(path, format="qcow2", write=True) as image:
+        (extent,) = await image.extents()
+        assert (extent.data, extent.zero, extent.allocated) == (True, True, True)
+        assert extent.host_offset is not None
+        await image.write(b"x" * MIB, 3 * MIB)
+        await image.flush()
+        found = [(e.offset, e.length) for e in await image.extents() if not e.zero]
+        assert found == [(3 * MIB, MIB)]
+        # What is written meanwhile shows at once.
+        await image.write(b"y" * MIB, 40 * MIB)
+        assert [e.offset for e in await image.extents() if not e.zero] == [3 * MIB, 40 * MIB]
+    assert (await face.call("measure", path, format="qcow2")).required < 3 * MIB
+
+
 async def test_the_backing_file_says_the_size(face: Face, tmp_path: Path) -> None:
     (tmp_path / "base one").write_bytes(b"base" * 1000)
     top = tmp_path / "top.qcow2"
