@@ -38,6 +38,11 @@ class BadRequestError(Exception):
     """What the client sent makes no sense."""
 
 
+def free_number(folder: Path) -> int:
+    """A number that no result has, those of earlier runs included."""
+    return next(number for number in NUMBERS if not any(folder.glob(f"{number}.*")))
+
+
 async def convert(source: Path, source_format: Format, target: Path, format: Format) -> AsyncGenerator[Step]:
     """Convert, and yield how far it is; closing the generator ends the conversion."""
     loop, steps = asyncio.get_running_loop(), asyncio.Queue[Step | None]()
@@ -76,7 +81,7 @@ async def upload(
     source_format, format = query.get("from", [""])[0], query.get("to", [""])[0]
     if not {source_format, format} <= FORMATS:
         raise BadRequestError(f"from and to are of {', '.join(sorted(FORMATS))}")
-    number = next(NUMBERS)
+    number = free_number(folder)
     source, target = folder / f"{number}.upload", folder / f"{number}.{format}"
     try:
         with source.open("wb") as file:
@@ -96,7 +101,7 @@ async def upload(
                     await writer.drain()  # a client that is gone ends the conversion here
         except ConnectionError:
             raise
-        except (OSError, pyimago.ImagoError) as error:
+        except (OSError, ValueError, pyimago.ImagoError) as error:
             last = {"error": str(error)}
         writer.write(json.dumps(last).encode() + b"\n")
     finally:
@@ -121,7 +126,7 @@ async def download(folder: Path, url: str, writer: asyncio.StreamWriter) -> None
 async def answer(folder: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer one request."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    method, url, *_ = head.split(" ", 2)
+    method, url = (*head.split(" ", 2), "")[:2]
     length = re.search(r"^content-length: *(\d{1,15})\r$", head, re.IGNORECASE | re.MULTILINE)
     try:
         if method == "GET":

@@ -20,7 +20,7 @@ QCOW2 = b"QFI\xfb"
 
 def images(folder: Path) -> Iterator[Path]:
     """The qcow2 images below `folder`, by their first bytes: what a file is called says nothing."""
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder, onerror=lambda error: print(error, file=sys.stderr)):
         for name in sorted(names):
             path = Path(parent, name)
             try:
@@ -58,6 +58,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repair", action="store_true", help="give back what leaked")
     arguments = parser.parse_args()
+    if not arguments.folder.is_dir():
+        parser.error(f"{arguments.folder} is no folder")
     verdicts = [report(path, repair=arguments.repair) for path in images(arguments.folder)]
     print(f"{len(verdicts)} images, {verdicts.count(False)} with something left to do")
     return 0 if all(verdicts) else 1

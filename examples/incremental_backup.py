@@ -36,6 +36,7 @@ def back_up(path: Path, folder: Path) -> str:
     backup, unfinished = folder / f"{len(done):04}.qcow2", folder / "unfinished.qcow2"
     # Open for writing, and so locked: nobody changes the disk before the bitmap is cleared.
     with pyimago.open(path, write=True, format="qcow2") as disk:
+        folder.mkdir(exist_ok=True)
         bitmaps = {bitmap.name: bitmap for bitmap in disk.bitmaps.list()}
         trusted = done and BITMAP in bitmaps and "in-use" not in bitmaps[BITMAP].flags
         if trusted:
@@ -64,4 +65,7 @@ def back_up(path: Path, folder: Path) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    print(back_up(Path(sys.argv[1]), Path(sys.argv[2])))
+    try:
+        print(back_up(Path(sys.argv[1]), Path(sys.argv[2])))
+    except (OSError, pyimago.ImagoError) as error:
+        sys.exit(f"incremental_backup: {error}")

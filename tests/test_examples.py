@@ -192,7 +192,6 @@ def test_find_leaks_finds_and_repairs_them(folder: Path) -> None:
 
 def test_incremental_backup_copies_what_changed(tmp_path: Path) -> None:
     disk, backups = tmp_path / "disk.qcow2", tmp_path / "backups"
-    backups.mkdir()
     pyimago.create(disk, 8 << 20, format="qcow2")
 
     def write(data: bytes, offset: int) -> None:
@@ -219,6 +218,19 @@ def test_incremental_backup_copies_what_changed(tmp_path: Path) -> None:
     assert not (backups / "unfinished.qcow2").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("incremental_backup.py", ["none.qcow2", "backups"]), ("find_leaks.py", ["none"])],
+)
+def test_what_is_not_there_is_said_in_a_line(tmp_path: Path, name: str, arguments: list[str]) -> None:
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "none" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.fixture
 def service(folder: Path) -> Iterator[int]:
     """The port of a running `convert_uploads.py`."""
@@ -241,12 +253,22 @@ def test_convert_uploads_tells_its_progress_and_has_the_result(service: int, fol
     assert [path.name for path in (folder / "results").iterdir()] == [last["result"]]
 
 
+def test_convert_uploads_keeps_the_results_of_its_last_run(service: int, folder: Path) -> None:
+    (folder / "results" / "1.qcow2").write_bytes(b"of yesterday")
+    _, lines = ask(service, "PUT", "/?from=raw&to=qcow2", b"of today")
+    assert json.loads(lines.splitlines()[-1]) == {"result": "2.qcow2"}
+    assert (folder / "results" / "1.qcow2").read_bytes() == b"of yesterday"
+
+
 def test_convert_uploads_opens_nothing_that_an_upload_names(service: int, folder: Path) -> None:
     _, lines = ask(service, "PUT", "/?from=qcow2&to=raw", (folder / "image.qcow2").read_bytes())
     assert "base.qcow2" in json.loads(lines.splitlines()[-1])["error"]
     assert list((folder / "results").iterdir()) == []
     assert ask(service, "PUT", "/?from=qcow2&to=vhdx", b"x")[0] == 400
     assert ask(service, "GET", "/../image.qcow2")[0] == 400
+    with socket.create_connection(("127.0.0.1", service), timeout=30) as client:
+        client.sendall(b"GARBAGE\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 400"
 
 
 def test_convert_uploads_ends_a_conversion_with_its_client(service: int, folder: Path) -> None:
