@@ -213,6 +213,19 @@ async def test_a_backing_file_elsewhere_is_denied_unless_allowed(
             pass
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+async def test_a_gate_that_would_have_to_be_awaited_allows_nothing(face: Face, tmp_path: Path) -> None:
+    async def gate(name: str, kind: str) -> bool:
+        return False
+
+    top = tmp_path / "top.qcow2"
+    pyimago.create(tmp_path / "base.raw", 512, format="raw")
+    pyimago.create(top, format="qcow2", backing="base.raw", backing_format="raw")
+    with pytest.raises(TypeError, match="would have to be awaited"):
+        async with face.open(top, implicit=gate):
+            pass
+
+
 async def test_a_loop_in_the_chain_is_refused(face: Face, tmp_path: Path, qemu: Qemu) -> None:
     one, two = tmp_path / "one.qcow2", tmp_path / "two.qcow2"
     for path, other in ((one, two), (two, one)):

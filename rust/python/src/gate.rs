@@ -63,7 +63,14 @@ fn asker(
             ReferenceKind::DataFile => "data_file",
         };
         let answer = Python::try_attach(|py| {
-            function.call1(py, (path.as_os_str(), kind)).and_then(|answer| answer.is_truthy(py))
+            let answer = function.call1(py, (path.as_os_str(), kind))?.into_bound(py);
+            // A coroutine is true, whatever it would come to: every file would be allowed.
+            if answer.hasattr("__await__")? {
+                return Err(PyTypeError::new_err(
+                    "implicit is a function that answers: what it returned would have to be awaited",
+                ));
+            }
+            answer.is_truthy()
         });
         match answer {
             Some(Ok(answer)) => Ok(answer),
