@@ -20,6 +20,9 @@ fn open(path: &Path, write: bool) -> imago_core::Result<File> {
     File::open_sync(StorageOpenOptions::new().filename(path).write(write))
 }
 
+/// What a conflict with this process itself says: only Linux tells who has a lock.
+const OURSELVES: &str = if cfg!(target_os = "linux") { "this very process has it open" } else { "elsewhere" };
+
 fn assert_locked(path: &Path, write: bool, expected: &str) {
     let error = open(path, write).expect_err("a conflict");
     assert_eq!(error.kind(), ErrorKind::Locked);
@@ -34,13 +37,11 @@ fn readers_share_and_a_writer_is_alone() {
     let (_directory, path) = image();
     let reader = open(&path, false).expect("a reader");
     let second = open(&path, false).expect("a second reader");
-    assert_locked(&path, true, "nobody else may write");
+    assert_locked(&path, true, OURSELVES);
     drop((reader, second));
     let _writer = open(&path, true).expect("a writer, now that the readers have gone");
-    #[cfg(target_os = "linux")]
-    assert_locked(&path, false, "by this very process");
-    assert_locked(&path, false, "open for writing elsewhere");
-    assert_locked(&path, true, "elsewhere");
+    assert_locked(&path, false, OURSELVES);
+    assert_locked(&path, true, OURSELVES);
 }
 
 #[test]
@@ -71,7 +72,7 @@ fn a_forked_process_does_not_end_its_parents_locks() {
     // SAFETY: one int for the status.
     assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
     assert_eq!(status, 0);
-    assert_locked(&path, true, "elsewhere");
+    assert_locked(&path, true, OURSELVES);
     drop(writer);
 }
 
@@ -156,7 +157,7 @@ fn an_image_that_qemu_reads_can_be_read_here() {
     let (_directory, path) = qcow2();
     let _qemu = QemuIo::open(&path, &["-r", "-f", "qcow2"]);
     open(&path, false).expect("readers share");
-    assert_locked(&path, true, "nobody else may write");
+    assert_locked(&path, true, "elsewhere");
 }
 
 #[test]
