@@ -11,15 +11,16 @@ from typing import Literal, TypeAlias
 import pyimago
 
 from .lab import Lab, run
-from .measure import OURS, Cost, Sides, cost
+from .measure import OURS, Cost, Sides, cost, have_memory
 
 Format: TypeAlias = Literal["raw", "qcow2"]
 FASTEST = ("-W", "-m", "16")
 """What lets qemu-img write in any order, with as many requests at a time as it takes."""
 
 
-def written(path: Path, work: Callable[[], object]) -> Cost:
+def written(lab: Lab, path: Path, work: Callable[[], object]) -> Cost:
     """What a conversion to `path` costs, whose target is removed."""
+    have_memory(3 * lab.scale.size)
     spent = cost(1, work)
     path.unlink()
     return spent
@@ -32,7 +33,7 @@ def converting(lab: Lab, source: str, kind: Format, target: Format) -> Generator
     ours, theirs = lab.folder / "ours.out", lab.folder / "theirs.out"
     convert = partial(pyimago.convert, path, ours, source_format=kind, format=target, durable=False)
     qemu = partial(run, "qemu-img", "convert", *FASTEST, "-f", kind, "-O", target, str(path), str(theirs))
-    yield {OURS: partial(written, ours, convert), "qemu-img": partial(written, theirs, qemu)}
+    yield {OURS: partial(written, lab, ours, convert), "qemu-img": partial(written, lab, theirs, qemu)}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -48,6 +49,16 @@ def now() -> Cost:
     """The clocks of this process and its ended children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return Cost(sum(usage.ru_utime + usage.ru_stime for usage in usages), time.perf_counter())
+
+
+def have_memory(size: int) -> None:
+    """Touch so many bytes of memory, and give them back to the system.
+
+    A virtual machine's host may have taken free memory away: it gives it back now, not to whoever needs it first.
+    """
+    with mmap.mmap(-1, size) as memory:
+        for page in range(0, size, mmap.PAGESIZE):
+            memory[page] = 1
 
 
 def cost(operations: int, work: Callable[[], object]) -> Cost:
