@@ -697,7 +697,8 @@ def bench(
         step: From the start of one to that of the next, in bytes; None: `request_size`. Behind the disk's end
             it goes on at its start.
         pattern: The byte to write.
-        flush_interval: After so many writes all is made durable; None: not at all, until the image is closed.
+        flush_interval: After so many writes all is made durable; None: not at all, and the
+            system has what was written until it likes, but for metadata.
         drain: Writes wait for that, and it for them; otherwise they go on meanwhile.
         direct: Bypass the page cache (`O_DIRECT`).
         lock: Which locks are taken, as in `open`.
