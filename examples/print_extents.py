@@ -31,4 +31,7 @@ def main(path: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except (OSError, pyimago.ImagoError) as error:
+        sys.exit(f"print_extents: {error}")

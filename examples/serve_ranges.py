@@ -67,5 +67,8 @@ async def serve(path: str, port: int) -> None:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    with suppress(KeyboardInterrupt):
-        asyncio.run(serve(sys.argv[1], int(sys.argv[2]) if len(sys.argv) == 3 else 0))
+    try:
+        with suppress(KeyboardInterrupt):
+            asyncio.run(serve(sys.argv[1], int(sys.argv[2]) if len(sys.argv) == 3 else 0))
+    except (OSError, ValueError, pyimago.ImagoError) as error:
+        sys.exit(f"serve_ranges: {error}")
