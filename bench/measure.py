@@ -54,7 +54,7 @@ def now() -> Cost:
 def have_memory(size: int) -> None:
     """Touch so many bytes of memory, and give them back to the system.
 
-    A virtual machine's host may have taken free memory away: it gives it back now, not to whoever needs it first.
+    A virtual machine's host may have taken free memory away: it gives it back now, not to who needs it first.
     """
     with mmap.mmap(-1, size) as memory:
         for page in range(0, size, mmap.PAGESIZE):
