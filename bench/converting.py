@@ -20,7 +20,7 @@ FASTEST = ("-W", "-m", "16")
 
 def written(lab: Lab, path: Path, work: Callable[[], object]) -> Cost:
     """What a conversion to `path` costs, whose target is removed."""
-    have_memory(3 * lab.scale.size)
+    have_memory(lab.folder, 3 * lab.scale.size)
     spent = cost(1, work)
     path.unlink()
     return spent

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-import mmap
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Literal, TypeAlias
 
@@ -51,14 +52,15 @@ def now() -> Cost:
     return Cost(sum(usage.ru_utime + usage.ru_stime for usage in usages), time.perf_counter())
 
 
-def have_memory(size: int) -> None:
-    """Touch so many bytes of memory, and give them back to the system.
+def have_memory(folder: Path, size: int) -> None:
+    """Have the page cache take so many bytes of memory, and give them back to the system.
 
     A virtual machine's host may have taken free memory away: it gives it back now, not to who needs it first.
     """
-    with mmap.mmap(-1, size) as memory:
-        for page in range(0, size, mmap.PAGESIZE):
-            memory[page] = 1
+    with tempfile.TemporaryFile(dir=folder) as file:
+        piece = bytes(1 << 20)
+        for _ in range(0, size, len(piece)):
+            file.write(piece)
 
 
 def cost(operations: int, work: Callable[[], object]) -> Cost:
