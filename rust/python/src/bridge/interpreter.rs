@@ -7,8 +7,13 @@ use pyo3::prelude::*;
 /// Leaves `object` out of what the garbage collector goes through, again and again while there are many. For classes that refer to no object of Python's
 /// and so are part of no cycle.
 pub(crate) fn untrack<T>(object: &Bound<'_, T>) {
-    // SAFETY: every `#[pyclass]` is made for the collector, which leaves out what is left out already.
-    unsafe { ffi::PyObject_GC_UnTrack(object.as_ptr().cast()) }
+    let object = object.as_ptr().cast();
+    // SAFETY: the object is alive. One that the collector goes through has what it is to be taken out of; others are never asked to go.
+    unsafe {
+        if ffi::PyObject_GC_IsTracked(object) == 1 {
+            ffi::PyObject_GC_UnTrack(object.cast());
+        }
+    }
 }
 
 /// Refuses to be loaded by any but the main interpreter: what is looked up once and kept here are its objects.
