@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use imago_core::access::convert::Durability;
 use imago_core::access::image::Image;
 use imago_core::access::job::Job;
 use imago_core::format::preallocation::Preallocation;
@@ -67,12 +66,12 @@ fn cache_stats<'py>(py: Python<'py>, access: &Arc<Access>) -> PyResult<Option<Bo
     types.getattr("CacheStats")?.call1((usage(stats.l2)?, usage(stats.refcount)?)).map(Some)
 }
 
-fn close<F: Face>(py: Python<'_>, access: &Arc<Access>, durability: Durability) -> PyResult<Py<PyAny>> {
+fn close<F: Face>(
+    py: Python<'_>,
+    access: &Arc<Access>,
+    close: fn(&Image) -> imago_core::Result<()>,
+) -> PyResult<Py<PyAny>> {
     let closed = Arc::clone(access);
-    let close = match durability {
-        Durability::Synced => Image::close,
-        Durability::Unsynced => Image::leave,
-    };
     // A thread of its own: it waits for operations that the pool may have yet to begin.
     let run = move || if closed.is_ours() { closed.close_by(close).map_err(Failure::from) } else { Ok(()) };
     let closing = F::call(py, Venue::Thread, run, |py, ()| Ok(py.None()))?;
@@ -184,7 +183,7 @@ macro_rules! image_class {
             /// it away: for what can be made again.
             #[pyo3(signature = (*, durable = true))]
             fn close(&self, py: Python<'_>, durable: bool) -> PyResult<Py<PyAny>> {
-                close::<$face>(py, &self.access, if durable { Durability::Synced } else { Durability::Unsynced })
+                close::<$face>(py, &self.access, if durable { Image::close } else { Image::leave })
             }
 
             /// The persistent dirty bitmaps.
